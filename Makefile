@@ -1,0 +1,58 @@
+# Every command of the project. `make help` lists them; the first call sets up .venv, later ones install nothing.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+SERVICE_PORT ?= 3000
+MLFLOW_PORT ?= 5000
+PREFECT_PORT ?= 4200
+export SERVICE_PORT MLFLOW_PORT PREFECT_PORT
+export PATH := $(abspath $(BIN)):$(PATH)
+# Hub downloads, telemetry and progress bars of the tools: pipeline/telemetry.py says which are off.
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+export BENTOML_DO_NOT_TRACK := True
+
+.DEFAULT_GOAL := help
+.PHONY: help install run serve up test check lock clean
+
+help:  ## List the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP)  ## Set up .venv with the locked versions (every command does it by itself)
+
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check -q -r requirements.lock
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps -e .
+	@touch $@
+
+run: $(STAMP)  ## The whole loop: data to bento. DATA=folder MODEL=name-or-folder SET="key=value ..." for your own
+	@$(if $(strip $(DATA)$(MODEL)$(SET)),python -m pipeline.settings $(if $(DATA),finetune --data '$(DATA)') $(if $(MODEL),--model '$(MODEL)') $(foreach pair,$(SET),-S '$(pair)'))
+	@python -m flows.run
+
+serve: $(STAMP)  ## Serve the champion on SERVICE_PORT (3000)
+	@bentoml serve service:Unmask --host 127.0.0.1 --port $(SERVICE_PORT)
+
+up: $(STAMP)  ## MLflow, Prefect, a worker with all deployments, and the service, under one supervisor
+	@python -m flows.up
+
+test: $(STAMP)  ## Run the tests
+	@python -m pytest $(ARGS)
+
+check: $(STAMP)  ## Style, types and import rules
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+lock: $(STAMP)  ## Write requirements.lock from what is installed
+	@{ echo "# Exact versions that are installed and tested. Made with 'make lock' from the ranges in pyproject.toml."; \
+	   $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -viE '^(setuptools|wheel|pip|unmask)\b'; } > requirements.lock
+
+clean:  ## Remove what the pipeline made here (data, models, reports, records); sources and the DVC cache stay
+	rm -rf data reports models/trained models/package models/champion models/calibration.json var mlflow.db mlartifacts

@@ -1,0 +1,21 @@
+"""Fakes from real faces: each method takes a picture apart as a known kind of deepfake does."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline.forge.face import Face
+from pipeline.forge.resynthesis import resynthesis
+from pipeline.forge.self_blend import self_blend
+from pipeline.forge.swap import swap
+
+Forged = tuple[np.ndarray, np.ndarray]
+"""The fake, uint8 (height, width, 3), and the share of it that was changed, float32 (height, width) in 0..1."""
+
+Method = Callable[[np.ndarray, Face, np.ndarray, Face, np.random.Generator], Forged]
+"""(target, its face, donor, its face, random) -> the forged target. Pictures are uint8 (height, width, 3) RGB."""
+
+METHODS: dict[str, Method] = {"self_blend": self_blend, "swap": swap, "resynthesis": resynthesis}
+"""Name of a generator -> the function that makes its fakes."""
+
+__all__ = ["METHODS", "Face", "Forged", "Method", "resynthesis", "self_blend", "swap"]

@@ -1,0 +1,71 @@
+"""Where a face stands, and the soft masks that forgeries are blended with."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Face:
+    """An ellipse over a face, in pixels: centre, half axes, and its tilt in degrees (clockwise)."""
+
+    x: float
+    y: float
+    half_width: float
+    half_height: float
+    tilt: float = 0.0
+
+    def mask(self, shape: tuple[int, ...], grow: float = 1.0, top: float = -1.0) -> np.ndarray:
+        """float32 (height, width), 1 inside the ellipse and 0 outside.
+
+        Args:
+            shape: height and width of the picture, further items are ignored.
+            grow: factor on both half axes.
+            top: in -1..1, cuts the ellipse off above this part of its height; -1 keeps all of it.
+        """
+        rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
+        u, v = self.axes(columns, rows)
+        inside = (u**2 + v**2 <= grow**2) & (v >= top * grow)
+        return inside.astype(np.float32)
+
+    def onto(self, other: "Face") -> np.ndarray:
+        """The 2x3 matrix, as cv2.warpAffine takes it, that lays this face over the other."""
+        return cv2.getAffineTransform(self._corners(), other._corners())
+
+    def axes(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pixel coordinates -> coordinates along the ellipse's own axes, in which it is the unit circle."""
+        angle = np.deg2rad(self.tilt)
+        dx, dy = x - self.x, y - self.y
+        u = (dx * np.cos(angle) + dy * np.sin(angle)) / self.half_width
+        v = (-dx * np.sin(angle) + dy * np.cos(angle)) / self.half_height
+        return u, v
+
+    def _corners(self) -> np.ndarray:
+        angle = np.deg2rad(self.tilt)
+        across = self.half_width * np.array([np.cos(angle), np.sin(angle)])
+        down = self.half_height * np.array([-np.sin(angle), np.cos(angle)])
+        centre = np.array([self.x, self.y])
+        return np.stack([centre, centre + across, centre + down]).astype(np.float32)
+
+
+def soften(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Blur a mask twice with random kernels and scale it, as self-blending does (Shiohara and Yamasaki 2022, section 3.2).
+
+    Kernels are shares of the picture's side, so that the same forgery comes out at any size.
+
+    Returns:
+        float32 (height, width) in 0..1.
+    """
+    side = max(mask.shape)
+    for widest in (0.10, 0.16):
+        kernel = max(3, int(rng.uniform(0.02, widest) * side)) | 1
+        mask = cv2.GaussianBlur(mask, (kernel, kernel), 0)
+    mask = mask / max(float(mask.max()), 1e-6)
+    return mask * float(rng.choice([0.5, 0.75, 1.0, 1.0, 1.0]))
+
+
+def blend(source: np.ndarray, target: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """mask * source + (1 - mask) * target as uint8; pixels where the mask is 0 are those of the target."""
+    weight = mask[..., None]
+    return np.clip(np.rint(weight * source + (1 - weight) * target.astype(np.float32)), 0, 255).astype(np.uint8)

@@ -1,0 +1,125 @@
+"""Bytes of an untrusted file -> a checked, upright RGB picture. Everything that looks at an image comes through here."""
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""Pillow decoders that are opened at all; the others (EPS, PSD, ...) only widen what an attacker can reach."""
+
+
+class Limits(BaseModel):
+    """What an image may cost before it is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_bytes: int = 20_000_000
+    max_pixels: int = 50_000_000
+
+
+class ImageError(ValueError):
+    """A file that cannot be used as an image.
+
+    Attributes:
+        code: stable name for programs: empty, too_large, not_an_image, too_many_pixels, truncated.
+        message: what is wrong.
+        hint: what to do.
+    """
+
+    def __init__(self, code: str, message: str, hint: str) -> None:
+        super().__init__(f"{message}. {hint}")
+        self.code, self.message, self.hint = code, message, hint
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image: `rgb` is upright, in mode RGB; `format` is that of the file."""
+
+    rgb: Image.Image
+    format: str
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """uint8 array of shape (height, width, 3)."""
+        return np.asarray(self.rgb)
+
+
+def read(path: Path, limits: Limits | None = None) -> Picture:
+    """Decode a file. Raises ImageError as `decode` does, OSError if the file cannot be read."""
+    limits = limits or Limits()
+    if path.stat().st_size > limits.max_bytes:
+        raise _too_large(path.stat().st_size, limits)
+    return decode(path.read_bytes(), limits)
+
+
+def decode(data: bytes, limits: Limits | None = None) -> Picture:
+    """Decode an image file: first frame, EXIF orientation applied, transparency on white, 16 bit scaled to 8.
+
+    Raises:
+        ImageError: if the bytes are empty, over a limit, not an image of an allowed format, or damaged.
+    """
+    limits = limits or Limits()
+    if not data:
+        raise ImageError("empty", "The file is empty", "Choose an image file.")
+    if len(data) > limits.max_bytes:
+        raise _too_large(len(data), limits)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (UnidentifiedImageError, Image.DecompressionBombError, ValueError, OSError, SyntaxError, EOFError):
+        raise ImageError("not_an_image", "The file is not an image that can be read", "Use JPEG, PNG or WebP.") from None
+    if image.width * image.height > limits.max_pixels:
+        raise ImageError(
+            "too_many_pixels",
+            f"The image has {image.width} x {image.height} pixels, more than {limits.max_pixels:,}",
+            "Scale it down first.",
+        )
+    try:
+        rgb = _rgb(ImageOps.exif_transpose(image))
+    except Exception:  # a decoder fed with hostile bytes raises whatever it likes; all of it means a damaged file
+        raise ImageError("truncated", "The image file is damaged or cut off", "Save or upload it again.") from None
+    return Picture(rgb, image.format or "")
+
+
+def statistics(picture: Picture) -> dict[str, float]:
+    """Numbers that describe how a picture was taken and stored, for warnings, slices and drift.
+
+    Returns:
+        width, height (pixels); brightness, contrast (mean and standard deviation of luma, 0..255);
+        blur (variance of the Laplacian of luma at its stored size, higher is sharper); saturation (mean, 0..255).
+    """
+    luma = np.asarray(picture.rgb.convert("L"))
+    saturation = np.asarray(picture.rgb.convert("HSV"))[..., 1]
+    return {
+        "width": float(picture.rgb.width),
+        "height": float(picture.rgb.height),
+        "brightness": float(luma.mean()),
+        "contrast": float(luma.std()),
+        "blur": float(cv2.Laplacian(luma, cv2.CV_64F).var()),
+        "saturation": float(saturation.mean()),
+    }
+
+
+def _too_large(size: int, limits: Limits) -> ImageError:
+    message = f"The file has {size / 1e6:.1f} MB, more than {limits.max_bytes / 1e6:.0f} MB"
+    return ImageError("too_large", message, "Send a smaller file.")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image, dtype=np.float32)
+        top = 65535.0 if image.mode != "F" else max(float(values.max()), 1.0)
+        image = Image.fromarray((np.clip(values / top, 0, 1) * 255).astype(np.uint8))
+    if image.mode in ("P", "PA", "LA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        flat = Image.new("RGBA", rgba.size, "white")
+        flat.alpha_composite(rgba)
+        return flat.convert("RGB")
+    return image.convert("RGB")

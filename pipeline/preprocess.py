@@ -1,0 +1,63 @@
+"""RGB picture -> model input. The settings are saved with the model, so that training and serving see the same pixels."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+
+class Preprocess(BaseModel):
+    """Resize to a square and normalise, as the transformers image processor of the model would.
+
+    Attributes:
+        size: side of the model's input in pixels.
+        keep_aspect: scale the shorter side and cut the middle out, instead of squeezing the picture into the square.
+        resample: Pillow's number of the interpolation (2 bilinear, 3 bicubic).
+        mean, std: per channel, for pixel values scaled to 0..1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int
+    keep_aspect: bool = False
+    resample: int = 2
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def from_processor(cls, processor: Any) -> Self:
+        """Take over the settings of a transformers image processor."""
+        size = dict(processor.size)
+        crop = dict(getattr(processor, "crop_size", None) or {})
+        return cls(
+            size=int(crop.get("height") or size.get("height") or size["shortest_edge"]),
+            keep_aspect="shortest_edge" in size,
+            resample=int(processor.resample),
+            mean=tuple(processor.image_mean),
+            std=tuple(processor.image_std),
+        )
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """uint8 array of shape (size, size, 3). Both interpolations are antialiased."""
+        if self.keep_aspect:
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
+        return np.asarray(image.resize((self.size, self.size), Image.Resampling(self.resample)))
+
+    def normalise(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (n, size, size, 3) -> contiguous float32 (n, 3, size, size)."""
+        scale = 1 / (255 * np.asarray(self.std, np.float32))
+        shift = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
+        return np.ascontiguousarray((pixels * scale - shift).transpose(0, 3, 1, 2), dtype=np.float32)
+
+    def save(self, folder: Path) -> None:
+        """Write preprocess.json into the folder."""
+        (folder / "preprocess.json").write_text(self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read preprocess.json from the folder."""
+        return cls.model_validate_json((folder / "preprocess.json").read_text())

@@ -1,0 +1,91 @@
+"""Writes values into params.yaml and keeps its comments: `python -m pipeline.settings [PRESET] [--data F] [--model M] [-S key=value]`."""
+
+import argparse
+import io
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pipeline.params import PARAMS_FILE, ParamsError, check_params
+
+
+def apply(values: Mapping[str, Any], path: Path = PARAMS_FILE) -> bool:
+    """Set dotted keys in params.yaml, after checking that the result is valid; nothing is written otherwise.
+
+    Returns:
+        Whether the file changed.
+
+    Raises:
+        ParamsError: if a key does not exist or a value is not allowed.
+    """
+    yaml = YAML()
+    yaml.width = 200
+    before = path.read_text()
+    content = yaml.load(before)
+    for key, value in values.items():
+        *parents, last = key.split(".") if not key.startswith("gates.") else ["gates", key.removeprefix("gates.")]
+        section = content
+        for parent in parents:
+            if not isinstance(section, dict) or parent not in section:
+                raise ParamsError(f"{path}: there is no section `{parent}` for {key}")
+            section = section[parent]
+        section[last] = value
+    buffer = io.StringIO()
+    yaml.dump(content, buffer)
+    check_params(YAML(typ="safe").load(buffer.getvalue()), path)
+    if YAML(typ="safe").load(buffer.getvalue()) == YAML(typ="safe").load(before):
+        return False
+    path.write_text(buffer.getvalue())
+    return True
+
+
+def preset(name: str, path: Path = PARAMS_FILE) -> dict[str, Any]:
+    """The values of a preset as dotted keys.
+
+    Raises:
+        ParamsError: naming the presets there are.
+    """
+    presets = YAML(typ="safe").load(path.read_text())["presets"]
+    if name not in presets:
+        raise ParamsError(f"{path}: no preset {name!r}; there are: {', '.join(presets)}")
+    return {f"{section}.{key}": value for section, values in presets[name].items() for key, value in values.items()}
+
+
+def folder_source(folder: Path) -> dict[str, Any]:
+    """The values that make a folder of images the only data source."""
+    if not folder.is_dir():
+        raise ParamsError(f"{folder}: no such folder; it should hold real/ and fake/, or a manifest.csv")
+    source = {"kind": "folder", "name": folder.resolve().name, "path": str(folder)}
+    return {"data.sources": [source], "data.watch": str(folder)}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.settings", description="Write values into params.yaml.")
+    parser.add_argument("preset", nargs="?", help="named values under `presets`")
+    parser.add_argument("--data", type=Path, help="folder of images that becomes the only source")
+    parser.add_argument("--model", help="hub name or folder of the model")
+    parser.add_argument("-S", "--set", action="append", default=[], metavar="KEY=VALUE", help="any key, e.g. train.epochs=3")
+    arguments = parser.parse_args()
+    try:
+        values = preset(arguments.preset) if arguments.preset else {}
+        if arguments.data:
+            values |= folder_source(arguments.data)
+        if arguments.model:
+            values["model.name"] = arguments.model
+        for pair in arguments.set:
+            key, equals, value = pair.partition("=")
+            if not equals:
+                raise ParamsError(f"-S {pair}: write it as key=value")
+            values[key] = YAML(typ="safe").load(value)
+        if apply(values):
+            print(f"{PARAMS_FILE} changed: {', '.join(values)}. `git diff {PARAMS_FILE}` shows it.")
+    except ParamsError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Fixtures that several test files share."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import telemetry
+from pipeline.settings import apply
+
+ROOT = Path(__file__).parent.parent
+telemetry.off()
+
+SMALL = {
+    "data.sources": [
+        {"kind": "procedural", "name": "procedural", "reals": 48, "size": 48, "seed": 7}
+        | {"generators": {"self_blend": 0.4, "swap": 0.35, "resynthesis": 0.25}}
+    ],
+    "validate.min_images": 20,
+    "validate.shortcut.warn": 1.0,  # a few dozen images say nothing about shortcuts
+    "validate.shortcut.refuse": 1.0,
+    "model.config": {"image_size": 48, "patch_size": 8}
+    | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+    "train.epochs": 2,
+    "train.batch_size": 16,
+    "evaluate.bootstrap": 100,
+    "evaluate.attack_images": 4,
+    "evaluate.robustness_images": 8,
+    "export.golden": 2,
+    "gates": {"test.f1.value": {"min": 0.0}},
+}
+"""params.yaml for a run of seconds."""
+
+
+@pytest.fixture(scope="session")
+def make_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """A function that returns a new copy of the project in a git and DVC repository of its own, with small settings."""
+
+    def make() -> Path:
+        folder = tmp_path_factory.mktemp("workspace")
+        ignore = shutil.ignore_patterns("__pycache__")
+        for name in ("pipeline", "flows"):
+            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+        for name in ("params.yaml", "dvc.yaml", ".dvcignore", ".gitignore"):
+            shutil.copy(ROOT / name, folder / name)
+        apply(SMALL, folder / "params.yaml")
+        run(folder, "git", "init", "--quiet")
+        run(folder, "git", "add", "--all")
+        run(folder, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "start")
+        run(folder, sys.executable, "-m", "dvc", "init", "--quiet")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(make_workspace: Callable[[], Path]) -> Path:
+    """A workspace in which `dvc repro` has run. Tests that change it restore it."""
+    folder = make_workspace()
+    run(folder, sys.executable, "-m", "dvc", "repro")
+    return folder
+
+
+def run(folder: Path, *command: str, check: bool = True) -> str:
+    """Run a command in the folder with this Python first on the path; return what it printed."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    done = subprocess.run(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0 or not check, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}"
+    return done.stdout

@@ -1,0 +1,78 @@
+"""The whole graph through real DVC, on a few dozen images."""
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipeline.manifest import COLUMNS, read_parts
+from pipeline.package import verify
+from pipeline.settings import apply
+from tests.conftest import run
+
+DVC = (sys.executable, "-m", "dvc")
+
+
+def test_every_promised_file_is_there(finished: Path):
+    manifest = pd.read_parquet(finished / "data/manifest.parquet")
+    assert list(COLUMNS) == list(manifest.columns[: len(COLUMNS)])
+    report = json.loads((finished / "reports/evaluation.json").read_text())
+    for name in ("precision", "recall", "f1", "accuracy", "auc", "ap", "eer", "ece", "brier"):
+        assert set(report["test"][name]) >= {"value", "low", "high"}
+    assert sum(report["confusion_matrix"][cell] for cell in ("tn", "fp", "fn", "tp")) == report["n"]
+    for name in ("validation", "split", "train", "export"):
+        json.loads((finished / f"reports/{name}.json").read_text())
+    assert "<html" in (finished / "reports/evaluation.html").read_text()
+    assert verify(finished / "models/package").meta.lineage["data_md5"].endswith(".dir")
+
+
+def test_no_group_stands_in_two_parts(finished: Path):
+    parts = read_parts(finished / "data/splits")
+    groups = {name: set(part["group"]) for name, part in parts.items()}
+    assert not groups["train"] & (groups["val"] | groups["test"])
+    assert not groups["val"] & groups["test"]
+    assert "resynthesis" not in set(parts["train"]["generator"]) | set(parts["val"]["generator"])
+    assert set(parts["unseen"]["generator"]) == {"none", "resynthesis"}
+
+
+def test_a_second_repro_runs_nothing(finished: Path):
+    assert "Running stage" not in run(finished, *DVC, "repro")
+
+
+def test_a_training_setting_runs_training_and_what_follows(finished: Path):
+    before = run(finished, *DVC, "status")
+    assert "up to date" in before
+    apply({"train.lr": 0.0005}, finished / "params.yaml")
+    changed = run(finished, *DVC, "repro", "--dry")
+    assert [line.split("'")[1] for line in changed.splitlines() if line.startswith("Running stage")] == ["train", "evaluate", "export"]
+    run(finished, "git", "checkout", "--quiet", "params.yaml")
+
+
+def test_metrics_and_plots_are_shown(finished: Path):
+    assert "test.f1.value" in run(finished, *DVC, "metrics", "show")
+    run(finished, *DVC, "metrics", "diff")
+    page = run(finished, *DVC, "plots", "show").strip()
+    assert Path(page.removeprefix("file://")).is_file()
+
+
+def test_data_comes_back_from_a_remote(finished: Path, tmp_path: Path):
+    run(finished, *DVC, "remote", "add", "--force", "--default", "--local", "storage", str(tmp_path / "storage"))
+    run(finished, *DVC, "push")
+    before = {path.name: path.read_bytes() for path in (finished / "data/splits").iterdir()}
+    run(finished, "rm", "-rf", "data/splits", ".dvc/cache")
+    run(finished, *DVC, "pull")
+    assert {path.name: path.read_bytes() for path in (finished / "data/splits").iterdir()} == before
+
+
+@pytest.mark.parametrize("stage", ["ingest", "train"])
+def test_a_wrong_setting_is_named(finished: Path, stage: str):
+    params = finished / "params.yaml"
+    text = params.read_text()
+    params.write_text(text.replace("epochs:", "epoch:"))
+    try:
+        message = run(finished, sys.executable, "-m", f"pipeline.{stage}", check=False)
+    finally:
+        params.write_text(text)
+    assert "train.epoch" in message and "epochs" in message and "Traceback" not in message
