@@ -73,7 +73,9 @@ def decode(data: bytes, limits: Limits | None = None) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (UnidentifiedImageError, Image.DecompressionBombError, ValueError, OSError, SyntaxError, EOFError):
+    except Image.DecompressionBombError:
+        raise ImageError("too_many_pixels", f"The image has far more than {limits.max_pixels:,} pixels", "Scale it down first.") from None
+    except (UnidentifiedImageError, ValueError, OSError, SyntaxError, EOFError):
         raise ImageError("not_an_image", "The file is not an image that can be read", "Use JPEG, PNG or WebP.") from None
     if image.width * image.height > limits.max_pixels:
         raise ImageError(

@@ -100,8 +100,6 @@ def _one_row_a_picture(table: pd.DataFrame) -> tuple[pd.DataFrame, int, pd.DataF
 
 def _forget_what_left(params: Params) -> None:
     """Remove our own copies of sources that params.yaml no longer has."""
-    import shutil
-
     names = {source.name for source in params.data.sources}
     for folder in RAW.iterdir():
         if folder.name not in names:

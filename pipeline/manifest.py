@@ -1,6 +1,7 @@
 """The table of images: one row an image, kept as Parquet."""
 
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -14,23 +15,24 @@ NO_GENERATOR = "none"
 """The `generator` of a real image."""
 
 COLUMNS = {
-    "image_id": "str",      # sha256 of the file's bytes, hex
-    "path": "str",          # relative to the project's root folder, with forward slashes
-    "label": "str",         # one of LABELS
-    "generator": "str",     # what made a fake; NO_GENERATOR for a real image
-    "group": "str",         # images that must stay in one part: same person, source picture or video, parents of a fake
-    "source": "str",        # name of the data source
-    "width": "int64",       # pixels, after EXIF orientation
+    "image_id": "str",  # sha256 of the file's bytes, hex
+    "path": "str",  # relative to the project's root folder, with forward slashes
+    "label": "str",  # one of LABELS
+    "generator": "str",  # what made a fake; NO_GENERATOR for a real image
+    "group": "str",  # images that must stay in one part: same person, source picture or video, parents of a fake
+    "source": "str",  # name of the data source
+    "width": "int64",  # pixels, after EXIF orientation
     "height": "int64",
-    "format": "str",        # Pillow's name: JPEG, PNG, WEBP ...
+    "format": "str",  # Pillow's name: JPEG, PNG, WEBP ...
     "bytes": "int64",
-    "phash": "str",         # 64-bit perceptual hash, 16 hex digits
+    "phash": "str",  # 64-bit perceptual hash, 16 hex digits
 }
 """Columns that every manifest has. Any further column is an attribute and becomes a slice of the evaluation."""
 
 MANIFEST = Path("data/manifest.parquet")
 SPLITS = Path("data/splits")
-PARTS = ("train", "val", "test")
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
 UNSEEN = "unseen"
 """Name of the optional fourth part: generators that neither train nor val contain."""
 

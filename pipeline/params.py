@@ -57,7 +57,9 @@ class Data(Section):
     """Where the images come from."""
 
     sources: list[Source] = Field(min_length=1)
-    watch: Path = Field(description="file or folder whose change makes DVC ingest again: the folder of the images, or the code that renders them")
+    watch: Path = Field(
+        description="file or folder whose change makes DVC ingest again: the folder of the images, or the code that renders them"
+    )
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Data":
@@ -189,6 +191,18 @@ class Drift(Section):
     alpha: Share = Field(description="false-alarm rate of one check, held by permutation at the window's own size")
     permutations: int = Field(ge=99)
     cron: str
+
+    @model_validator(mode="after")
+    def _can_find_drift(self) -> "Drift":
+        if self.max_window < self.min_window:
+            raise ValueError(f"max_window {self.max_window} is below min_window {self.min_window}: no check would ever have enough data")
+        least = 1 / (self.permutations + 1)
+        if self.alpha < least:
+            raise ValueError(
+                f"alpha {self.alpha:g} is below {least:.2g}, the smallest p-value of {self.permutations} permutations: "
+                "drift could never be found; raise `permutations` or `alpha`"
+            )
+        return self
 
 
 class Params(Section):

@@ -62,7 +62,7 @@ def divide(table: pd.DataFrame, settings: Split) -> tuple[dict[str, pd.DataFrame
     edges = np.cumsum([settings.shares[part] for part in PARTS])[:-1]
     index = np.searchsorted(edges, place.to_numpy(), side="right")
     held_out = table["generator"].isin(settings.holdout_generators).to_numpy()
-    parts = {part: table[(index == number) & ~held_out] for number, part in enumerate(PARTS)}
+    parts: dict[str, pd.DataFrame] = {part: table[(index == number) & ~held_out] for number, part in enumerate(PARTS)}
     if settings.holdout_generators:
         in_test = index == PARTS.index("test")
         parts[UNSEEN] = table[in_test & (held_out | (table["label"] == "real").to_numpy())]

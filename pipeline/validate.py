@@ -41,7 +41,9 @@ def run(params: Params) -> dict[str, Any]:
     for warning in warnings:
         log.warning("warning: %s", warning)
     if critical:
-        raise StageError("the data is not fit for training:\n" + "\n".join(f"  - {line}" for line in critical) + f"\nAll of it is in {REPORT}.")
+        raise StageError(
+            "the data is not fit for training:\n" + "\n".join(f"  - {line}" for line in critical) + f"\nAll of it is in {REPORT}."
+        )
     return report
 
 
@@ -110,8 +112,9 @@ def _shortcut_message(shortcut: dict[str, Any]) -> str:
     auc, worst = shortcut["auc"], shortcut["columns"][:3]
     columns = ", ".join(f"{column['name']} (alone {column['auc']:.2f})" for column in worst)
     return (
-        f"Metadata alone tells real from fake with AUC {auc['value']:.2f} ({auc['low']:.2f} to {auc['high']:.2f}), most of it by {columns}: "
-        "a detector trained on this would learn the files, not the faces. Store both classes in the same format, quality and size."
+        f"Metadata alone tells real from fake with AUC {auc['value']:.2f} ({auc['low']:.2f} to {auc['high']:.2f}), "
+        f"most of it by {columns}: a detector trained on this would learn the files, not the faces. "
+        "Store both classes in the same format, quality and size."
     )
 
 

@@ -21,7 +21,7 @@ def resynthesis(
     factor = rng.choice([0.5, 0.5, 0.65])
     small = cv2.resize(target, (int(width * factor), int(height * factor)), interpolation=cv2.INTER_AREA)
     way = int(rng.choice([cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
-    rebuilt = cv2.resize(small, (width, height), interpolation=way).astype(np.float32)
+    rebuilt: np.ndarray = cv2.resize(small, (width, height), interpolation=way).astype(np.float32)
     kernel = rng.normal(0, 0.06, (3, 3)).astype(np.float32)
     kernel[1, 1] += 1 - kernel.sum()
     rebuilt = cv2.filter2D(rebuilt, -1, kernel)

@@ -10,6 +10,7 @@ from pipeline.forge.face import Face
 SKIN = np.array([[0.86, 0.63, 0.50], [0.74, 0.50, 0.37], [0.58, 0.36, 0.24], [0.40, 0.23, 0.15], [0.24, 0.13, 0.09]])
 SKIN_NAMES = ("very light", "light", "medium", "dark", "very dark")
 HAIR = np.array([[0.03, 0.02, 0.02], [0.09, 0.05, 0.03], [0.24, 0.13, 0.06], [0.50, 0.36, 0.16], [0.38, 0.37, 0.36], [0.32, 0.09, 0.03]])
+FRONT = np.array([0.0, 0.0, 1.0])
 EYES = np.array([[0.10, 0.05, 0.03], [0.16, 0.25, 0.34], [0.16, 0.24, 0.12], [0.22, 0.14, 0.06]])
 
 
@@ -75,7 +76,9 @@ def render(rng: np.random.Generator, side: int) -> Scene:
     canvas.paint(head, _skin(rng, canvas, skin, turn, lighting))
     _features(rng, canvas, skin, hair, turn)
     fringe = rng.uniform(-0.95, -0.6)
-    top = np.clip((fringe + 0.25 * (canvas.u * rng.uniform(-1, 1)) - canvas.v) / (canvas.edge * 2), 0, 1) * canvas.ellipse(0, -0.1, 1.12, 1.1)
+    top = np.clip((fringe + 0.25 * (canvas.u * rng.uniform(-1, 1)) - canvas.v) / (canvas.edge * 2), 0, 1) * canvas.ellipse(
+        0, -0.1, 1.12, 1.1
+    )
     if rng.random() < 0.9:
         canvas.paint(top, _strands(rng, canvas, hair))
     return Scene(np.clip(canvas.picture, 0, 1.5), face, SKIN_NAMES[tone], lighting)
@@ -106,7 +109,7 @@ def _skin(rng: np.random.Generator, canvas: _Canvas, skin: np.ndarray, turn: flo
     towards = np.array([across, rng.uniform(-0.7, -0.1), 0.9])
     towards /= np.linalg.norm(towards)
     diffuse = np.clip(normal @ towards, 0, 1)
-    shine = np.clip(normal @ ((towards + [0, 0, 1]) / np.linalg.norm(towards + [0, 0, 1])), 0, 1) ** rng.uniform(20, 50)
+    shine = np.clip(normal @ ((towards + FRONT) / np.linalg.norm(towards + FRONT)), 0, 1) ** rng.uniform(20, 50)
     pores = rng.normal(0, 1, (side, side)).astype(np.float32)
     pores = 0.02 * pores + 0.04 * cv2.GaussianBlur(pores, (0, 0), side / 60) * side / 30
     nose = 0.16 * np.exp(-(((canvas.u - turn) / 0.09) ** 2)) * ((canvas.v > -0.3) & (canvas.v < 0.3))

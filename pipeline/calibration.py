@@ -1,0 +1,59 @@
+"""From scores to decisions: a temperature and thresholds, both from the validation part alone."""
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+
+from pipeline.package import Thresholds
+
+
+def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature (Guo et al., ICML 2017) that makes the probabilities fit the labels best, between 0.05 and 50.
+
+    Args:
+        scores: float (n,), logit of fake minus logit of real.
+        labels: int (n,), 1 for fake.
+    """
+
+    def loss(log_temperature: float) -> float:
+        scaled = scores / np.exp(log_temperature)
+        return float(np.mean(np.logaddexp(0, scaled) - labels * scaled))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(50)), method="bounded").x))
+
+
+def probability(scores: np.ndarray, temperature: float) -> np.ndarray:
+    """Difference of logits (n,) -> calibrated probability of fake (n,)."""
+    return expit(np.asarray(scores, np.float64) / temperature)
+
+
+def choose_thresholds(labels: np.ndarray, probabilities: np.ndarray, max_fpr: float, max_fnr: float) -> Thresholds:
+    """Thresholds on the probability of fake.
+
+    `fake_above` lets at most `max_fpr` of the reals through, `real_below` at most `max_fnr` of the fakes. A detector so good that the two
+    cross needs no `uncertain`: both become the F1 threshold.
+    """
+    reals, fakes = np.sort(probabilities[labels == 0]), np.sort(probabilities[labels == 1])
+    f1 = _best_f1(labels, probabilities)
+    fake_above, real_below = _above(reals, max_fpr), float(fakes[int(np.floor(max_fnr * len(fakes)))])
+    if real_below >= fake_above:
+        real_below = fake_above = f1
+    return Thresholds(f1=f1, fpr1=_above(reals, 0.01), fpr5=_above(reals, 0.05), real_below=real_below, fake_above=fake_above)
+
+
+def _above(reals: np.ndarray, rate: float) -> float:
+    """The lowest threshold that at most `rate` of the sorted reals reach."""
+    allowed = int(np.floor(rate * len(reals)))
+    return float(np.nextafter(reals[-1 - allowed], 1))
+
+
+def _best_f1(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Midway between the two probabilities where calling fake from the upper one on gives the highest F1."""
+    order = np.argsort(-probabilities, kind="stable")
+    ranked = probabilities[order]
+    tp = np.cumsum(labels[order])
+    f1 = 2 * tp / (np.arange(1, len(labels) + 1) + labels.sum())
+    f1[:-1][ranked[:-1] == ranked[1:]] = 0  # equal probabilities cannot be parted
+    best = int(np.argmax(f1))
+    below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
+    return float((ranked[best] + below) / 2)

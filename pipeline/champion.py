@@ -1,0 +1,142 @@
+"""The detector that answers, changed while it runs when another package becomes the champion."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import images
+from pipeline.champion_source import ALIAS, Pinned, Registry, Source, UnavailableError, Version
+from pipeline.detector import Detector
+from pipeline.tracking import MODEL, tracking_uri
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 30.0
+"""How long a package that could not be served is left alone, unless the alias moves."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A version and its detector, which change together."""
+
+    version: str
+    detector: Detector
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A version that could not be served, why, and when to try again (monotonic seconds)."""
+
+    version: Version
+    reason: str
+    until: float
+
+
+class Champion:
+    """The detector that answers, and the thread that looks about once a second whether another one should.
+
+    `served` is replaced in one assignment: a request that took the old one finishes with it. A package that cannot be served is
+    refused and the old one goes on.
+
+    Attributes:
+        served: None until the first package is loaded.
+        trouble: what stands against serving what is wanted, and what to do: (message, hint). None if all is well.
+    """
+
+    def __init__(self, source: Source, seconds: float = 1.0) -> None:
+        self.source, self.seconds = source, seconds
+        self.served: Served | None = None
+        self.trouble: tuple[str, str] | None = ("The model is being loaded", "Try again in a few seconds.")
+        self._now: Version | None = None
+        self._refusal: Refusal | None = None
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="champion", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; what is loaded stays."""
+        self._end.set()
+        self._thread.join(timeout=5)
+
+    def look(self) -> None:
+        """Serve what is wanted, if it is not served already."""
+        try:
+            wanted = self.source.wanted()
+        except UnavailableError as error:
+            self._tell(str(error), error.hint)
+            return
+        if wanted is None:
+            self._tell(
+                f"No model is promoted: no version of `{MODEL}` has the alias `{ALIAS}`", "Run `make run`, or set the alias in MLflow."
+            )
+        elif wanted == self._now or self._serve(wanted):
+            self.trouble = None
+
+    def _follow(self) -> None:
+        self._guarded(self.look)
+        if self.served is None:
+            self._guarded(self._go_on)
+        while not self._end.wait(self.seconds):
+            self._guarded(self.look)
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception:  # this thread must outlive whatever it meets
+            log.exception("following the champion failed")
+
+    def _go_on(self) -> None:
+        """After a restart without a word from MLflow: serve what was served before."""
+        last = self.source.last()
+        if last:
+            self._serve(last)
+
+    def _serve(self, version: Version) -> bool:
+        refusal = self._refusal
+        if refusal is None or refusal.version != version or time.monotonic() > refusal.until:
+            log.info("loading version %s", version.number)
+            try:
+                detector = Detector.load(self.source.fetch(version))
+                _warm_up(detector)
+            except Exception as error:  # a broken package makes libraries raise what they like; none of it may stop the service
+                refusal = self._refusal = Refusal(version, str(error), time.monotonic() + RETRY_SECONDS)
+            else:
+                self.served, self._now, self._refusal = Served(version.number, detector), version, None
+                log.info("serving version %s with %s", version.number, detector.runtime.name)
+                self.source.keep(version)
+                return True
+        self._tell(f"Version {version.number} was refused: {refusal.reason}", "Promote another version, or register this one again.")
+        return False
+
+    def _tell(self, message: str, hint: str) -> None:
+        if self.trouble != (message, hint):
+            self.trouble = (message, hint)
+            still = f"; version {self.served.version} goes on serving" if self.served else ""
+            log.warning("%s%s. %s", message, still, hint)
+
+
+def champion(bundled: Path | None = None, version: str = "") -> Champion:
+    """What this process serves: UNMASK_PACKAGE, else the package inside the bento, else what MLflow's alias is on.
+
+    Args:
+        bundled: folder of the package that was packed with the service, if there is one.
+        version: its version, if that was packed too.
+    """
+    if pinned := os.environ.get("UNMASK_PACKAGE"):
+        return Champion(Pinned(Path(pinned)))
+    if bundled:
+        return Champion(Pinned(bundled, version))
+    return Champion(Registry(tracking_uri(), Path(os.environ.get("UNMASK_VAR", "var")) / "served"))
+
+
+def _warm_up(detector: Detector) -> None:
+    """Judge the package's own examples once, so that the first request does not pay for what is set up on first use."""
+    for path in sorted(detector.package.golden)[:2]:
+        detector.predict([images.read(path)])

@@ -1,0 +1,216 @@
+"""Where the served package comes from: a pinned folder, or the version that holds the alias `champion` in MLflow."""
+
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlencode, urlsplit
+
+from pipeline import package
+from pipeline.tracking import MODEL
+
+ALIAS = "champion"
+KEEP = 3
+"""Downloads that stay on disk: the newest ones, for a quick roll-back."""
+STALE_SECONDS = 3600.0
+
+
+class UnavailableError(RuntimeError):
+    """The place where packages come from does not answer. `hint` says what to do."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+@dataclass(frozen=True)
+class Version:
+    """A package to serve. A registry that was made anew counts from 1 again: `made` (run and time) tells the two apart."""
+
+    number: str
+    made: str = ""
+
+
+class Source(Protocol):
+    """Where packages come from."""
+
+    def wanted(self) -> Version | None:
+        """The version to serve, None if nobody chose one. Raises UnavailableError."""
+
+    def last(self) -> Version | None:
+        """The version that was served before a restart."""
+
+    def fetch(self, version: Version) -> Path:
+        """The folder of its package."""
+
+    def keep(self, version: Version) -> None:
+        """Remember that this version is being served."""
+
+
+class Pinned:
+    """One folder, for good."""
+
+    def __init__(self, folder: Path, version: str = "") -> None:
+        self.folder, self.number = folder, version
+        self._version: Version | None = None
+
+    def wanted(self) -> Version:
+        """The package of the folder, under its version or else the start of its digest. Raises UnavailableError if it is not whole."""
+        if self._version is None:
+            try:
+                self._version = Version(self.number or package.verify(self.folder).digest[:12])
+            except package.PackageError as error:
+                raise UnavailableError(str(error), "Check UNMASK_PACKAGE, or unset it to follow the champion in MLflow.") from None
+        return self._version
+
+    def last(self) -> None:
+        """Nothing is remembered."""
+
+    def fetch(self, version: Version) -> Path:
+        """The folder itself."""
+        return self.folder
+
+    def keep(self, version: Version) -> None:
+        """Nothing to remember."""
+
+
+class Registry:
+    """The alias `champion` of the registered model, in an MLflow server or in its SQLite file.
+
+    Looking at the alias does not import mlflow: that costs seconds and 250 MB, and its client would migrate a database that
+    another process is just making. The download of a new version imports it.
+    """
+
+    def __init__(self, uri: str, folder: Path) -> None:
+        self.uri, self.folder = uri, folder
+
+    def wanted(self) -> Version | None:
+        """The version that the alias is on. Raises UnavailableError if the store does not answer."""
+        parts = urlsplit(self.uri)
+        if parts.scheme in ("http", "https"):
+            return self._from_server()
+        if parts.scheme == "sqlite":
+            return self._from_file(Path(parts.path.removeprefix("/")))
+        raise UnavailableError(f"MLFLOW_TRACKING_URI starts with {parts.scheme}:", "Only http, https and sqlite can be followed.")
+
+    def _from_server(self) -> Version | None:
+        parts = urlsplit(self.uri)
+        place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        query = urlencode({"name": MODEL, "alias": ALIAS})
+        request = urllib.request.Request(f"{place}/api/2.0/mlflow/registered-models/alias?{query}")  # noqa: S310 - http(s) only
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME", parts.username or "")
+        if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+            request.add_header("Authorization", f"Bearer {token}")
+        elif user:
+            pair = f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', parts.password or '')}"
+            request.add_header("Authorization", f"Basic {b64encode(pair.encode()).decode()}")
+        try:
+            with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310
+                found = json.load(response)["model_version"]
+        except urllib.error.HTTPError as error:
+            with error:
+                if _code(error.read()) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
+                    return None
+            hint = "Check MLFLOW_TRACKING_URI and its credentials."
+            raise UnavailableError(f"MLflow at {place} answers {error.code} {error.reason}", hint) from None
+        except (OSError, HTTPException, ValueError, KeyError) as error:
+            hint = "Start it with `make up`, or check MLFLOW_TRACKING_URI."
+            raise UnavailableError(f"MLflow at {place} does not answer: {getattr(error, 'reason', error)}", hint) from None
+        return Version(str(found["version"]), f"{found.get('run_id', '')} {found['creation_timestamp']}")
+
+    def _from_file(self, path: Path) -> Version | None:
+        if not path.is_file():
+            return None
+        query = """SELECT v.version, v.run_id, v.creation_time FROM registered_model_aliases a
+                   JOIN model_versions v ON v.name = a.name AND v.version = a.version WHERE a.name = ? AND a.alias = ?"""
+        try:
+            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=2)) as database:
+                row = database.execute(query, (MODEL, ALIAS)).fetchone()
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):  # another process is just making the file
+                return None
+            raise UnavailableError(f"MLflow's database {path} cannot be read: {error}", "Check MLFLOW_TRACKING_URI.") from None
+        return Version(str(row[0]), f"{row[1] or ''} {row[2]}") if row else None
+
+    def last(self) -> Version | None:
+        """The newest version that was served from this folder."""
+        try:
+            return Version(**json.loads((self.folder / "last.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def keep(self, version: Version) -> None:
+        """Note the version for the next start, and drop the oldest downloads."""
+        _write(self.folder / "last.json", version)
+        (self.folder / version.number).touch()
+        folders = [entry for entry in self.folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+        for folder in sorted(folders, key=lambda entry: entry.stat().st_mtime, reverse=True)[KEEP:]:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.with_suffix(".json").unlink(missing_ok=True)
+
+    def fetch(self, version: Version) -> Path:
+        """The version's package, downloaded unless a whole one is there. Other workers may do the same at the same time."""
+        folder, note = self.folder / version.number, self.folder / f"{version.number}.json"
+        if note.is_file() and note.read_text() == _content(version) and _whole(folder):
+            return folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for abandoned in self.folder.glob(".incoming-*"):
+            if time.time() - abandoned.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(abandoned, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self.folder, ignore_cleanup_errors=True) as incoming:
+            found = _download(self.uri, version, Path(incoming) / "new")
+            if folder.exists():
+                folder.rename(Path(incoming) / "old")
+            found.rename(folder)
+            _write(note, version)
+        return folder
+
+
+def _download(uri: str, version: Version, target: Path) -> Path:
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow
+
+    # The address of the files is asked for first, so that nothing depends on a process-wide tracking URI.
+    source = mlflow.MlflowClient(uri, uri).get_model_version_download_uri(MODEL, version.number)
+    target.mkdir()
+    mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(target), tracking_uri=uri, registry_uri=uri)
+    found = sorted(target.rglob(package.META), key=lambda path: len(path.parts))
+    if not found:
+        raise package.PackageError(f"version {version.number} of {MODEL} holds no {package.META}")
+    package.verify(found[0].parent)
+    return found[0].parent
+
+
+def _code(body: bytes) -> str | None:
+    try:
+        return json.loads(body)["error_code"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        package.verify(folder)
+    except package.PackageError:
+        return False
+    return True
+
+
+def _content(version: Version) -> str:
+    return json.dumps(asdict(version))
+
+
+def _write(path: Path, version: Version) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(_content(version))
+    part.replace(path)

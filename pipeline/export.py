@@ -1,0 +1,153 @@
+"""Stage export: the trained model as a package that a server needs nothing else beside."""
+
+import json
+import logging
+import shutil
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from pipeline import card, manifest
+from pipeline.dataset import pixels
+from pipeline.detector import Detector, OpenVinoRuntime, Prediction
+from pipeline.errors import StageError
+from pipeline.explain import WithEmbedding
+from pipeline.images import read
+from pipeline.lineage import lineage
+from pipeline.manifest import ID2LABEL
+from pipeline.package import GOLDEN, PACKAGE, Thresholds, seal, verify
+from pipeline.params import Params
+from pipeline.predictions import measures
+from pipeline.preprocess import Preprocess
+
+TRAINED = Path("models/trained")
+CALIBRATION = Path("models/calibration.json")
+EVALUATION = Path("reports/evaluation.json")
+TRAINING = Path("reports/train.json")
+REPORT = Path("reports/export.json")
+PARITY_IMAGES = 64
+log = logging.getLogger(__name__)
+
+
+def run(params: Params) -> dict[str, Any]:
+    """Write models/package.
+
+    Raises:
+        StageError: if the exported graph does not give the network's answers.
+    """
+    settings = params.export
+    shutil.rmtree(PACKAGE, ignore_errors=True)
+    network = PACKAGE / "model"
+    shutil.copytree(TRAINED, network)
+    (network / "preprocess.json").rename(PACKAGE / "preprocess.json")
+    preprocess = Preprocess.load(PACKAGE)
+
+    parts = manifest.read_parts()
+    graph = PACKAGE / "graph" / "openvino.xml"
+    test = parts["test"]
+    sample = test.sample(min(PARITY_IMAGES, len(test)), random_state=params.evaluate.seed)
+    difference = convert(network, graph, preprocess.normalise(pixels(sample, preprocess)))
+    if difference > settings.tolerance:
+        raise StageError(
+            f"a logit of the exported graph differs by {difference:.2g} from the network's, over export.tolerance = {settings.tolerance:g}"
+        )
+
+    calibration, evaluation = json.loads(CALIBRATION.read_text()), json.loads(EVALUATION.read_text())
+    meta = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "labels": {str(index): label for index, label in ID2LABEL.items()},
+        "temperature": calibration["temperature"],
+        "thresholds": Thresholds.model_validate(calibration["thresholds"]),
+        "figures": {name: dict(figure) for name, figure in evaluation["test"].items()},
+        "lineage": lineage(),
+    }
+    (PACKAGE / "card.md").write_text(card.write(params, parts, evaluation, json.loads(TRAINING.read_text()), meta))
+    # The answers that go into the package come from the very detector that will serve it.
+    detector = Detector(seal(PACKAGE, meta), OpenVinoRuntime(graph))
+    _write_reference(detector, parts["val"], settings.reference, params.evaluate.seed)
+    _write_golden(detector, test, settings.golden)
+    package = seal(PACKAGE, meta)
+    verify(PACKAGE)
+
+    report = {
+        "package": package.digest,
+        "bytes": sum(path.stat().st_size for path in PACKAGE.rglob("*") if path.is_file()),
+        "files": len(package.meta.files),
+        "parity": {"images": len(sample), "largest_logit_difference": difference},
+        "golden": len(package.golden),
+    }
+    REPORT.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def convert(folder: Path, graph: Path, values: np.ndarray) -> float:
+    """Write a network as an OpenVINO graph with logits and embedding, for any number of images.
+
+    Args:
+        folder: a trained model's folder.
+        graph: the .xml file to write; its .bin lies beside it.
+        values: float32 (n, 3, size, size), real inputs to compare both on.
+
+    Returns:
+        The largest difference of a logit, both in float32.
+    """
+    import openvino
+
+    module = WithEmbedding.load(folder)
+    with torch.no_grad(), warnings.catch_warnings():
+        # Tracing fixes the size of the input, which is what is wanted: preprocessing makes no other.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        converted = openvino.convert_model(module, example_input=torch.from_numpy(values[:2]), input=[-1, *values.shape[1:]])
+        expected = np.concatenate([module(torch.from_numpy(values[start : start + 16]))[0] for start in range(0, len(values), 16)])
+    graph.parent.mkdir(parents=True, exist_ok=True)
+    openvino.save_model(converted, graph, compress_to_fp16=False)
+    found, _ = OpenVinoRuntime(graph)(values)
+    return float(np.abs(found - expected).max())
+
+
+def _write_reference(detector: Detector, val: pd.DataFrame, most: int, seed: int) -> None:
+    """What drift compares traffic with: images that training has not seen, as the detector sees them."""
+    sample = val.sample(min(most, len(val)), random_state=seed)
+    answers = _predict(detector, sample["path"])
+    pd.DataFrame([measures(answer) for answer in answers]).to_parquet(detector.package.path / "reference.parquet", index=False)
+
+
+def _write_golden(detector: Detector, test: pd.DataFrame, of_each: int) -> None:
+    """Test images of each class with their answers."""
+    folder = detector.package.path / GOLDEN
+    folder.mkdir()
+    chosen = pd.concat([_spread(test[test["label"] == label], of_each) for label in ID2LABEL.values()])
+    listed = {}
+    answers = _predict(detector, chosen["path"])
+    for image_id, path, label, answer in zip(chosen["image_id"], chosen["path"], chosen["label"], answers, strict=True):
+        name = image_id[:16] + Path(path).suffix.lower()
+        shutil.copyfile(path, folder / name)
+        listed[name] = {"label": label, "probability_fake": answer.probability_fake}
+    (folder / "golden.json").write_text(json.dumps(listed, indent=2) + "\n")
+
+
+def _spread(rows: pd.DataFrame, number: int) -> pd.DataFrame:
+    """Rows at even steps in the order of their ids, so that the choice is the same whoever makes it."""
+    ordered = rows.sort_values("image_id")
+    return ordered.iloc[np.unique(np.linspace(0, len(ordered) - 1, number).astype(int))]
+
+
+def _predict(detector: Detector, paths: pd.Series) -> list[Prediction]:
+    batches = [paths.iloc[start : start + 16] for start in range(0, len(paths), 16)]
+    found = []
+    for batch in tqdm(batches, desc="predict", unit="batch"):
+        found += detector.predict([read(Path(path)) for path in batch])
+    return found
+
+
+if __name__ == "__main__":
+    from pipeline.cli import stage
+
+    stage(run)

@@ -1,0 +1,139 @@
+"""The model package: one folder with everything that a server needs and nothing that trains. No pickle in it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+META = "package.json"
+FORMAT = 1
+PACKAGE = Path("models/package")
+"""Where `dvc repro` leaves the package."""
+
+GOLDEN = "golden"
+
+
+class PackageError(ValueError):
+    """A package is missing, incomplete, changed, or of another format. The message names the file."""
+
+
+class Thresholds(BaseModel):
+    """Bounds on the calibrated probability of fake, all chosen on the validation part.
+
+    Attributes:
+        f1: the highest F1. At or above it an image counts as fake in the reported figures.
+        fpr1, fpr5: false-positive rates of 1% and 5%.
+        real_below, fake_above: the verdict is `uncertain` between them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    f1: float
+    fpr1: float
+    fpr5: float
+    real_below: float
+    fake_above: float
+
+
+class PackageMeta(BaseModel):
+    """package.json.
+
+    Attributes:
+        format: version of this layout.
+        created: UTC, ISO 8601.
+        labels: output index -> class name.
+        temperature: the difference of the logits is divided by it before the sigmoid.
+        thresholds: see Thresholds.
+        figures: of the test part, name -> {value, low, high}.
+        lineage: data_md5, splits_md5, git_commit, git_dirty, dvc_lock, run_id; null where unknown.
+        files: path inside the package -> SHA-256.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int
+    created: str
+    labels: dict[str, str]
+    temperature: float
+    thresholds: Thresholds
+    figures: dict[str, dict[str, float | None]]
+    lineage: dict[str, Any]
+    files: dict[str, str]
+
+
+class Golden(BaseModel):
+    """A picture whose answer is written down, so that a change of the answer is noticed.
+
+    Attributes:
+        label: real or fake.
+        probability_fake: what the package said when it was made.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str
+    probability_fake: float
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package whose files were found whole."""
+
+    path: Path
+    meta: PackageMeta
+
+    @property
+    def golden(self) -> dict[Path, "Golden"]:
+        """Golden examples: image file -> what it is and what this package says of it."""
+        listed = json.loads((self.path / GOLDEN / "golden.json").read_text())
+        return {self.path / GOLDEN / name: Golden.model_validate(example) for name, example in listed.items()}
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of package.json, which holds the digest of every other file: the name of exactly this package."""
+        return hashlib.sha256((self.path / META).read_bytes()).hexdigest()
+
+
+def seal(folder: Path, meta: dict[str, Any]) -> Package:
+    """Write package.json with the digest of every file in the folder. `meta` has the fields of PackageMeta except format and files."""
+    files = {
+        path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file() and path.name != META
+    }
+    content = PackageMeta(format=FORMAT, files=files, **meta)
+    (folder / META).write_text(content.model_dump_json(indent=2) + "\n")
+    return Package(folder, content)
+
+
+def verify(folder: Path) -> Package:
+    """Read a package and check every file against its digest.
+
+    Raises:
+        PackageError: naming the first file that is missing, changed or not listed.
+    """
+    path = folder / META
+    if not path.is_file():
+        raise PackageError(f"{folder} is not a model package: it has no {META}. `dvc repro` writes one to models/package")
+    try:
+        meta = PackageMeta.model_validate(json.loads(path.read_text()))
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise PackageError(f"{path} cannot be read: {error}") from None
+    if meta.format != FORMAT:
+        raise PackageError(f"{path} has format {meta.format}; this version reads format {FORMAT}")
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()} - {META}
+    for name, digest in meta.files.items():
+        if name not in there:
+            raise PackageError(f"{folder / name} is missing from the package")
+        if _sha256(folder / name) != digest:
+            raise PackageError(f"{folder / name} was changed after the package was made: its SHA-256 is not the recorded one")
+    if there - set(meta.files):
+        raise PackageError(f"{folder / min(there - set(meta.files))} does not belong to the package")
+    return Package(folder, meta)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

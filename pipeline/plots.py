@@ -1,0 +1,78 @@
+"""Curves of the report as SVG."""
+
+import io
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+FAKE, REAL, GUIDE = "#d1495b", "#2a7f9e", "#9aa5b1"
+
+
+def svg(draw: Any, width: float = 4.2, height: float = 3.4) -> str:
+    """Call draw(axes) and return the picture as an SVG element whose text is text and whose ground is clear."""
+    mpl.use("Agg")
+    with mpl.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "unmask", "font.family": "sans-serif", "font.size": 9, "axes.edgecolor": GUIDE}
+    ):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes: Axes = figure.subplots()
+        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :].replace("#000000", "currentColor")
+
+
+def roc(curve: pd.DataFrame, axes: Axes) -> None:
+    """Receiver operating characteristic."""
+    axes.plot([0, 1], [0, 1], color=GUIDE, linestyle=":")
+    axes.plot(curve["fpr"], curve["tpr"], color=FAKE)
+    axes.set(xlabel="false-positive rate", ylabel="recall of fakes", title="ROC")
+
+
+def precision_recall(curve: pd.DataFrame, axes: Axes) -> None:
+    """Precision against recall."""
+    axes.plot(curve["recall"], curve["precision"], color=FAKE)
+    axes.set(xlabel="recall of fakes", ylabel="precision", title="Precision and recall", ylim=(0, 1.03))
+
+
+def calibration(curve: pd.DataFrame, axes: Axes) -> None:
+    """Observed share of fakes against the predicted one; the size of a dot is the number of images."""
+    axes.plot([0, 1], [0, 1], color=GUIDE, linestyle=":")
+    axes.scatter(curve["predicted"], curve["observed"], s=12 + 120 * curve["n"] / curve["n"].max(), color=FAKE, alpha=0.8, linewidth=0)
+    axes.set(xlabel="predicted probability of fake", ylabel="observed share of fakes", title="Calibration")
+
+
+def scores(probabilities: np.ndarray, labels: np.ndarray, thresholds: dict[str, float], axes: Axes) -> None:
+    """Histogram of the probabilities of both classes with the thresholds of the verdict."""
+    bins = np.linspace(0, 1, 31).tolist()
+    axes.hist(probabilities[labels == 0], bins, color=REAL, alpha=0.7, label="real")
+    axes.hist(probabilities[labels == 1], bins, color=FAKE, alpha=0.7, label="fake")
+    for name in ("real_below", "fake_above"):
+        axes.axvline(thresholds[name], color="#000000", linestyle="--", linewidth=0.8)
+    axes.set(xlabel="probability of fake", ylabel="images", title="Scores and the uncertain band")
+    axes.legend(frameon=False)
+
+
+def training(epochs: pd.DataFrame, axes: Axes) -> None:
+    """Losses and validation figures by epoch."""
+    axes.plot(epochs["epoch"], epochs["loss"], color=GUIDE, label="loss with ranking term")
+    axes.plot(epochs["epoch"], epochs["val_loss"], color=REAL, label="validation loss")
+    axes.plot(epochs["epoch"], epochs["val_f1"], color=FAKE, label="validation F1")
+    axes.plot(epochs["epoch"], epochs["val_auc"], color=FAKE, linestyle="--", label="validation AUC")
+    axes.set(xlabel="epoch", title="Training", ylim=(0, None))
+    axes.legend(frameon=False)
+
+
+def robustness(grid: dict[str, Any], axes: Axes) -> None:
+    """AUC under each degradation."""
+    names = [name for name in grid if name != "n"]
+    values = [grid[name]["auc"] for name in names]
+    axes.barh(names[::-1], values[::-1], color=[FAKE] * (len(names) - 1) + [REAL])
+    axes.axvline(0.5, color=GUIDE, linestyle=":")
+    axes.set(xlabel="AUC", title="Degraded pictures", xlim=(0.3, 1))

@@ -1,0 +1,118 @@
+"""The record of what the service answered: numbers only, never a picture. Drift checks read it.
+
+A row of the record and a row of a package's drift reference are made by the same function, so that the two can be compared.
+"""
+
+import json
+import logging
+import queue
+import sqlite3
+import threading
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pipeline.detector import Prediction
+
+STATISTICS = ("brightness", "contrast", "blur", "saturation", "width", "height")
+"""Of pipeline.images.statistics, what is recorded and compared."""
+
+FILE = Path("predictions.db")
+"""Inside the folder of what runs leave behind (UNMASK_VAR)."""
+
+WAITING = 10_000
+"""Rows that may wait to be written; further ones are dropped and counted, because a slow disk must not hold up an answer."""
+
+FLUSH_SECONDS = 0.5
+SCHEMA = f"""CREATE TABLE IF NOT EXISTS predictions (
+    id TEXT PRIMARY KEY, time TEXT, package TEXT, version TEXT, verdict TEXT, warnings TEXT,
+    probability_fake REAL, embedding BLOB, {", ".join(f"{name} REAL" for name in STATISTICS)})"""
+
+log = logging.getLogger(__name__)
+
+
+def measures(prediction: "Prediction") -> dict[str, Any]:
+    """What drift compares: probability_fake, embedding (float32 array), and each of STATISTICS."""
+    chosen = {name: prediction.statistics[name] for name in STATISTICS}
+    return {"probability_fake": prediction.probability_fake, "embedding": prediction.embedding.astype(np.float32), **chosen}
+
+
+class PredictionLog:
+    """A SQLite file that a thread of its own writes to.
+
+    Attributes:
+        dropped: rows that could not be kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.dropped = path, 0
+        self._waiting: queue.Queue[tuple[Any, ...]] = queue.Queue(WAITING)
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._write_on, name="predictions", daemon=True)
+        self._thread.start()
+
+    def record(self, *, id: str, package: str, version: str, prediction: "Prediction") -> None:
+        """Note an answer. Returns at once and never raises; `package` is the digest of the package that answered."""
+        found = measures(prediction)
+        embedding = found.pop("embedding").tobytes()
+        about = (id, datetime.now(UTC).isoformat(), package, version, prediction.verdict, json.dumps(prediction.warnings))
+        try:
+            self._waiting.put_nowait((*about, found.pop("probability_fake"), embedding, *found.values()))
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Write what waits, and end the thread."""
+        self._end.set()
+        self._thread.join(timeout=10)
+
+    def _write_on(self) -> None:
+        while not self._end.wait(FLUSH_SECONDS):
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        rows = []
+        while not self._waiting.empty():
+            rows.append(self._waiting.get_nowait())
+        if not rows:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Several workers write to one file: WAL lets them, and readers, go on beside each other.
+            with closing(sqlite3.connect(self.path, timeout=10)) as database, database:
+                database.execute("PRAGMA journal_mode=WAL")
+                database.execute(SCHEMA)
+                database.executemany(f"INSERT INTO predictions VALUES ({', '.join('?' * len(rows[0]))})", rows)  # noqa: S608 - no value in it
+        except (sqlite3.Error, OSError) as error:
+            self.dropped += len(rows)
+            log.warning("%d predictions were not recorded in %s: %s", len(rows), self.path, error)
+
+
+def newest(path: Path, package: str, most: int) -> "pd.DataFrame":
+    """The newest answers of one package, oldest first.
+
+    Args:
+        path: the SQLite file; there are no answers if it does not exist.
+        package: the package's digest.
+        most: how many at the most.
+
+    Returns:
+        id, time (UTC, ISO 8601), verdict, and the columns of `measures`.
+    """
+    import pandas as pd
+
+    columns = ["id", "time", "verdict", "probability_fake", "embedding", *STATISTICS]
+    if not path.is_file():
+        return pd.DataFrame(columns=columns)
+    query = f"SELECT {', '.join(columns)} FROM predictions WHERE package = ? ORDER BY time DESC LIMIT ?"  # noqa: S608 - no value in it
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as database:
+        table = pd.read_sql_query(query, database, params=(package, most))
+    table["embedding"] = table["embedding"].map(lambda value: np.frombuffer(value, np.float32))
+    return table.iloc[::-1].reset_index(drop=True)

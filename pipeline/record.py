@@ -1,0 +1,97 @@
+"""A training's run in MLflow, opened once and gone on with after a kill."""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pipeline import manifest
+from pipeline.errors import StageError
+from pipeline.params import Params
+from pipeline.tracking import connect, tracking_uri
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Record:
+    """A run that is open. A store that fails later is logged and does not stop the training: the same figures are in files."""
+
+    run_id: str
+
+    @classmethod
+    def open(cls, folder: Path, settings: Params) -> Self:
+        """Start a run, or go on with the one that `folder` belongs to.
+
+        Raises:
+            StageError: if MLflow does not answer.
+        """
+        import mlflow
+
+        note = folder / "run.json"
+        try:
+            experiment = connect()
+            known = json.loads(note.read_text())["run_id"] if note.is_file() else None
+            if known and _exists(known):
+                mlflow.start_run(run_id=known)
+                return cls(known)
+            started = mlflow.start_run(experiment_id=experiment, run_name=settings.model.name.rstrip("/").rpartition("/")[2])
+            sections = settings.model_dump(by_alias=True, mode="json", include={"data", "split", "model", "train", "augment"})
+            mlflow.log_params(_flat(sections))
+            mlflow.set_tags(json.loads(os.environ.get("UNMASK_RUN_TAGS", "{}")))
+            for part, context in (("train", "training"), ("val", "validation"), ("test", "test")):
+                mlflow.log_input(_dataset(part), context=context)
+        except mlflow.exceptions.MlflowException as error:
+            raise StageError(
+                f"MLflow at {tracking_uri()} does not take the run: {str(error).splitlines()[0]} "
+                "Start it (make up), or unset MLFLOW_TRACKING_URI to record in mlflow.db here."
+            ) from None
+        note.write_text(json.dumps({"run_id": started.info.run_id}))
+        return cls(started.info.run_id)
+
+    def epoch(self, row: dict[str, float]) -> None:
+        """Log the figures of an epoch; shown live."""
+        self._try({name: value for name, value in row.items() if name != "epoch" and value == value}, int(row["epoch"]))
+
+    def finish(self, report: dict[str, Any]) -> None:
+        """Close the run."""
+        import mlflow
+
+        self._try({"training_seconds": report["seconds"], "parameters": report["parameters"]}, None)
+        mlflow.end_run()
+
+    def _try(self, metrics: dict[str, float], step: int | None) -> None:
+        import mlflow
+
+        try:
+            mlflow.log_metrics(metrics, step=step)
+        except mlflow.exceptions.MlflowException as error:
+            log.warning("MLflow did not take metrics of this step: %s", error)
+
+
+def _exists(run_id: str) -> bool:
+    import mlflow
+
+    try:
+        return mlflow.get_run(run_id).info.lifecycle_stage == "active"
+    except mlflow.exceptions.MlflowException:
+        return False
+
+
+def _dataset(part: str) -> Any:
+    from mlflow.data.dataset_source_registry import resolve_dataset_source
+    from mlflow.data.meta_dataset import MetaDataset
+
+    path = manifest.SPLITS / f"{part}.parquet"
+    digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()  # what DVC calls this file
+    return MetaDataset(source=resolve_dataset_source(str(path)), name=part, digest=digest)  # type: ignore[abstract]
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted names with short values, as MLflow keeps them."""
+    if isinstance(content, dict):
+        return {key: value for name, inner in content.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): str(content)[:500]}

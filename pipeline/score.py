@@ -1,0 +1,102 @@
+"""Batch scoring: `python -m pipeline.score PATH... --package models/package --out scores.csv`."""
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+from pipeline import telemetry
+from pipeline.detector import Detector
+from pipeline.images import ImageError, Picture, read
+from pipeline.package import PACKAGE, PackageError
+
+COLUMNS = ("path", "probability_fake", "verdict", "warnings", "error")
+BATCH = 16
+
+
+def find(paths: Iterable[Path]) -> Iterator[Path]:
+    """The files to score: each given file, and every file below each given folder, in alphabetical order; hidden ones are left out.
+
+    A path that does not exist comes out as it is, so that it becomes a row with its error.
+    """
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        for folder, folders, names in os.walk(path):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
+
+
+def score(detector: Detector, paths: Iterable[Path]) -> Iterator[dict[str, str]]:
+    """One row an input, with the keys of COLUMNS; a file that cannot be judged has an `error` and no verdict. Memory stays constant."""
+    with ThreadPoolExecutor() as pool:
+        remaining = iter(paths)
+        while batch := list(islice(remaining, BATCH)):
+            opened = list(pool.map(_open, batch))
+            answers = iter(detector.predict([picture for picture in opened if isinstance(picture, Picture)]))
+            for path, picture in zip(batch, opened, strict=True):
+                row = dict.fromkeys(COLUMNS, "") | {"path": str(path)}
+                if isinstance(picture, Picture):
+                    answer = next(answers)
+                    row |= {
+                        "probability_fake": f"{answer.probability_fake:.6f}",
+                        "verdict": answer.verdict,
+                        "warnings": " ".join(answer.warnings),
+                    }
+                else:
+                    row["error"] = picture
+                yield row
+
+
+def _open(path: Path) -> Picture | str:
+    try:
+        return read(path)
+    except ImageError as error:
+        return f"{error.code}: {error.message}"
+    except OSError as error:
+        return f"unreadable: {error.strerror or error}"
+
+
+def _write(rows: Iterable[dict[str, str]], file: TextIO) -> None:
+    writer = csv.DictWriter(file, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.score", description="Score images; one row an input.")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image, or folder of images")
+    parser.add_argument("--package", type=Path, default=PACKAGE, help=f"model package (default {PACKAGE})")
+    parser.add_argument("--out", type=Path, help="CSV file to write (default: the terminal)")
+    arguments = parser.parse_args()
+    telemetry.off()
+    try:
+        detector = Detector.load(arguments.package)
+        total = sum(1 for _ in find(arguments.paths))
+        rows = tqdm(score(detector, find(arguments.paths)), total=total, desc="score", unit="image")
+        if arguments.out is None:
+            _write(rows, sys.stdout)
+            return
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        # Under another name until it is whole: half a table must not look like all of it.
+        part = arguments.out.with_name(arguments.out.name + ".part")
+        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            _write(rows, file)
+        part.replace(arguments.out)
+    except PackageError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {arguments.out}: {error.strerror}")
+
+
+if __name__ == "__main__":
+    main()

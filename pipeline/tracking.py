@@ -1,0 +1,31 @@
+"""Where runs are recorded: the MLflow server that MLFLOW_TRACKING_URI names, or a SQLite file in the project's folder."""
+
+import os
+from pathlib import Path
+
+EXPERIMENT = "unmask"
+MODEL = "unmask"
+"""Name of the registered model."""
+
+
+def tracking_uri() -> str:
+    """The address of the MLflow store."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def connect(experiment: str = EXPERIMENT) -> str:
+    """Point MLflow at the store and make the experiment if it is new. Returns the experiment's id.
+
+    Raises:
+        mlflow.exceptions.MlflowException: if a server does not answer.
+    """
+    import mlflow
+
+    uri = tracking_uri()
+    mlflow.set_tracking_uri(uri)  # which also sets MLFLOW_TRACKING_URI
+    found = mlflow.get_experiment_by_name(experiment)
+    if found is None:
+        # A server says itself where artifacts go; a bare SQLite file needs a folder.
+        folder = (Path.cwd() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+        return mlflow.create_experiment(experiment, artifact_location=folder)
+    return found.experiment_id
