@@ -1,0 +1,80 @@
+"""A real `bentoml serve`, and packages registered in a real MLflow."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import mlflow
+
+ROOT = Path(__file__).parent.parent
+
+
+@contextmanager
+def served(folder: Path, target: str = "service:Unmask", **environment: str) -> Iterator[httpx.Client]:
+    """`bentoml serve` of a target from a folder with the service's sources, until the block ends. Yields a client for it."""
+    for name in ("service.py", "web", "pipeline"):
+        if not (folder / name).exists() and target == "service:Unmask":
+            (folder / name).symlink_to(ROOT / name)
+    port = _free_port()
+    command = [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1", "--port", str(port)]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "UNMASK_"))}
+    log = (folder / "service.log").open("w+")
+    process = subprocess.Popen(command, cwd=folder, env=inherited | environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            wait_for(lambda: _alive(client), process, log.name)
+            yield client
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+        log.close()
+
+
+def register(uri: str, package: Path, *, champion: bool = True) -> str:
+    """Log a package to MLflow, register it as a new version of `unmask`, and promote it. Returns the version."""
+    client = mlflow.MlflowClient(uri, uri)
+    if not client.search_registered_models():
+        client.create_registered_model("unmask")
+        client.create_experiment("unmask", artifact_location=(package.parent / "artifacts").as_uri())
+    experiment = client.get_experiment_by_name("unmask")
+    assert experiment is not None
+    run = client.create_run(experiment.experiment_id)
+    client.log_artifacts(run.info.run_id, str(package), "package")
+    version = str(client.create_model_version("unmask", f"{run.info.artifact_uri}/package", run.info.run_id).version)
+    if champion:
+        promote(uri, version)
+    return version
+
+
+def promote(uri: str, version: str) -> None:
+    """Move the alias, as a person does in MLflow's UI."""
+    mlflow.MlflowClient(uri, uri).set_registered_model_alias("unmask", "champion", version)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None, log: str = "", seconds: float = 60) -> None:
+    """Wait until a condition holds; fail if the process ends or the time is over."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, Path(log).read_text()
+        assert time.monotonic() < end, f"still not so after {seconds} s\n{Path(log).read_text() if log else ''}"
+        time.sleep(0.1)
+
+
+def _alive(client: httpx.Client) -> bool:
+    try:
+        return client.get("/livez").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

@@ -1,0 +1,323 @@
+"""The service as its users meet it: `bentoml serve`, following MLflow or packed into a bento."""
+
+import importlib.metadata
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from pipeline.champion import Champion
+from pipeline.champion_source import KEEP, Registry
+from tests.package_helpers import tiny_package
+from tests.service_helpers import ROOT, promote, register, served, wait_for
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (80, 100, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+PNG = encoded(Image.fromarray(PIXELS), "PNG")
+JPEG = encoded(Image.fromarray(PIXELS), "JPEG")
+
+
+def predict(client: httpx.Client, data: bytes, field: str = "image") -> httpx.Response:
+    return client.post("/predict", files={field: ("picture", data)})
+
+
+def refusal(response: httpx.Response) -> tuple[int, str]:
+    error = response.json()["error"]
+    assert set(error) == {"code", "message", "hint"} and all(error.values())
+    return response.status_code, error["code"]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    return Path(tiny_package(tmp_path_factory.mktemp("packages") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("workspace")
+
+
+@pytest.fixture(scope="module")
+def store(workspace) -> str:
+    return f"sqlite:///{workspace / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="module")
+def service(workspace) -> Iterator[httpx.Client]:
+    """Started before there is any MLflow store."""
+    with served(workspace) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(service, store, package) -> httpx.Client:
+    """The service after version 1 was promoted."""
+    register(store, package)
+    wait_for(lambda: service.get("/readyz").is_success)
+    return service
+
+
+def test_before_any_model_is_promoted_it_says_what_to_run(service):
+    for response in (service.get("/readyz"), service.get("/model"), predict(service, PNG)):
+        assert refusal(response) == (503, "no_model")
+        assert "make run" in response.json()["error"]["hint"]
+    assert service.get("/livez").is_success
+    assert service.get("/").is_success
+
+
+def test_an_answer_names_verdict_thresholds_and_lineage(client, package):
+    meta = json.loads((package / "package.json").read_text())
+    answer = predict(client, PNG).json()
+    assert set(answer) == {"id", "verdict", "probability_fake", "thresholds", "faces", "warnings", "model", "timing_ms"}
+    assert 0 <= answer["probability_fake"] <= 1 and answer["faces"] == [] and answer["timing_ms"] > 0
+    assert answer["thresholds"] == {name: meta["thresholds"][name] for name in ("real_below", "fake_above")}
+    lineage = {name: meta["lineage"][name] for name in ("run_id", "data_md5", "git_commit")}
+    assert answer["model"] == {"name": "unmask", "version": "1"} | lineage
+    assert predict(client, PNG).json()["id"] != answer["id"]
+
+
+def test_the_same_picture_gets_the_same_figure_in_every_lossless_form(client):
+    image = Image.fromarray(PIXELS)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held sideways
+    forms = {
+        "PNG": PNG,
+        "16-bit PNG": _png16(np.repeat(PIXELS[..., :1], 1, 2)),
+        "transparent PNG": encoded(image.convert("RGBA"), "PNG"),
+        "TIFF": encoded(image, "TIFF"),
+        "EXIF-rotated PNG": encoded(image.transpose(Image.Transpose.ROTATE_90), "PNG", exif=turned),
+    }
+    figures = {name: predict(client, data).json()["probability_fake"] for name, data in forms.items()}
+    gray = predict(client, encoded(Image.fromarray(PIXELS[..., 0]), "PNG")).json()["probability_fake"]
+    assert figures.pop("16-bit PNG") == pytest.approx(gray, abs=1e-5)
+    assert list(figures.values()) == pytest.approx([figures["PNG"]] * len(figures), abs=1e-5)
+
+
+def test_odd_but_valid_pictures_get_a_verdict(client):
+    image = Image.fromarray(PIXELS)
+    frames = [image.convert("P"), image.rotate(90).convert("P")]
+    odd = {
+        "CMYK": encoded(image.convert("CMYK"), "JPEG"),
+        "palette with transparency": encoded(image.convert("P"), "PNG", transparency=0),
+        "animated GIF": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "bilevel": encoded(image.convert("1"), "PNG"),
+        "WebP": encoded(image, "WEBP"),
+    }
+    for name, data in odd.items():
+        answer = predict(client, data)
+        assert answer.status_code == 200, f"{name}: {answer.text}"
+    tiny = predict(client, encoded(Image.new("RGB", (1, 1)), "PNG"))
+    assert tiny.status_code == 200 and "too_small" in tiny.json()["warnings"]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", (400, "empty")),
+        (b"hello", (415, "not_an_image")),
+        (b"%PDF-1.7 " + bytes(1000), (415, "not_an_image")),
+        (JPEG[: len(JPEG) // 2], (422, "truncated")),
+        (PNG[:-200], (422, "truncated")),
+        (bytes(20_000_001), (413, "too_large")),
+        (bytes(21_000_000), (413, "too_large")),
+    ],
+)
+def test_a_bad_file_is_refused(client, data, expected):
+    assert refusal(predict(client, data)) == expected
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(client):
+    assert refusal(predict(client, _png_claiming(60_000, 60_000))) == (413, "too_many_pixels")
+    assert refusal(predict(client, _png_claiming(2**31 - 1, 2**31 - 1)))[0] in (413, 415)
+
+
+def test_a_bad_request_is_refused(client):
+    assert refusal(predict(client, PNG, field="picture")) == (400, "wrong_field")
+    assert refusal(client.post("/predict", data={"image": "text"}, files={"other": PNG})) == (400, "wrong_field")
+    assert refusal(client.post("/predict", files=[("image", PNG), ("image", PNG)])) == (400, "wrong_field")
+    assert refusal(client.post("/predict", content=PNG)) == (415, "not_multipart")
+    assert refusal(client.post("/predict", json={"image": "x"})) == (415, "not_multipart")
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert refusal(client.post("/predict", content=b"no boundary here", headers=form)) == (400, "bad_form")
+    assert refusal(client.post("/predict", content=b"", headers={"Content-Type": "multipart/form-data"})) == (400, "bad_form")
+    assert refusal(client.get("/predict")) == (405, "method_not_allowed")
+    assert refusal(client.get("/nothing")) == (404, "not_found")
+    assert refusal(client.get("/../service.py")) == (404, "not_found")
+
+
+def test_an_endless_upload_without_a_length_is_cut_off(client):
+    def chunks() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        for _ in range(40):
+            yield bytes(1_000_000)
+
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert refusal(client.post("/predict", content=chunks(), headers=form)) == (413, "too_large")
+
+
+def test_explain_gives_numbers_or_a_picture(client):
+    found = client.post("/explain", files={"image": PNG}).json()
+    heat = np.array(found["heat"])
+    assert found["method"] and heat.ndim == 2 and heat.min() >= 0 and heat.max() <= 1
+    assert set(found["region"]) == {"left", "top", "width", "height"}
+    answer = client.post("/explain", files={"image": PNG}, headers={"Accept": "image/png"})
+    assert answer.headers["content-type"] == "image/png"
+    image = Image.open(io.BytesIO(answer.content))
+    assert image.mode == "RGBA" and image.size == (100, 80)
+    assert refusal(client.post("/explain", files={"image": b"hello"})) == (415, "not_an_image")
+
+
+def test_the_page_runs_no_foreign_or_inline_script(client):
+    for path, kind in {"/": "text/html", "/app.js": "text/javascript", "/style.css": "text/css", "/icon.svg": "image/svg+xml"}.items():
+        answer = client.get(path)
+        assert answer.headers["content-type"].startswith(kind)
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
+        assert "//" not in answer.text.replace("http://www.w3.org/2000/svg", "").replace("// ", "")
+
+
+def test_metrics_count_answers_by_verdict_and_version(client):
+    verdict = predict(client, PNG).json()["verdict"]
+    lines = client.get("/metrics").text.splitlines()
+    counted = [line for line in lines if line.startswith("unmask_predictions_total") and verdict in line and 'version="1"' in line]
+    assert len(counted) == 1 and float(counted[0].split()[-1]) >= 1
+    assert any(line.startswith("unmask_prediction_seconds_count") and 'version="1"' in line for line in lines)
+
+
+def test_it_follows_the_alias_and_refuses_a_broken_package(client, store, package, workspace, tmp_path):
+    assert client.get("/model").json()["version"] == "1"
+    register(store, package)
+    wait_for(lambda: predict(client, PNG).json()["model"]["version"] == "2")  # no restart
+
+    broken = tmp_path / "broken"
+    shutil.copytree(package, broken)
+    weights = broken / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    register(store, broken)
+    wait_for(lambda: "Version 3 was refused" in (client.get("/readyz").json()["trouble"] or ""))
+    assert "model.safetensors" in client.get("/readyz").json()["trouble"]
+    assert predict(client, PNG).json()["model"]["version"] == "2"
+    assert "Version 3 was refused" in (workspace / "service.log").read_text()
+
+    promote(store, "1")
+    wait_for(lambda: predict(client, PNG).json()["model"]["version"] == "1")
+    assert client.get("/readyz").json() == {"ready": True, "version": "1", "trouble": None}
+
+
+def test_without_mlflow_the_last_champion_is_served_after_a_restart(tmp_path, package):
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    register(store, package)
+    before = Champion(Registry(store, tmp_path / "served"))
+    before.look()
+    assert before.served is not None and before.trouble is None
+
+    after = Champion(Registry("http://127.0.0.1:9", tmp_path / "served"), seconds=0.1)
+    after.start()
+    wait_for(lambda: after.served is not None)
+    after.stop()
+    assert after.served is not None and after.served.version == "1"
+    assert after.trouble is not None and "does not answer" in after.trouble[0]
+
+
+def test_the_champion_goes_on_when_its_alias_is_removed_and_changes_when_the_store_is_made_anew(tmp_path, package):
+    import mlflow
+
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    register(store, package)
+    champion = Champion(Registry(store, tmp_path / "served"))
+    champion.look()
+    first = champion.served
+    mlflow.MlflowClient(store, store).delete_registered_model_alias("unmask", "champion")
+    champion.look()
+    assert champion.served is first and champion.trouble is not None and "No model is promoted" in champion.trouble[0]
+
+    anew = f"sqlite:///{tmp_path / 'anew.db'}"
+    shutil.copytree(package, tmp_path / "other" / "package")
+    register(anew, tmp_path / "other" / "package")
+    champion.source = Registry(anew, tmp_path / "served")
+    champion.look()
+    assert champion.served is not first and champion.served is not None and champion.served.version == "1" and champion.trouble is None
+
+
+def test_a_damaged_download_is_fetched_again_and_old_ones_go(tmp_path, package):
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    folder = tmp_path / "served"
+    for _ in range(KEEP + 1):
+        register(store, package)
+        Champion(Registry(store, folder)).look()
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [str(number) for number in range(2, KEEP + 2)]
+    newest = folder / str(KEEP + 1)
+    (newest / "preprocess.json").write_text("{}")
+    champion = Champion(Registry(store, folder))
+    champion.look()
+    assert champion.served is not None and champion.trouble is None
+    assert (newest / "preprocess.json").read_bytes() == (package / "preprocess.json").read_bytes()
+
+
+def test_a_bento_runs_without_mlflow_prefect_and_dvc(tmp_path, package):
+    source, home = tmp_path / "source", tmp_path / "bentoml"
+    source.mkdir()
+    for name in ("service.py", "bentofile.yaml", ".bentoignore"):
+        shutil.copy(ROOT / name, source / name)
+    for name in ("pipeline", "web"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(package, source / "models" / "champion")
+    environment = os.environ | {"BENTOML_HOME": str(home), "PYTHONPATH": ""}
+    build = [sys.executable, "-m", "bentoml", "build", "--label", "model_version=7", "--output", "tag"]
+    built = subprocess.run(build, cwd=source, env=environment, text=True, capture_output=True)
+    assert built.returncode == 0, built.stderr
+    tag = built.stdout.strip().splitlines()[-1].removeprefix("__tag__:")
+
+    blocker = tmp_path / "blocker"
+    blocker.mkdir()
+    for name in ("mlflow", "prefect", "dvc"):
+        (blocker / f"{name}.py").write_text("raise ImportError(__name__)\n")
+    with served(tmp_path, tag, BENTOML_HOME=str(home), PYTHONPATH=str(blocker), UNMASK_VAR=str(tmp_path / "var")) as client:
+        wait_for(lambda: client.get("/readyz").is_success)
+        assert predict(client, PNG).json()["model"]["version"] == "7"
+        assert client.post("/explain", files={"image": PNG}).is_success
+        assert client.get("/").is_success
+
+
+def test_a_bento_lists_the_versions_that_are_tested():
+    packages = yaml.safe_load((ROOT / "bentofile.yaml").read_text())["python"]["packages"]
+    for package in packages:
+        name, version = package.split("==")
+        assert importlib.metadata.version(name).split("+")[0] == version
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def _png16(gray: np.ndarray) -> bytes:
+    """A 16-bit grayscale PNG with the values of an 8-bit picture."""
+    rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in gray[..., 0])
+    header = struct.pack(">IIBBBBB", gray.shape[1], gray.shape[0], 16, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
+
+
+def _png_claiming(width: int, height: int) -> bytes:
+    """A small PNG whose header promises many pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes(1000))) + _chunk(b"IEND", b"")
