@@ -15,6 +15,9 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export BENTOML_DO_NOT_TRACK := True
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+# What Prefect keeps of its runs lies in this folder, and `make up` shows the runs of `make run`.
+export PREFECT_HOME ?= $(CURDIR)/var/prefect
 
 .DEFAULT_GOAL := help
 .PHONY: help install run serve up test check lock clean
@@ -36,6 +39,7 @@ run: $(STAMP)  ## The whole loop: data to bento. DATA=folder MODEL=name-or-folde
 	@python -m flows.run
 
 serve: $(STAMP)  ## Serve the champion on SERVICE_PORT (3000)
+	@python -m flows.ports SERVICE_PORT
 	@bentoml serve service:Unmask --host 127.0.0.1 --port $(SERVICE_PORT)
 
 up: $(STAMP)  ## MLflow, Prefect, a worker with all deployments, and the service, under one supervisor

@@ -89,6 +89,7 @@ class PredictionLog:
             with closing(sqlite3.connect(self.path, timeout=10)) as database, database:
                 database.execute("PRAGMA journal_mode=WAL")
                 database.execute(SCHEMA)
+                database.execute("CREATE INDEX IF NOT EXISTS newest ON predictions (package, time)")
                 database.executemany(f"INSERT INTO predictions VALUES ({', '.join('?' * len(rows[0]))})", rows)  # noqa: S608 - no value in it
         except (sqlite3.Error, OSError) as error:
             self.dropped += len(rows)

@@ -1,0 +1,94 @@
+"""Brings the files up to date with `dvc repro`, one DVC stage a Prefect task run. The order of the stages is DVC's."""
+
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed, State
+
+from flows.process import Ended, environment, stream
+from pipeline.errors import StageError
+from pipeline.lineage import lineage
+
+DVC = [sys.executable, "-m", "dvc"]
+CACHED = ("Stage '{}' didn't change, skipping", "Stage '{}' is cached - skipping run, checking out outputs")
+NODE = re.compile(r'^"(?P<stage>[^"]+)"(?: -> "(?P<after>[^"]+)")?;$', re.MULTILINE)
+
+
+def materialise() -> None:
+    """Run every stage of dvc.yaml that is out of date. To be called in a flow, with `workspace_lock` held.
+
+    Raises:
+        StageError: naming the stage that failed, with its own message.
+    """
+    states: dict[str, State] = {}
+    graph = stages()
+    for stage in TopologicalSorter(graph).static_order():
+        states[stage] = reproduce(stage, return_state=True, wait_for=[states[before] for before in graph[stage]])
+        if states[stage].is_failed():
+            raise StageError(f"stage {states[stage].message}")
+
+
+@task(name="stage", task_run_name="{stage}", cache_policy=NO_CACHE)
+def reproduce(stage: str) -> State:
+    """Bring one stage up to date. Ends as Completed, as Cached if DVC found nothing to do, or as Failed with the stage's message."""
+    logger = get_run_logger()
+    now = lineage()
+    tags = {"prefect_flow_run": str(flow_run.id), "git_commit": str(now["git_commit"]), "git_dirty": str(now["git_dirty"])}
+    ended = stream([*DVC, "--wait-for-lock", "repro", "--single-item", stage], logger.info, environment(UNMASK_RUN_TAGS=json.dumps(tags)))
+    if ended.returncode:
+        return Failed(message=f"{stage} failed: {_complaint(ended)}")
+    if set(ended.tail) & {text.format(stage) for text in CACHED}:
+        return Completed(name="Cached", message="DVC: nothing that the stage depends on changed")
+    return Completed()
+
+
+def stages() -> dict[str, list[str]]:
+    """Each stage of dvc.yaml and the stages that it comes after.
+
+    Raises:
+        StageError: if DVC cannot read its graph.
+    """
+    found = subprocess.run([*DVC, "dag", "--dot"], capture_output=True, text=True)
+    if found.returncode:
+        raise StageError(f"`dvc dag` failed: {Ended(found.returncode, found.stderr.splitlines()).message()}")
+    graph: dict[str, list[str]] = {}
+    for match in NODE.finditer(found.stdout):
+        if match["after"]:
+            graph.setdefault(match["after"], []).append(match["stage"])
+        else:
+            graph.setdefault(match["stage"], [])
+    return graph
+
+
+@contextmanager
+def workspace_lock() -> Iterator[None]:
+    """Hold this folder's files for one flow at a time: from the first stage to the registration of what it made.
+
+    The lock is the operating system's and ends with the process, however that ends.
+    """
+    path = Path(os.environ.get("UNMASK_VAR", "var")) / "materialise.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            get_run_logger().info("another run is at work in this folder; waiting until it ends")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _complaint(ended: Ended) -> str:
+    """The stage's own message; DVC's, if the stage did not come to run."""
+    own = [line for line in ended.tail if not re.match("ERROR: failed to reproduce .*: failed to run:", line)]
+    return Ended(ended.returncode, own).message()

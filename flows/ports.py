@@ -1,0 +1,28 @@
+"""The ports that the servers listen on, from the environment."""
+
+import os
+import socket
+import sys
+
+HOST = "127.0.0.1"
+PORTS = {"MLFLOW_PORT": 5000, "PREFECT_PORT": 4200, "SERVICE_PORT": 3000}
+"""Environment variable -> port without it."""
+
+
+def free(name: str) -> int:
+    """The port that the variable names. Ends the process with a message if it is no port, or taken."""
+    value = os.environ.get(name) or str(PORTS[name])
+    if not value.isdecimal() or not 0 < int(value) < 65536:
+        sys.exit(f"error: {name}={value} is not a port: a number from 1 to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, int(value)))
+        except OSError as error:
+            sys.exit(f"error: port {value} cannot be used ({error.strerror}); stop what listens there, or choose another with {name}=...")
+    return int(value)
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        free(argument)

@@ -1,0 +1,223 @@
+"""MLflow behind a few verbs: find, register, put an alias on, look up an alias, download.
+
+A package is registered once. Its digest, as a tag, is what the run and the version are found by, so that a run which was killed
+anywhere, or whose files came from DVC's cache, ends in the same one version when it is started again.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, RunTag
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from flows.gates import Verdict
+from pipeline.lineage import lineage
+from pipeline.package import Package
+from pipeline.params import Params
+from pipeline.record import Record
+from pipeline.tracking import MODEL, connect
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+DIGEST = "package"
+REPORTS = Path("reports")
+TRAIN_REPORT = REPORTS / "train.json"
+PARTS = ("test", "unseen")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered package."""
+
+    number: int
+    run_id: str
+    tags: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """What `Package.digest` is for its package."""
+        return self.tags.get(DIGEST, "")
+
+    @property
+    def passed(self) -> bool:
+        """Whether it passed the gate."""
+        return self.tags.get("gate") == "passed"
+
+
+def register(package: Package, settings: Params, evaluation: Mapping[str, Any], verdicts: Sequence[Verdict], flow_run: str) -> Version:
+    """Record the package, its figures and its verdicts, unless that was done before; then put `challenger` on the newest that passed.
+
+    A package that is registered already keeps its version; its verdicts become the ones given, because the gates may have changed.
+
+    Args:
+        package: whose training run is in reports/train.json. A training that this store does not know, or that has another package
+            already, gets a new run made from the reports.
+        evaluation: reports/evaluation.json.
+        flow_run: id of the Prefect flow run.
+
+    Raises:
+        MlflowException: if MLflow cannot be reached.
+    """
+    connect()
+    client = MlflowClient()
+    tags = verdict_tags(verdicts)
+    version = find(package.digest)
+    if version:
+        for key in {key for key in version.tags if key.startswith("gate.")} - set(tags):
+            client.delete_model_version_tag(MODEL, str(version.number), key)
+        for key, value in tags.items():
+            tag(version, key, value)
+    else:
+        origin = package.meta.lineage | {"dvc_lock": lineage()["dvc_lock"], "prefect_flow_run": flow_run, DIGEST: package.digest}
+        run_id = _run_of(package, settings)
+        origin_tags = {key: str(value) for key, value in origin.items() if value is not None and key != "run_id"}
+        _complete(client, run_id, package, evaluation, origin_tags)
+        _make_model(client)
+        client.create_model_version(
+            MODEL,
+            source=f"{client.get_run(run_id).info.artifact_uri}/package",
+            run_id=run_id,
+            tags=origin_tags | tags,
+            description=figures_table(evaluation),
+        )
+    _move_challenger(client)
+    registered = find(package.digest)
+    assert registered is not None
+    return registered
+
+
+def find(digest: str) -> Version | None:
+    """The version of a package."""
+    found = _search(f"tags.`{DIGEST}` = '{digest}'")
+    return found[0] if found else None
+
+
+def passed() -> list[Version]:
+    """Every version that passed the gate, newest first."""
+    return _search("tags.gate = 'passed'")
+
+
+def holder(alias: str) -> Version | None:
+    """The version that an alias is on."""
+    connect()
+    try:
+        return _version(MlflowClient().get_model_version_by_alias(MODEL, alias))
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
+            return None
+        raise
+
+
+def promote(version: Version) -> None:
+    """Make a version the champion."""
+    MlflowClient().set_registered_model_alias(MODEL, CHAMPION, str(version.number))
+
+
+def tag(version: Version, key: str, value: str) -> None:
+    """Put a tag on a version."""
+    MlflowClient().set_model_version_tag(MODEL, str(version.number), key, value)
+
+
+def download(version: Version, target: Path) -> Path:
+    """Copy a version's package into the folder `target`. Returns the folder of the package."""
+    target.mkdir(parents=True, exist_ok=True)
+    return Path(mlflow.artifacts.download_artifacts(f"models:/{MODEL}/{version.number}", dst_path=str(target)))
+
+
+def verdict_tags(verdicts: Sequence[Verdict]) -> dict[str, str]:
+    """`gate` and one tag for each gate."""
+    all_passed = all(verdict.passed for verdict in verdicts)
+    return {"gate": "passed" if all_passed else "failed"} | {f"gate.{verdict.name}": str(verdict) for verdict in verdicts}
+
+
+def figures_table(evaluation: Mapping[str, Any]) -> str:
+    """The figures of the test part and of unseen generators as a Markdown table."""
+    lines = ["| part | figure | value | 95% interval |", "| --- | --- | --- | --- |"]
+    for part in PARTS:
+        for name, figure in evaluation.get(part, {}).items():
+            lines.append(f"| {part} | {name} | {_short(figure['value'])} | {_short(figure['low'])} to {_short(figure['high'])} |")
+    return "\n".join(lines)
+
+
+def _run_of(package: Package, settings: Params) -> str:
+    """The one run of a package: found by its tag, or the run of the training if that has no package yet, or a new one."""
+    client, experiment = MlflowClient(), connect()
+    known = client.search_runs([experiment], f"tags.`{DIGEST}` = '{package.digest}'", max_results=1)
+    if known:
+        return known[0].info.run_id
+    report = json.loads(TRAIN_REPORT.read_text())
+    try:
+        run = client.get_run(report["run_id"])
+        run_id = run.info.run_id if run.info.lifecycle_stage == "active" and DIGEST not in run.data.tags else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        run_id = None
+    run_id = run_id or _replay(package, settings, report)
+    client.set_tag(run_id, DIGEST, package.digest)
+    return run_id
+
+
+def _replay(package: Package, settings: Params, report: Mapping[str, Any]) -> str:
+    """Record a training after the fact, from its report."""
+    folder = Path(os.environ.get("UNMASK_VAR", "var")) / "runs" / package.digest[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    record = Record.open(folder, settings)
+    for row in report["epochs"]:
+        record.epoch(row)
+    record.finish(dict(report))
+    MlflowClient().set_tag(record.run_id, "replayed_from", report["run_id"])
+    return record.run_id
+
+
+def _complete(client: MlflowClient, run_id: str, package: Package, evaluation: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+    """Add to a run what is known only after the evaluation. Doing it twice changes nothing, because the time stays the same."""
+    made = int(datetime.fromisoformat(package.meta.created).timestamp() * 1000)
+    metrics = [
+        Metric(f"{part}_{name}" + ("" if bound == "value" else f"_{bound}"), figure[bound], timestamp=made, step=0)
+        for part in PARTS
+        for name, figure in evaluation.get(part, {}).items()
+        for bound in ("value", "low", "high")
+        if figure[bound] is not None
+    ]
+    client.log_batch(run_id, metrics=metrics, tags=[RunTag(key, value) for key, value in tags.items()])
+    client.log_artifacts(run_id, str(REPORTS), "reports")
+    client.log_artifacts(run_id, str(package.path), "package")
+
+
+def _make_model(client: MlflowClient) -> None:
+    try:
+        client.create_registered_model(MODEL, description="Tells real faces from deepfakes. Promote a version by moving `champion` to it.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _move_challenger(client: MlflowClient) -> None:
+    newest, current = next(iter(passed()), None), holder(CHALLENGER)
+    if newest and newest != current:
+        client.set_registered_model_alias(MODEL, CHALLENGER, str(newest.number))
+    elif current and not newest:
+        client.delete_registered_model_alias(MODEL, CHALLENGER)
+
+
+def _search(condition: str) -> list[Version]:
+    connect()
+    found = MlflowClient().search_model_versions(f"name = '{MODEL}' and {condition}", order_by=["version_number DESC"])
+    return [_version(version) for version in found]
+
+
+def _version(found: ModelVersion) -> Version:
+    return Version(int(found.version), found.run_id or "", dict(found.tags))
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

@@ -1,0 +1,84 @@
+"""`make run`: the whole loop once, without a server: train, register, promote the very first version, pack it, say what came out."""
+
+import os
+import sys
+from typing import Any
+
+from flows import registry
+from flows.deploy import BENTO, deploy
+from flows.registry import CHAMPION, Version
+from flows.train import train
+from pipeline import package
+from pipeline.lineage import lineage
+from pipeline.package import PACKAGE
+
+
+def main() -> None:
+    """Run the loop. Ends with 1 if a stage or the gate failed."""
+    ended = train(reason="make run", return_state=True)
+    if not ended.is_completed() and ended.name != "GateFailed":
+        sys.exit(f"error: {ended.message}")
+    version = registry.find(package.verify(PACKAGE).digest)
+    assert version is not None, "the train flow registers what it does not fail on"
+    promoted = version.passed and registry.holder(CHAMPION) is None
+    if promoted:
+        registry.promote(version)
+    champion = registry.holder(CHAMPION)
+    if champion:
+        packed = deploy(return_state=True)
+        if not packed.is_completed():
+            sys.exit(f"error: {packed.message}")
+        champion = registry.holder(CHAMPION)
+    print(summary(version, champion, promoted))
+    sys.exit(0 if version.passed else 1)
+
+
+def summary(version: Version, champion: Version | None, promoted: bool) -> str:
+    """The table at the end, and what to type next."""
+    figures = package.verify(PACKAGE).meta.figures
+    rows = {
+        "data version": lineage()["data_md5"] or "unknown",
+        "test F1": _figure(figures["f1"]),
+        "test AUC": _figure(figures["auc"]),
+        "gate": verdict(version),
+        "model version": f"{version.number} of {registry.MODEL}{_role(version, champion, promoted)}",
+        "bento": champion.tags[BENTO] + ("" if champion == version else f" (version {champion.number})")
+        if champion
+        else "none: there is no champion",
+    }
+    width = max(map(len, rows))
+    table = "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
+    port = os.environ.get("SERVICE_PORT", "3000")
+    next_ = [
+        ("make serve", f"the page and the API on http://localhost:{port}"),
+        ("make up", "everything: MLflow to promote in, Prefect, the page"),
+        ("dvc metrics show", "all figures; reports/evaluation.html shows them with pictures"),
+    ]
+    commands = "\n".join(f"  {command:<{width + 4}}  {what}" for command, what in next_)
+    return f"\n{table}\n\nNext:\n{commands}\n"
+
+
+def verdict(version: Version) -> str:
+    """`passed`, or what failed."""
+    failed = [f"{name.removeprefix('gate.')} {value}" for name, value in sorted(version.tags.items()) if value.startswith("failed:")]
+    return "failed: " + "; ".join(line.replace(" failed:", "") for line in failed) if failed else version.tags["gate"]
+
+
+def _figure(figure: dict[str, Any]) -> str:
+    return (
+        "not defined" if figure["value"] is None else f"{figure['value']:.3f}  (95% interval {figure['low']:.3f} to {figure['high']:.3f})"
+    )
+
+
+def _role(version: Version, champion: Version | None, promoted: bool) -> str:
+    if promoted:
+        return ", champion: the very first that passed"
+    if champion == version:
+        return ", champion"
+    if not version.passed:
+        return ", not to be served"
+    return ", challenger: promote it in MLflow (make up)" if champion else ""
+
+
+if __name__ == "__main__":
+    main()

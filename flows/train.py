@@ -1,0 +1,76 @@
+"""Flow `train`: bring the files up to date, judge the model, record it. Whether it is served is decided elsewhere."""
+
+import json
+from typing import Any
+
+from prefect import State, flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+
+from flows import gates, registry
+from flows.gates import Verdict
+from flows.materialise import materialise, workspace_lock
+from flows.registry import REPORTS, Version
+from flows.store import find_store, retried
+from pipeline import package
+from pipeline.errors import StageError
+from pipeline.package import PACKAGE, PackageError
+from pipeline.params import Params, ParamsError, load_params
+
+
+@flow(name="train", log_prints=False)
+def train(reason: str = "manual", evidence: dict[str, Any] | None = None) -> State[Any]:
+    """Train if anything changed, and register what comes out.
+
+    Ends as Completed, as GateFailed (registered, but neither challenger nor champion) or as StageFailed.
+
+    Args:
+        reason: why the run was started: a person's words, `drift`, `schedule`.
+        evidence: what the reason rests on, e.g. figures of a drift report; shown in the log.
+    """
+    get_run_logger().info("started because: %s %s", reason, evidence or "")
+    try:
+        settings = load_params()
+        find_store()
+        with workspace_lock():
+            materialise()
+            evaluation = json.loads((REPORTS / "evaluation.json").read_text())
+            verdicts = gate(settings, evaluation)
+            version = register(settings, evaluation, verdicts)
+    except (StageError, ParamsError, PackageError) as error:
+        return Failed(name="StageFailed", message=str(error))
+    message = notify(version, verdicts, evaluation, reason)
+    return Completed(message=message) if version.passed else Failed(name="GateFailed", message=message)
+
+
+@task(cache_policy=NO_CACHE)
+def gate(settings: Params, evaluation: dict[str, Any]) -> list[Verdict]:
+    """Judge the figures, and show the verdicts as an artifact."""
+    verdicts = gates.judge(settings.gates, evaluation)
+    for verdict in verdicts:
+        get_run_logger().info("gate %s %s", verdict.name, verdict)
+    create_table_artifact(
+        key="gate",
+        table=[{"gate": v.name, "verdict": str(v).partition(":")[0], "value": v.value, "min": v.min, "max": v.max} for v in verdicts],
+        description=registry.figures_table(evaluation),
+    )
+    return verdicts
+
+
+@task(**retried)
+def register(settings: Params, evaluation: dict[str, Any], verdicts: list[Verdict]) -> Version:
+    """Put the package into MLflow, once."""
+    return registry.register(package.verify(PACKAGE), settings, evaluation, verdicts, str(flow_run.id))
+
+
+@task(cache_policy=NO_CACHE)
+def notify(version: Version, verdicts: list[Verdict], evaluation: dict[str, Any], reason: str) -> str:
+    """Say how it ended, in the log and as an artifact. Returns the sentence."""
+    failed = [f"{verdict.name} {verdict}" for verdict in verdicts if not verdict.passed]
+    sentence = f"version {version.number} of {registry.MODEL} is registered; gate {'failed: ' + '; '.join(failed) if failed else 'passed'}"
+    (get_run_logger().error if failed else get_run_logger().info)(sentence)
+    lines = [f"# {sentence}", f"Reason: {reason}", registry.figures_table(evaluation)]
+    create_markdown_artifact(key="training", markdown="\n\n".join(lines))
+    return sentence

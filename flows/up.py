@@ -1,0 +1,53 @@
+"""`make up`: MLflow, Prefect, a worker and the service under one supervisor. Ctrl-C stops all of them."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from honcho.manager import Manager
+
+from flows.deployments import POOL
+from flows.ports import HOST, PORTS, free
+
+WELCOME = """Prefect  http://{host}:{PREFECT_PORT}
+MLflow   http://{host}:{MLFLOW_PORT}
+Unmask   http://{host}:{SERVICE_PORT}
+
+In another terminal, after `source .venv/bin/activate`:
+export PREFECT_API_URL=http://{host}:{PREFECT_PORT}/api MLFLOW_TRACKING_URI=http://{host}:{MLFLOW_PORT}
+prefect deployment run train/default
+"""
+
+
+def main() -> None:
+    """Start everything; end when one of the processes ends."""
+    ports = {name: free(name) for name in PORTS}
+    uris = {"MLFLOW_TRACKING_URI": f"http://{HOST}:{ports['MLFLOW_PORT']}", "PREFECT_API_URL": f"http://{HOST}:{ports['PREFECT_PORT']}/api"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    environment = os.environ | uris | {"PATH": path, "PYTHONUNBUFFERED": "1"}
+    manager = Manager()
+    for name, command in commands(ports).items():
+        manager.add_process(name, command, env=environment)
+    print(WELCOME.format(host=HOST, **ports), flush=True)
+    manager.loop()
+    sys.exit(0 if manager.returncode in (0, 130, 143) else manager.returncode)  # stopped by the user is no failure
+
+
+def commands(ports: Mapping[str, int]) -> dict[str, str]:
+    """Name of each process -> its shell command."""
+    python = shlex.quote(sys.executable)
+    return {
+        # Jobs are a feature of MLflow that nothing here uses; their workers would take 2 GB.
+        "mlflow": f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec {python} -m mlflow server --host {HOST} --port {ports['MLFLOW_PORT']} "
+        "--workers 1 --backend-store-uri sqlite:///mlflow.db --artifacts-destination ./mlartifacts",
+        "prefect": f"exec {python} -m prefect server start --host {HOST} --port {ports['PREFECT_PORT']}",
+        "worker": f"{python} -m flows.deployments && "
+        f"exec {python} -m prefect worker start --pool {POOL} --type process --install-policy never",
+        "service": f"exec {python} -m bentoml serve service:Unmask --host {HOST} --port {ports['SERVICE_PORT']}",
+    }
+
+
+if __name__ == "__main__":
+    main()
