@@ -42,18 +42,16 @@ def augment(pictures: Sequence[np.ndarray], settings: Augment, rng: np.random.Ge
 
 def _geometry(settings: Augment, side: int, rng: np.random.Generator) -> Change:
     """Flip, rotation, zoom and crop as one warp, so that the traces of a forgery are interpolated only once."""
-    flip = rng.random() < settings.flip
+    flip, warp = rng.random() < settings.flip, rng.random() < settings.warp
     kept = 1 - rng.uniform(0, settings.crop)
-    matrix = cv2.getRotationMatrix2D(
-        ((side - 1) / 2, (side - 1) / 2), rng.uniform(-1, 1) * settings.rotate, rng.uniform(*settings.scale) / kept
-    )
+    centre, angle = ((side - 1) / 2, (side - 1) / 2), rng.uniform(-1, 1) * settings.rotate
+    matrix = cv2.getRotationMatrix2D(centre, angle, rng.uniform(*settings.scale) / kept)
     matrix[:, 2] = matrix[:, 2] + rng.uniform(-0.5, 0.5, 2) * (1 - kept) * side
-    still = np.allclose(matrix, [[1, 0, 0], [0, 1, 0]])
 
     def change(picture: np.ndarray) -> np.ndarray:
         if flip:
             picture = picture[:, ::-1]
-        if still:
+        if not warp:
             return np.ascontiguousarray(picture)
         return cv2.warpAffine(
             np.ascontiguousarray(picture), matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101

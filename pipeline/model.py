@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel, ViTImageProcessorPil
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+import pipeline.stem  # noqa: F401 - makes stem_vit known to transformers
 from pipeline import params
 from pipeline.errors import StageError
 from pipeline.manifest import ID2LABEL, LABEL2ID
@@ -25,7 +26,10 @@ def build(settings: params.Model) -> tuple[PreTrainedModel, Any]:
     """
     try:
         if settings.init == "pretrained":
-            model = AutoModelForImageClassification.from_pretrained(settings.name, ignore_mismatched_sizes=True, **HEAD, **settings.config)
+            # safetensors alone: a pickled checkpoint runs whatever its maker likes.
+            model = AutoModelForImageClassification.from_pretrained(
+                settings.name, use_safetensors=True, ignore_mismatched_sizes=True, **HEAD, **settings.config
+            )
             return model, AutoImageProcessor.from_pretrained(settings.name)
         if settings.name in CONFIG_MAPPING:
             config = AutoConfig.for_model(settings.name, **HEAD, **settings.config)

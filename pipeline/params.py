@@ -134,6 +134,7 @@ class Augment(Section):
     """Random changes of training images, the same kinds for both classes. Probabilities are per image."""
 
     flip: Share
+    warp: Share = Field(description="probability of rotation, zoom and crop together: they resample, which wipes the finest traces")
     rotate: float = Field(ge=0, le=180, description="degrees either way")
     scale: Range = Field(description="zoom factor")
     crop: Share = Field(description="largest share of a side that a random crop takes away")

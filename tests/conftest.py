@@ -43,9 +43,9 @@ def make_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Pat
     def make() -> Path:
         folder = tmp_path_factory.mktemp("workspace")
         ignore = shutil.ignore_patterns("__pycache__")
-        for name in ("pipeline", "flows"):
+        for name in ("pipeline", "flows", "web"):
             shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-        for name in ("params.yaml", "dvc.yaml", ".dvcignore", ".gitignore"):
+        for name in ("params.yaml", "dvc.yaml", "bentofile.yaml", "service.py", ".bentoignore", ".dvcignore", ".gitignore"):
             shutil.copy(ROOT / name, folder / name)
         apply(SMALL, folder / "params.yaml")
         run(folder, "git", "init", "--quiet")
@@ -63,6 +63,18 @@ def finished(make_workspace: Callable[[], Path]) -> Path:
     folder = make_workspace()
     run(folder, sys.executable, "-m", "dvc", "repro")
     return folder
+
+
+@pytest.fixture(scope="session")
+def copy_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """A function that copies a workspace with all that was made in it, but for the record of its trainings."""
+
+    def copy(origin: Path) -> Path:
+        folder = tmp_path_factory.mktemp("copy") / "workspace"
+        shutil.copytree(origin, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", "__pycache__", "tmp"))
+        return folder
+
+    return copy
 
 
 def run(folder: Path, *command: str, check: bool = True) -> str:

@@ -1,0 +1,203 @@
+"""The data side on planted trouble: what is broken, doubled, contradictory, or gives the class away."""
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pipeline import ingest, split, validate
+from pipeline.errors import StageError
+from pipeline.manifest import ManifestError, check, read, read_parts
+from pipeline.params import Params, load_params
+from pipeline.settings import apply, folder_source
+from pipeline.split import near_duplicates
+from tests.conftest import ROOT
+
+RNG = np.random.default_rng(0)
+
+
+def picture(path: Path, seed: int, **options: int) -> None:
+    """A picture of smooth blobs, so that its perceptual hash survives JPEG and scaling."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC).save(path, **options)
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """30 reals and 30 fakes, all different, in one format."""
+    for number, label in enumerate(("real", "fake")):
+        for index in range(30):
+            picture(tmp_path / "faces" / label / f"{index}.jpg", seed=1000 * number + index, quality=90)
+    return tmp_path / "faces"
+
+
+@pytest.fixture
+def prepare(tmp_path: Path, faces: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Params]:
+    """A function that makes a workspace for the folder of faces and gives its settings."""
+
+    def make(**values: object) -> Params:
+        folder = tmp_path / "workspace"
+        folder.mkdir(exist_ok=True)
+        shutil.copy(ROOT / "params.yaml", folder)
+        settings = {"validate.min_images": 5, "split.holdout_generators": [], "split.shares": {"train": 0.6, "val": 0.2, "test": 0.2}}
+        settings |= folder_source(faces) | {name.replace("__", "."): value for name, value in values.items()}
+        apply(settings, folder / "params.yaml")
+        monkeypatch.chdir(folder)
+        return load_params()
+
+    return make
+
+
+def quarantined() -> dict[str, str]:
+    with Path("reports/quarantine.csv").open(encoding="utf-8") as file:
+        return {Path(row["path"]).name: row["reason"] for row in csv.DictReader(file)}
+
+
+def test_broken_files_are_listed_and_the_rest_goes_on(faces: Path, prepare):
+    (faces / "real" / "text.jpg").write_bytes(b"hello")
+    (faces / "real" / "empty.jpg").write_bytes(b"")
+    (faces / "fake" / "cut.jpg").write_bytes((faces / "fake" / "0.jpg").read_bytes()[:300])
+    Image.new("RGB", (8, 8)).save(faces / "fake" / "tiny.png")
+    report = ingest.run(prepare(ingest__max_broken=0.2))
+    assert quarantined() == {"text.jpg": "not_an_image", "empty.jpg": "empty", "cut.jpg": "truncated", "tiny.png": "too_small"}
+    assert report["images"] == 60 and len(read(Path("data/manifest.parquet"))) == 60
+    with pytest.raises(StageError, match=r"4 of 64 files are broken, more than ingest.max_broken = 0.01"):
+        ingest.run(prepare(ingest__max_broken=0.01))
+
+
+def test_a_file_under_both_labels_is_a_conflict_and_a_double_is_one_row(faces: Path, prepare):
+    shutil.copy(faces / "real" / "0.jpg", faces / "fake" / "same.jpg")
+    shutil.copy(faces / "real" / "1.jpg", faces / "real" / "again.jpg")
+    report = ingest.run(prepare())
+    assert quarantined() == {"0.jpg": "conflict", "same.jpg": "conflict"}
+    assert report["duplicates"] == 1 and report["images"] == 59
+
+
+def test_near_duplicates_stay_in_one_part(faces: Path, prepare):
+    for index in range(30):  # the same pictures again, smaller and worse
+        with Image.open(faces / "real" / f"{index}.jpg") as image:
+            image.resize((48, 48)).save(faces / "fake" / f"copy{index}.jpg", quality=50)
+    settings = prepare()
+    ingest.run(settings)
+    (Path("reports") / "validation.json").write_text("{}")
+    report = split.run(settings)
+    parts = read_parts()
+    place = {
+        Path(path).stem: name for name, part in parts.items() for path, label in zip(part["path"], part["label"], strict=True) if label
+    }
+    together = sum(
+        place[f"copy{index}"] == next(n for n, p in parts.items() if f"data/raw/faces/real/{index}.jpg" in set(p["path"]))
+        for index in range(30)
+    )
+    assert together == 30 and report["groups_joined_by_near_duplicates"] >= 30
+
+
+def test_near_duplicates_are_those_of_a_plain_loop():
+    hashes = RNG.integers(0, 2**63, 700).astype(np.uint64)
+    hashes[100:200] = hashes[:100] ^ np.uint64(0b1011)
+    expected = {(i, j) for i in range(700) for j in range(i + 1, 700) if int(hashes[i] ^ hashes[j]).bit_count() <= 4}
+    assert {tuple(pair) for pair in near_duplicates(hashes, 4).tolist()} == expected and len(expected) >= 100
+
+
+def test_new_images_never_move_old_ones(faces: Path, prepare):
+    settings = prepare()
+    ingest.run(settings)
+    split.run(settings)
+    before = {path: name for name, part in read_parts().items() for path in part["path"]}
+    for index in range(30):
+        picture(faces / "real" / f"new{index}.jpg", seed=5000 + index, quality=90)
+    ingest.run(settings)
+    split.run(settings)
+    after = {path: name for name, part in read_parts().items() for path in part["path"]}
+    assert before.items() <= after.items() and len(after) == len(before) + 30
+
+
+def test_files_that_give_the_class_away_are_refused(faces: Path, prepare):
+    for path in (faces / "fake").glob("*.jpg"):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".png"))
+        path.unlink()
+    settings = prepare()
+    ingest.run(settings)
+    with pytest.raises(StageError, match=r"Metadata alone tells real from fake with AUC (0\.9|1\.0).*(format|quantisation|bytes)"):
+        validate.run(settings)
+    assert Path("reports/validation.json").is_file()  # the report outlives the failure
+
+
+def test_a_missing_class_is_named(faces: Path, prepare):
+    settings = prepare()
+    shutil.rmtree(faces / "fake")
+    with pytest.raises(StageError, match="no image of class fake"):
+        ingest.run(settings)
+
+
+def test_a_folder_with_nothing_is_named(faces: Path, prepare):
+    settings = prepare()
+    shutil.rmtree(faces)
+    faces.mkdir()
+    with pytest.raises(StageError, match=r"neither manifest\.csv nor images"):
+        ingest.run(settings)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,class\na.jpg,real\n", "column label is missing"),
+        ("path,label\nreal/0.jpg,genuine\n", "label 'genuine'; allowed are real, fake"),
+        ("path,label\n../outside.jpg,real\n", "points out of the folder"),
+        ("path,label\nreal/absent.jpg,real\n", "1 listed files do not exist, the first is 'real/absent.jpg'"),
+        ("path,label\nreal/0.jpg,real\nreal/0.jpg,real\n", "listed twice"),
+    ],
+)
+def test_a_wrong_manifest_is_named(faces: Path, prepare, content: str, message: str):
+    (faces / "manifest.csv").write_text(content)
+    with pytest.raises(StageError, match=message.replace("(", r"\(")):
+        ingest.run(prepare())
+
+
+def test_a_manifest_brings_groups_generators_and_attributes(faces: Path, prepare):
+    rows = [
+        f"{label}/{i}.jpg,{label},{'' if label == 'real' else 'gan'},p{i // 3},{'dark' if i % 2 else 'light'}"
+        for label in ("real", "fake")
+        for i in range(30)
+    ]
+    (faces / "manifest.csv").write_text("path,label,generator,group,light\n" + "\n".join(rows) + "\n")
+    settings = prepare()
+    ingest.run(settings)
+    table = read(Path("data/manifest.parquet"))
+    assert set(table["group"]) == {f"faces/p{i}" for i in range(10)} and set(table["light"]) == {"dark", "light"}
+    assert set(table.loc[table["label"] == "fake", "generator"]) == {"gan"} and set(table.loc[table["label"] == "real", "generator"]) == {
+        "none"
+    }
+
+
+def test_a_second_ingest_touches_only_what_is_new_and_forgets_what_left(faces: Path, prepare):
+    settings = prepare()
+    ingest.run(settings)
+    kept = Path("data/raw/faces/real/0.jpg").stat().st_ino
+    picture(faces / "real" / "new.jpg", seed=9000, quality=90)
+    (faces / "real" / "1.jpg").unlink()
+    ingest.run(settings)
+    assert Path("data/raw/faces/real/0.jpg").stat().st_ino == kept
+    paths = set(read(Path("data/manifest.parquet"))["path"])
+    assert "data/raw/faces/real/new.jpg" in paths and "data/raw/faces/real/1.jpg" not in paths
+    assert not Path("data/raw/faces/real/1.jpg").exists()
+
+
+def test_an_unknown_label_is_no_manifest():
+    with pytest.raises(ManifestError, match="label 'maybe'; allowed are real, fake"):
+        check(
+            pd.DataFrame(
+                [
+                    dict.fromkeys(("image_id", "path", "generator", "group", "source", "width", "height", "format", "bytes", "phash"), 1)
+                    | {"label": "maybe"}
+                ]
+            ),
+            "here",
+        )

@@ -1,0 +1,94 @@
+"""Figures, intervals, calibration and thresholds, against scikit-learn and by simulation."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from pipeline.calibration import choose_thresholds, fit_temperature, probability
+from pipeline.metrics import confusion, figures, group_weights, judge
+
+
+def simulated(rng: np.random.Generator, n: int, apart: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    labels = rng.integers(0, 2, n)
+    return labels, probability(rng.normal((labels - 0.5) * apart, 1), 1.0).round(2)  # rounded: equal scores have to be right too
+
+
+def test_figures_are_those_of_scikit_learn():
+    labels, scores = simulated(np.random.default_rng(0), 400)
+    found = {name: float(value[0]) for name, value in figures(labels, scores, 0.6).items()}
+    called = scores >= 0.6
+    expected = {
+        "precision": sklearn_metrics.precision_score(labels, called),
+        "recall": sklearn_metrics.recall_score(labels, called),
+        "f1": sklearn_metrics.f1_score(labels, called),
+        "accuracy": sklearn_metrics.accuracy_score(labels, called),
+        "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(labels, called),
+        "auc": sklearn_metrics.roc_auc_score(labels, scores),
+        "ap": sklearn_metrics.average_precision_score(labels, scores),
+        "brier": sklearn_metrics.brier_score_loss(labels, scores),
+        "nll": sklearn_metrics.log_loss(labels, scores.clip(1e-7, 1 - 1e-7)),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-9)
+    matrix = confusion(labels, scores, 0.6)
+    assert [matrix[cell] for cell in ("tn", "fp", "fn", "tp")] == sklearn_metrics.confusion_matrix(labels, called).ravel().tolist()
+
+
+def test_weights_count_like_repeated_rows():
+    rng = np.random.default_rng(1)
+    labels, scores = simulated(rng, 60)
+    counts = rng.integers(0, 4, 60)
+    weighted = figures(labels, scores, 0.5, counts[None].astype(float))
+    repeated = figures(np.repeat(labels, counts), np.repeat(scores, counts), 0.5)
+    for name in repeated:
+        assert weighted[name][0] == pytest.approx(repeated[name][0]), name
+
+
+def test_the_interval_holds_the_true_figure_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    labels, scores = simulated(rng, 200_000)
+    truth = float(figures(labels, scores, 0.5)["auc"][0])
+    held = 0
+    for trial in range(100):
+        labels, scores = simulated(rng, 150)
+        found = judge(labels, scores, np.arange(150), 0.5, draws=200, seed=trial)["auc"]
+        held += found["low"] <= truth <= found["high"]
+    assert 87 <= held <= 100  # 95 expected; outside it once in a thousand times
+
+
+def test_images_of_a_group_count_as_one():
+    rng = np.random.default_rng(3)
+    labels, scores = simulated(rng, 100)
+    alone = judge(labels, scores, np.arange(100), 0.5, draws=400, seed=0)["auc"]
+    copied = judge(np.repeat(labels, 5), np.repeat(scores, 5), np.repeat(np.arange(100), 5), 0.5, draws=400, seed=0)["auc"]
+    assert copied["high"] - copied["low"] == pytest.approx(alone["high"] - alone["low"], rel=0.05)
+    drawn = group_weights(np.array(["a", "a", "b"]), 50, 0)
+    assert (drawn[:, 0] == drawn[:, 1]).all() and (drawn[:, 0] != drawn[:, 2]).any()
+
+
+def test_one_class_leaves_undefined_figures_empty():
+    found = judge(np.zeros(20, int), np.linspace(0, 1, 20), np.arange(20), 0.5, draws=100, seed=0)
+    assert found["auc"]["value"] is None and found["recall"]["value"] is None and found["accuracy"]["value"] == 0.5
+
+
+def test_the_temperature_makes_overconfident_scores_honest():
+    rng = np.random.default_rng(4)
+    honest = rng.normal(0, 2, 20_000)
+    labels = (rng.random(20_000) < probability(honest, 1.0)).astype(int)
+    temperature = fit_temperature(honest * 3, labels)
+    assert temperature == pytest.approx(3, rel=0.1)
+    assert (
+        figures(labels, probability(honest * 3, temperature), 0.5)["ece"][0]
+        < 0.02
+        < figures(labels, probability(honest * 3, 1.0), 0.5)["ece"][0]
+    )
+
+
+def test_thresholds_keep_their_promises_on_the_data_they_come_from():
+    labels, scores = simulated(np.random.default_rng(5), 2000)
+    found = choose_thresholds(labels, scores, max_fpr=0.05, max_fnr=0.1)
+    reals, fakes = scores[labels == 0], scores[labels == 1]
+    assert (reals >= found.fake_above).mean() <= 0.05 and (reals >= found.fpr1).mean() <= 0.01
+    assert (fakes < found.real_below).mean() <= 0.1
+    assert found.real_below <= found.f1 <= found.fake_above
+    best = max(sklearn_metrics.f1_score(labels, scores >= threshold) for threshold in np.unique(scores))
+    assert sklearn_metrics.f1_score(labels, scores >= found.f1) == pytest.approx(best)

@@ -1,0 +1,149 @@
+"""The loop without a server: `python -m flows.run` on a workspace, with real Prefect, MLflow, DVC and BentoML."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from flows import gates
+from pipeline.errors import StageError
+from pipeline.package import verify
+from pipeline.params import Bound
+from pipeline.settings import apply
+from tests.conftest import run
+
+RUN = (sys.executable, "-m", "flows.run")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
+    """Prefect's database and BentoML's store in folders of the test's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        patch.setenv("BENTOML_HOME", str(tmp_path_factory.mktemp("bentoml")))
+        patch.delenv("PREFECT_API_URL", raising=False)
+        patch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def workspace(finished: Path, copy_workspace, home) -> Path:
+    """A workspace in which the stages have run and nothing is registered."""
+    return copy_workspace(finished)
+
+
+@pytest.fixture(scope="module")
+def first(workspace: Path) -> str:
+    """What the first `make run` prints."""
+    return run(workspace, *RUN)
+
+
+def client(workspace: Path) -> mlflow.MlflowClient:
+    uri = f"sqlite:///{workspace / 'mlflow.db'}"
+    return mlflow.MlflowClient(uri, uri)
+
+
+def aliases(workspace: Path) -> dict[str, str]:
+    return dict(client(workspace).get_registered_model("unmask").aliases)
+
+
+def test_the_first_run_registers_promotes_packs_and_says_so(workspace: Path, first: str):
+    version = client(workspace).get_model_version("unmask", "1")
+    package = verify(workspace / "models/package")
+    assert aliases(workspace) == {"champion": "1", "challenger": "1"}
+    assert version.tags["gate"] == "passed" and version.tags["gate.test.f1.value"].startswith("passed: ")
+    for tag in ("git_commit", "git_dirty", "dvc_lock", "data_md5", "prefect_flow_run", "bento"):
+        assert version.tags[tag] not in ("", "None"), tag
+    assert version.tags["package"] == package.digest
+    for text in (
+        package.meta.lineage["data_md5"],
+        "test F1",
+        "test AUC",
+        "95% interval",
+        "passed",
+        "1 of unmask",
+        version.tags["bento"],
+        "make serve",
+    ):
+        assert text in first, text
+
+
+def test_the_training_run_is_the_record(workspace: Path, first: str):
+    mlflow_client = client(workspace)
+    version = mlflow_client.get_model_version("unmask", "1")
+    record = mlflow_client.get_run(version.run_id)
+    assert record.info.status == "FINISHED"
+    assert {"val_f1", "val_loss", "val_accuracy", "loss", "test_f1", "test_f1_low", "test_f1_high"} <= set(record.data.metrics)
+    assert len(mlflow_client.get_metric_history(version.run_id, "val_f1")) == 2
+    assert record.data.params["train.epochs"] == "2"
+    inputs = {entry.dataset.name: entry.dataset.digest for entry in record.inputs.dataset_inputs}
+    lock = (workspace / "dvc.lock").read_text()
+    assert {"train", "test"} <= set(inputs)
+    stored = json.loads((workspace / "reports/train.json").read_text())
+    assert stored["run_id"] == version.run_id
+    assert {artifact.path for artifact in mlflow_client.list_artifacts(version.run_id)} == {"package", "reports"}
+    assert record.data.tags["data_md5"] in lock
+
+
+def test_a_second_run_changes_nothing(workspace: Path, first: str):
+    again = run(workspace, *RUN)
+    assert "Running stage" not in again
+    assert len(client(workspace).search_model_versions("name='unmask'")) == 1
+    assert len(client(workspace).search_runs([client(workspace).get_experiment_by_name("unmask").experiment_id])) == 1
+    tag = re.search(r"unmask:\w+", first)
+    assert tag and tag[0] in again and again.count("Cached") >= 6
+
+
+def test_a_failed_gate_is_registered_and_not_promoted(workspace: Path, first: str):
+    before = verify(workspace / "models/package").digest
+    apply({"gates": {"test.f1.low": {"min": 0.999}}, "export.golden": 3}, workspace / "params.yaml")
+    failed = run(workspace, *RUN, check=False)
+    assert "GateFailed" in failed and "test.f1.low" in failed and "at least 0.999" in failed
+    assert verify(workspace / "models/package").digest != before
+    version = client(workspace).get_model_version("unmask", "2")
+    assert version.tags["gate"] == "failed" and version.tags["gate.test.f1.low"].startswith("failed: ")
+    assert aliases(workspace) == {"champion": "1", "challenger": "1"}
+    run(workspace, "git", "checkout", "--quiet", "params.yaml")
+
+
+def test_a_failed_stage_names_itself_and_its_reason(workspace: Path, first: str):
+    apply({"split.holdout_generators": ["nobody"]}, workspace / "params.yaml")
+    failed = run(workspace, *RUN, check=False)
+    assert "error: stage split failed" in failed and "no image is made by nobody" in failed
+    assert "Traceback" not in failed.rpartition("error: stage split failed")[2]
+    run(workspace, "git", "checkout", "--quiet", "params.yaml")
+
+
+def test_killed_during_training_it_goes_on_and_registers_once(finished: Path, copy_workspace, home):
+    folder = copy_workspace(finished)
+    apply({"train.epochs": 6, "train.checkpoints_per_epoch": 2, "train.batch_size": 4}, folder / "params.yaml")
+    known = set(folder.glob("var/checkpoints/*/checkpoint-*"))
+    process = subprocess.Popen(RUN, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 240
+    while len(set(folder.glob("var/checkpoints/*/checkpoint-*/trainer_state.json")) - known) < 2 + len(known):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    run(folder, *RUN)
+    assert json.loads((folder / "reports/train.json").read_text())["resumed_from_step"] > 0
+    assert len(client(folder).search_model_versions("name='unmask'")) == 1
+    assert len(client(folder).search_runs([client(folder).get_experiment_by_name("unmask").experiment_id])) == 1
+
+
+def test_gates_bound_any_figure_and_name_those_there_are():
+    evaluation = {"test": {"f1": {"value": 0.8, "low": 0.7}}, "n": 9, "unseen_worst": "swap"}
+    verdicts = gates.judge({"test.f1.low": Bound(min=0.7), "n": Bound(max=8)}, evaluation)
+    assert [verdict.passed for verdict in verdicts] == [True, False]
+    assert not gates.judge({"test.f1.low": Bound(min=0.1)}, {"test": {"f1": {"low": None}}})[0].passed
+    for wrong in ("test.f2.low", "test.f1", "unseen_worst"):
+        with pytest.raises(StageError, match=r"test\.f1\.low|low"):
+            gates.judge({wrong: Bound(min=0.1)}, evaluation)

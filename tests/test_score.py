@@ -1,0 +1,61 @@
+"""Batch scoring from the command line."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.detector import Detector
+from pipeline.images import read
+from tests.conftest import ROOT
+from tests.package_helpers import tiny_package
+
+SCORE = (sys.executable, "-m", "pipeline.score")
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
+
+
+def score(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*SCORE, *arguments], cwd=ROOT, text=True, capture_output=True)
+
+
+def test_one_row_an_input_and_an_unreadable_file_is_a_row(tmp_path: Path, package: Path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "in" / "子 folder"
+    folder.mkdir(parents=True)
+    for index in range(20):
+        Image.fromarray(rng.integers(0, 255, (64 + index, 80, 3), dtype=np.uint8)).save(folder / f"{index:02d}.png")
+    (folder / "20.jpg").write_bytes(b"no picture")
+    (folder / "21.png").write_bytes((folder / "00.png").read_bytes()[:100])
+    (folder / ".hidden.png").write_bytes(b"")
+    out = tmp_path / "new" / "scores.csv"
+    done = score(str(tmp_path / "in"), str(tmp_path / "absent.jpg"), "--package", str(package), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(out.open(encoding="utf-8")))
+    assert list(rows[0]) == ["path", "probability_fake", "verdict", "warnings", "error"]
+    assert [Path(row["path"]).name for row in rows] == [*(f"{index:02d}.png" for index in range(20)), "20.jpg", "21.png", "absent.jpg"]
+    assert [row["error"].partition(":")[0] for row in rows[20:]] == ["not_an_image", "truncated", "unreadable"]
+    assert all(row["verdict"] == row["probability_fake"] == "" for row in rows[20:])
+    assert all(row["verdict"] in ("real", "fake", "uncertain") and not row["error"] for row in rows[:20])
+    alone = Detector.load(package).predict([read(folder / "07.png")])[0]
+    assert float(rows[7]["probability_fake"]) == pytest.approx(alone.probability_fake, abs=2e-6)
+
+
+def test_without_a_package_it_says_what_makes_one(tmp_path: Path):
+    done = score(str(tmp_path), "--package", str(tmp_path / "none"))
+    assert done.returncode == 1 and "error:" in done.stderr and "dvc repro" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_changed_byte_in_the_package_is_refused(tmp_path: Path):
+    package = tiny_package(tmp_path / "package")
+    graph = package / "graph" / "openvino.bin"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"\x7f")
+    done = score(str(tmp_path), "--package", str(package))
+    assert done.returncode == 1 and "openvino.bin was changed" in done.stderr

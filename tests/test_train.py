@@ -1,0 +1,108 @@
+"""Training as a user meets it: killed and gone on with, repeatable, and fed with pairs that differ in the forgery alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+from pipeline.augment import augment
+from pipeline.dataset import Pairs
+from pipeline.params import load_params
+from pipeline.preprocess import Preprocess
+from pipeline.settings import apply
+from tests.conftest import ROOT, run
+
+TRAIN = (sys.executable, "-m", "pipeline.train")
+AUGMENT = load_params(ROOT / "params.yaml").augment
+
+
+def trained(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "models/trained/model.safetensors")
+
+
+@pytest.fixture
+def untrained(finished: Path, copy_workspace) -> Path:
+    """A workspace whose data is ready, with a training of several epochs to do."""
+    folder = copy_workspace(finished)
+    apply({"train.epochs": 4, "train.checkpoints_per_epoch": 2, "train.batch_size": 8}, folder / "params.yaml")
+    return folder
+
+
+def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(untrained: Path, copy_workspace):
+    undisturbed = copy_workspace(untrained)
+    run(undisturbed, *TRAIN)
+
+    process = subprocess.Popen(TRAIN, cwd=untrained, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while len(list(untrained.glob("var/checkpoints/*/checkpoint-*/trainer_state.json"))) < 2:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (untrained / "models/trained/model.safetensors").stat().st_mtime > (untrained / "params.yaml").stat().st_mtime
+    run(untrained, *TRAIN)
+
+    before, after = (json.loads((folder / "reports/train.json").read_text()) for folder in (undisturbed, untrained))
+    assert after["resumed_from_step"] > 0 and before["resumed_from_step"] == 0
+    assert len(after["epochs"]) == len(before["epochs"]) == 4
+    for one, other in zip(before["epochs"], after["epochs"], strict=True):
+        assert other == pytest.approx(one, abs=1e-4, nan_ok=True)
+    expected, found = trained(undisturbed), trained(untrained)
+    assert expected.keys() == found.keys()
+    for name, weights in expected.items():
+        np.testing.assert_allclose(found[name], weights, atol=1e-5, err_msg=name)
+
+
+def test_labels_are_written_down_and_nothing_is_pickled(finished: Path):
+    config = json.loads((finished / "models/package/model/config.json").read_text())
+    assert config["id2label"] == {"0": "real", "1": "fake"}
+    kinds = {path.suffix for path in (finished / "models/package").rglob("*") if path.is_file()}
+    assert kinds <= {".json", ".safetensors", ".xml", ".bin", ".parquet", ".md", ".jpg"}
+
+
+def test_a_pair_is_one_group_and_gets_one_augmentation():
+    rng = np.random.default_rng(0)
+    rows = [{"path": f"{label}/{index}.jpg", "label": label, "group": f"g{index // 2}"} for label in ("real", "fake") for index in range(6)]
+    images = rng.integers(0, 255, (12, 32, 32, 3), dtype=np.uint8)
+    images[6:] = images[:6]  # each fake is a copy of its real, so what differs comes from the augmentation
+    pairs = Pairs(
+        pd.DataFrame(rows), images, Preprocess(size=32), AUGMENT.model_copy(update={"noise": 1.0, "jpeg": 1.0}), pairing=True, seed=1
+    )
+    for index in range(len(pairs)):
+        example = pairs[index]
+        assert example["labels"].tolist() == [0, 1]
+        assert np.array_equal(example["pixel_values"][0], example["pixel_values"][1])
+    first = pairs[0]["pixel_values"]
+    assert np.array_equal(first, pairs[0]["pixel_values"])  # the same draw when a killed run is repeated
+    pairs.epoch = 1
+    assert not np.array_equal(first, pairs[0]["pixel_values"])  # another one in the next epoch
+
+
+def test_augmentation_can_be_switched_off_and_each_change_does_something():
+    picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    off = {"flip": 0, "warp": 1.0, "rotate": 0, "scale": (1.0, 1.0), "crop": 0, "brightness": 0, "contrast": 0, "colour": 0, "grayscale": 0}
+    off |= {"jpeg": 0, "blur": 0, "noise": 0, "resize": 0}
+    still = AUGMENT.model_copy(update=off)
+    assert np.array_equal(augment([picture], still, np.random.default_rng(1))[0], picture)
+    strong = {
+        "flip": 1.0,
+        "rotate": 20,
+        "scale": (1.2, 1.3),
+        "crop": 0.3,
+        "brightness": 0.3,
+        "contrast": 0.3,
+        "colour": 0.3,
+        "grayscale": 1.0,
+    }
+    strong |= {"jpeg": 1.0, "blur": 1.0, "noise": 1.0, "resize": 1.0}
+    for name, value in strong.items():
+        changed = augment([picture], still.model_copy(update={name: value}), np.random.default_rng(1))[0]
+        assert changed.shape == picture.shape and not np.array_equal(changed, picture), name
