@@ -36,6 +36,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 run: $(STAMP)  ## The whole loop: data to bento. DATA=folder MODEL=name-or-folder SET="key=value ..." for your own
 	@$(if $(strip $(DATA)$(MODEL)$(SET)),python -m pipeline.settings $(if $(DATA),finetune --data '$(DATA)') $(if $(MODEL),--model '$(MODEL)') $(foreach pair,$(SET),-S '$(pair)'))
+	@mkdir -p $(PREFECT_HOME)
 	@python -m flows.run
 
 serve: $(STAMP)  ## Serve the champion on SERVICE_PORT (3000)
@@ -43,6 +44,7 @@ serve: $(STAMP)  ## Serve the champion on SERVICE_PORT (3000)
 	@bentoml serve service:Unmask --host 127.0.0.1 --port $(SERVICE_PORT)
 
 up: $(STAMP)  ## MLflow, Prefect, a worker with all deployments, and the service, under one supervisor
+	@mkdir -p $(PREFECT_HOME)
 	@python -m flows.up
 
 test: $(STAMP)  ## Run the tests
