@@ -12,7 +12,7 @@ from pipeline.errors import StageError
 from pipeline.manifest import ID2LABEL, LABEL2ID
 from pipeline.preprocess import Preprocess
 
-HEAD: dict[str, Any] = {"num_labels": len(ID2LABEL), "id2label": ID2LABEL, "label2id": LABEL2ID}
+HEAD: dict[str, Any] = {"id2label": ID2LABEL, "label2id": LABEL2ID}
 
 
 def build(settings: params.Model) -> tuple[PreTrainedModel, Any]:

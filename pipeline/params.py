@@ -32,6 +32,7 @@ class ProceduralSource(Section):
     name: str = "procedural"
     reals: int = Field(gt=0, description="rendered faces; as many fakes are forged from them")
     size: int = Field(ge=32, le=1024, description="side of each image in pixels")
+    jpeg_quality: tuple[int, int] = Field(description="lowest and highest; each fake is stored as its real is")
     generators: dict[str, Share] = Field(description="forge method -> share of the fakes; shares sum to 1")
     seed: int = 0
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -87,7 +88,10 @@ def _dataset(part: str) -> Any:
 
     path = manifest.SPLITS / f"{part}.parquet"
     digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()  # what DVC calls this file
-    return MetaDataset(source=resolve_dataset_source(str(path)), name=part, digest=digest)  # type: ignore[abstract]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # MLflow knows two names of one kind of source, and takes the right one
+        source = resolve_dataset_source(str(path))
+    return MetaDataset(source=source, name=part, digest=digest)  # type: ignore[abstract]
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, str]:

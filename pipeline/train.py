@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from pipeline import manifest, model, params
 from pipeline.dataset import Pairs, Singles, collate, pixels, sheet
@@ -74,6 +74,8 @@ def _train(settings: params.Params, parts: dict[str, pd.DataFrame], folder: Path
         rank_weight=recipe.rank_weight,
         smoothing=recipe.label_smoothing,
     )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Progress)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     best = type(network).from_pretrained(history.best)
@@ -154,6 +156,13 @@ class History(TrainerCallback):
         part.replace(self.file)
         self.record.epoch(row)
         log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch"))
+
+
+class Progress(ProgressCallback):
+    """The progress bar without the dictionaries that Trainer prints between: History says the same in words."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Print nothing."""
 
 
 def learning_rate(recipe: params.Train, network: torch.nn.Module) -> float:

@@ -17,13 +17,13 @@ telemetry.off()
 
 SMALL = {
     "data.sources": [
-        {"kind": "procedural", "name": "procedural", "reals": 48, "size": 48, "seed": 7}
+        {"kind": "procedural", "name": "procedural", "reals": 48, "size": 48, "seed": 7, "jpeg_quality": [90, 98]}
         | {"generators": {"self_blend": 0.4, "swap": 0.35, "resynthesis": 0.25}}
     ],
     "validate.min_images": 20,
     "validate.shortcut.warn": 1.0,  # a few dozen images say nothing about shortcuts
     "validate.shortcut.refuse": 1.0,
-    "model.config": {"image_size": 48, "patch_size": 8}
+    "model.config": {"image_size": 48, "patch_size": 8, "stem_width": 8}
     | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
     "train.epochs": 2,
     "train.batch_size": 16,

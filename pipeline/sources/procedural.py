@@ -51,7 +51,7 @@ def _rows(source: ProceduralSource, out: Path, group: int) -> Iterator[dict[str,
         donor, donor_face, _ = shots[(position + 1) % len(shots)]
         rng = np.random.default_rng([source.seed, index, 1])
         generator = str(rng.choice(list(source.generators), p=list(source.generators.values())))
-        quality = int(rng.integers(75, 96))
+        quality = int(rng.integers(source.jpeg_quality[0], source.jpeg_quality[1] + 1))
         for label, made_by in (("real", NO_GENERATOR), ("fake", generator)):
             path = f"{label}/{index:06d}.jpg"
             if not (out / path).exists():

@@ -1,0 +1,113 @@
+"""`make up` for real: all servers under one supervisor, a deployment run from the command line, and nothing left after ctrl-C."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.automation import NAME
+from flows.ports import PORTS
+from tests.conftest import ROOT
+from tests.service_helpers import _free_port, wait_for
+
+UP = (sys.executable, "-m", "flows.up")
+
+
+@pytest.fixture(scope="module")
+def ports() -> dict[str, str]:
+    return {name: str(_free_port()) for name in PORTS}
+
+
+@pytest.fixture(scope="module")
+def environment(ports: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    homes = {name: str(tmp_path_factory.mktemp(name)) for name in ("PREFECT_HOME", "BENTOML_HOME")}
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
+    return inherited | homes | ports
+
+
+@pytest.fixture(scope="module")
+def workspace(finished: Path, copy_workspace) -> Path:
+    folder = copy_workspace(finished)
+    shutil.copy(ROOT / "prefect.yaml", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def up(workspace: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    log = (workspace / "up.log").open("w+")
+    process = subprocess.Popen(UP, cwd=workspace, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        wait_for(lambda: "Worker" in (workspace / "up.log").read_text(), process, log.name, seconds=240)
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        log.close()
+
+
+def test_a_run_from_the_command_line_is_registered_and_seen_everywhere(up, workspace: Path, environment: dict[str, str], ports):
+    api, mlflow_uri = f"http://127.0.0.1:{ports['PREFECT_PORT']}/api", f"http://127.0.0.1:{ports['MLFLOW_PORT']}"
+    prefect = [sys.executable, "-m", "prefect", "deployment"]
+    called = environment | {"PREFECT_API_URL": api}
+    listed = subprocess.run([*prefect, "ls"], env=called, text=True, capture_output=True, check=True).stdout
+    for name in ("train/default", "deploy/default", "drift/default", "score/default"):
+        assert name in listed
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        assert client.read_automations_by_name(NAME)[0].enabled
+        drift = client.read_deployment_by_name("drift/default")
+        assert [schedule.schedule.cron for schedule in drift.schedules] == ["0 * * * *"]
+        done = subprocess.run([*prefect, "run", "train/default", "--watch"], env=called, text=True, capture_output=True)
+        assert done.returncode == 0, done.stdout + done.stderr + (workspace / "up.log").read_text()
+        runs = client.read_flow_runs()
+        assert [run.state_name for run in runs if run.state and run.state.is_completed()] == ["Completed"]
+        tasks = {task.name: task.state_name for task in client.read_task_runs()}
+    assert {stage: tasks[stage] for stage in ("ingest", "validate", "split", "train", "evaluate", "export")} == dict.fromkeys(
+        ("ingest", "validate", "split", "train", "evaluate", "export"), "Cached"
+    )
+    query = {"name": "unmask", "alias": "challenger"}
+    version = httpx.get(f"{mlflow_uri}/api/2.0/mlflow/registered-models/alias", params=query).json()["model_version"]
+    assert version["version"] == "1"
+
+    # A person promotes; the service follows.
+    service = f"http://127.0.0.1:{ports['SERVICE_PORT']}"
+    assert httpx.get(f"{service}/readyz").status_code == 503
+    body = {"name": "unmask", "alias": "champion", "version": "1"}
+    httpx.post(f"{mlflow_uri}/api/2.0/mlflow/registered-models/alias", json=body).raise_for_status()
+    wait_for(lambda: httpx.get(f"{service}/readyz").status_code == 200)
+    face = next((workspace / "data/raw").rglob("*.jpg"))
+    answer = httpx.post(f"{service}/predict", files={"image": face.read_bytes()}).json()
+    assert answer["model"]["version"] == "1" and answer["model"]["run_id"] == version["run_id"]
+
+
+def test_a_taken_port_is_named(up, workspace: Path, environment: dict[str, str], ports):
+    again = subprocess.run(UP, cwd=workspace, env=environment, text=True, capture_output=True)
+    assert again.returncode == 1 and f"port {ports['MLFLOW_PORT']}" in again.stderr and "MLFLOW_PORT=" in again.stderr
+
+
+def test_ctrl_c_stops_all_of_it(up, workspace: Path, ports):
+    os.kill(up.pid, signal.SIGINT)
+    assert up.wait(timeout=60) == 0
+    for port in ports.values():
+        with closing(socket.socket()) as probe:
+            assert probe.connect_ex(("127.0.0.1", int(port))) != 0
+    assert not at_work_in(workspace)
+
+
+def at_work_in(folder: Path) -> list[str]:
+    """Commands of the processes whose working folder this is."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (process / "cwd").readlink() == folder:
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+    return found
