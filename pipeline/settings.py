@@ -75,7 +75,7 @@ def main() -> None:
         if arguments.data:
             values |= folder_source(arguments.data)
         if arguments.model:
-            values["model.name"] = arguments.model
+            values |= {"model.name": arguments.model, "model.init": "pretrained", "model.config": {}}
         for pair in arguments.set:
             key, equals, value = pair.partition("=")
             if not equals:

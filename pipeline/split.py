@@ -1,6 +1,7 @@
 """Stage split: train, val and test, so that nothing in one part has a twin in another."""
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -88,23 +89,40 @@ def join_groups(table: pd.DataFrame, radius: int) -> tuple[pd.Series, int]:
 
 
 def near_duplicates(hashes: np.ndarray, radius: int) -> np.ndarray:
-    """All pairs of 64-bit hashes within a Hamming distance, exact, by comparing every pair in blocks.
+    """Links between near-duplicates, exact: every two different hashes within the radius, and a chain through equal ones.
+
+    Two hashes that differ in at most `radius` bits agree on one of `radius + 1` bands of their bits, so that only those with a band in
+    common are compared (Norouzi et al., CVPR 2012, "Fast search in Hamming space with multi-index hashing").
 
     Args:
         hashes: uint64 (n,).
         radius: largest number of differing bits.
 
     Returns:
-        int (pairs, 2) of indices, the first smaller than the second. Takes n*n/2 comparisons: seconds at 30,000.
+        int (links, 2) of indices.
     """
-    block = 512
-    found = [np.empty((0, 2), np.int64)]
-    for start in range(0, len(hashes), block):
-        near = np.bitwise_count(hashes[start : start + block, None] ^ hashes[None, start:]) <= radius
-        rows, columns = np.nonzero(near)
-        later = columns > rows
-        found.append(np.stack([rows[later], columns[later]], axis=1) + start)
-    return np.concatenate(found)
+    order = np.argsort(hashes, kind="stable")
+    equal = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    links = [np.stack([order[equal], order[equal + 1]], axis=1)]
+    distinct, first = np.unique(hashes, return_index=True)
+    edges = np.linspace(0, 64, radius + 2).astype(int)
+    masks = [np.uint64((1 << int(end)) - (1 << int(start))) for start, end in itertools.pairwise(edges)]
+    for number, mask in enumerate(masks):
+        by_band = np.argsort(distinct & mask, kind="stable")
+        values = distinct[by_band]
+        shares = (values[1:] ^ values[:-1]) & mask == 0
+        run = np.flatnonzero(shares)  # positions whose neighbour `step` further on has the same band
+        for step in itertools.count(1):
+            if not len(run):
+                break
+            difference = values[run] ^ values[run + step]
+            near = np.bitwise_count(difference) <= radius
+            for earlier in masks[:number]:  # those with an earlier band in common were found there
+                near &= difference & earlier != 0
+            links.append(first[np.stack([by_band[run[near]], by_band[run[near] + step]], axis=1)])
+            run = run[run + step < len(shares)]
+            run = run[shares[run + step]]
+    return np.concatenate(links)
 
 
 def _place(group: str, seed: int) -> float:

@@ -98,11 +98,24 @@ def test_near_duplicates_stay_in_one_part(faces: Path, prepare):
     assert together == 30 and report["groups_joined_by_near_duplicates"] >= 30
 
 
-def test_near_duplicates_are_those_of_a_plain_loop():
-    hashes = RNG.integers(0, 2**63, 700).astype(np.uint64)
-    hashes[100:200] = hashes[:100] ^ np.uint64(0b1011)
-    expected = {(i, j) for i in range(700) for j in range(i + 1, 700) if int(hashes[i] ^ hashes[j]).bit_count() <= 4}
-    assert {tuple(pair) for pair in near_duplicates(hashes, 4).tolist()} == expected and len(expected) >= 100
+@pytest.mark.parametrize("radius", [0, 1, 4, 7])
+def test_near_duplicates_are_those_of_a_plain_loop(radius: int):
+    rng = np.random.default_rng(radius)
+    hashes = rng.integers(0, 2**63, 600).astype(np.uint64)
+    for index in range(300):  # neighbours of others, up to 9 bits away, and some of neighbours
+        hashes[index] = hashes[rng.integers(index, 600)] ^ np.bitwise_or.reduce(
+            np.uint64(1) << rng.integers(0, 64, rng.integers(1, 10)).astype(np.uint64)
+        )
+    hashes[590:] = hashes[580:590]
+    values = [int(value) for value in hashes]
+    expected = {
+        (i, j) for i in range(600) for j in range(i + 1, 600) if (values[i] ^ values[j]).bit_count() <= radius and values[i] != values[j]
+    }
+    links = near_duplicates(hashes, radius)
+    assert len(links) == len(set(map(tuple, links.tolist())))
+    found = {tuple(sorted((values[i], values[j]))) for i, j in links.tolist() if values[i] != values[j]}
+    assert found == {tuple(sorted((values[i], values[j]))) for i, j in expected} and (radius == 0 or found)
+    assert {tuple(sorted(pair)) for pair in links.tolist() if values[pair[0]] == values[pair[1]]} >= {(i, i + 10) for i in range(580, 590)}
 
 
 def test_new_images_never_move_old_ones(faces: Path, prepare):
