@@ -29,11 +29,11 @@ class Ended:
     tail: list[str]
 
     def message(self) -> str:
-        """What the process itself said was wrong: from its last line that begins with `error:`, otherwise its last line."""
+        """What the process itself said was wrong: what follows its last `error:`, otherwise its last line."""
         lines = [line for line in self.tail if line.strip()]
         for number in reversed(range(len(lines))):
             if lines[number].lower().startswith("error:"):
-                return "\n".join(lines[number:])
+                return "\n".join(lines[number:]).partition(":")[2].strip()
         return lines[-1] if lines else f"it printed nothing and ended with {self.returncode}"
 
 

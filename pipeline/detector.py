@@ -1,5 +1,6 @@
 """A loaded package: pictures in, verdicts out. The service, batch scoring and the export's own check all go through here."""
 
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pipeline.explain import Explanation
+
+log = logging.getLogger(__name__)
 
 Verdict = Literal["real", "fake", "uncertain"]
 
@@ -73,6 +76,8 @@ class Detector:
         package = verify(folder)
         if device == "cuda" or (device == "auto" and has_gpu()):
             return cls(package, TorchRuntime(folder / "model"))
+        if device == "auto":
+            log.info("there is no GPU here: the model runs on the CPU")
         return cls(package, OpenVinoRuntime(folder / "graph" / "openvino.xml"))
 
     def predict(self, pictures: Sequence[Picture]) -> list[Prediction]:

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,10 +79,28 @@ def copy_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path],
     return copy
 
 
+def kill_when_training(command: tuple[str, ...], folder: Path) -> None:
+    """Start a command in the folder and `kill -9` it when a training that it started has written two checkpoints."""
+    pattern = "var/checkpoints/*/checkpoint-*/trainer_state.json"
+    before = set(folder.glob(pattern))
+    with (folder / "killed.log").open("w+") as log:
+        process = subprocess.Popen(command, cwd=folder, env=_environment(), stdout=log, stderr=log)
+        end = time.monotonic() + 300
+        while len(set(folder.glob(pattern)) - before) < 2:
+            assert process.poll() is None and time.monotonic() < end, (folder / "killed.log").read_text()
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+
+
 def run(folder: Path, *command: str, check: bool = True) -> str:
     """Run a command in the folder with this Python first on the path; return what it printed."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    done = subprocess.run(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(command, cwd=folder, env=_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0 or not check, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}"
     return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    return environment

@@ -1,12 +1,9 @@
 """The loop without a server: `python -m flows.run` on a workspace, with real Prefect, MLflow, DVC and BentoML."""
 
+import hashlib
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +15,7 @@ from pipeline.errors import StageError
 from pipeline.package import verify
 from pipeline.params import Bound
 from pipeline.settings import apply
-from tests.conftest import run
+from tests.conftest import kill_when_training, run
 
 RUN = (sys.executable, "-m", "flows.run")
 
@@ -54,6 +51,12 @@ def aliases(workspace: Path) -> dict[str, str]:
     return dict(client(workspace).get_registered_model("unmask").aliases)
 
 
+def recorded(workspace: Path) -> list[mlflow.entities.Run]:
+    experiment = client(workspace).get_experiment_by_name("unmask")
+    assert experiment is not None
+    return list(client(workspace).search_runs([experiment.experiment_id]))
+
+
 def test_the_first_run_registers_promotes_packs_and_says_so(workspace: Path, first: str):
     version = client(workspace).get_model_version("unmask", "1")
     package = verify(workspace / "models/package")
@@ -75,28 +78,11 @@ def test_the_first_run_registers_promotes_packs_and_says_so(workspace: Path, fir
         assert text in first, text
 
 
-def test_the_training_run_is_the_record(workspace: Path, first: str):
-    mlflow_client = client(workspace)
-    version = mlflow_client.get_model_version("unmask", "1")
-    record = mlflow_client.get_run(version.run_id)
-    assert record.info.status == "FINISHED"
-    assert {"val_f1", "val_loss", "val_accuracy", "loss", "test_f1", "test_f1_low", "test_f1_high"} <= set(record.data.metrics)
-    assert len(mlflow_client.get_metric_history(version.run_id, "val_f1")) == 2
-    assert record.data.params["train.epochs"] == "2"
-    inputs = {entry.dataset.name: entry.dataset.digest for entry in record.inputs.dataset_inputs}
-    lock = (workspace / "dvc.lock").read_text()
-    assert {"train", "test"} <= set(inputs)
-    stored = json.loads((workspace / "reports/train.json").read_text())
-    assert stored["run_id"] == version.run_id
-    assert {artifact.path for artifact in mlflow_client.list_artifacts(version.run_id)} == {"package", "reports"}
-    assert record.data.tags["data_md5"] in lock
-
-
 def test_a_second_run_changes_nothing(workspace: Path, first: str):
     again = run(workspace, *RUN)
     assert "Running stage" not in again
     assert len(client(workspace).search_model_versions("name='unmask'")) == 1
-    assert len(client(workspace).search_runs([client(workspace).get_experiment_by_name("unmask").experiment_id])) == 1
+    assert len(recorded(workspace)) == 1
     tag = re.search(r"unmask:\w+", first)
     assert tag and tag[0] in again and again.count("Cached") >= 6
 
@@ -121,21 +107,38 @@ def test_a_failed_stage_names_itself_and_its_reason(workspace: Path, first: str)
     run(workspace, "git", "checkout", "--quiet", "params.yaml")
 
 
-def test_killed_during_training_it_goes_on_and_registers_once(finished: Path, copy_workspace, home):
+@pytest.fixture(scope="module")
+def killed(finished: Path, copy_workspace, home) -> Path:
+    """A workspace whose first `make run` was killed during training, and then called again."""
     folder = copy_workspace(finished)
     apply({"train.epochs": 6, "train.checkpoints_per_epoch": 2, "train.batch_size": 4}, folder / "params.yaml")
-    known = set(folder.glob("var/checkpoints/*/checkpoint-*"))
-    process = subprocess.Popen(RUN, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 240
-    while len(set(folder.glob("var/checkpoints/*/checkpoint-*/trainer_state.json")) - known) < 2 + len(known):
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_when_training(RUN, folder)
     run(folder, *RUN)
-    assert json.loads((folder / "reports/train.json").read_text())["resumed_from_step"] > 0
-    assert len(client(folder).search_model_versions("name='unmask'")) == 1
-    assert len(client(folder).search_runs([client(folder).get_experiment_by_name("unmask").experiment_id])) == 1
+    return folder
+
+
+def test_killed_during_training_it_goes_on_and_registers_once(killed: Path):
+    assert json.loads((killed / "reports/train.json").read_text())["resumed_from_step"] > 0
+    assert len(client(killed).search_model_versions("name='unmask'")) == 1
+    assert len(recorded(killed)) == 1
+
+
+def test_the_training_run_is_the_record(killed: Path):
+    version = client(killed).get_model_version("unmask", "1")
+    record = client(killed).get_run(version.run_id)
+    assert json.loads((killed / "reports/train.json").read_text())["run_id"] == version.run_id
+    assert record.info.status == "FINISHED"
+    assert {"val_f1", "val_loss", "val_accuracy", "loss", "test_f1", "test_f1_low", "test_f1_high"} <= set(record.data.metrics)
+    assert {point.step for point in client(killed).get_metric_history(version.run_id, "val_f1")} == {1, 2, 3, 4, 5, 6}
+    assert record.data.params["train.epochs"] == "6"
+    inputs = {entry.dataset.name: entry.dataset.digest for entry in record.inputs.dataset_inputs}
+    for part in ("train", "test"):
+        content = (killed / f"data/splits/{part}.parquet").read_bytes()
+        assert inputs[part] == hashlib.md5(content).hexdigest()  # DVC's name of the file
+    for tag in ("git_commit", "git_dirty", "prefect_flow_run", "dvc_lock"):
+        assert record.data.tags[tag], tag
+    assert record.data.tags["data_md5"] in (killed / "dvc.lock").read_text()
+    assert {artifact.path for artifact in client(killed).list_artifacts(version.run_id)} == {"package", "reports"}
 
 
 def test_gates_bound_any_figure_and_name_those_there_are():

@@ -1,11 +1,7 @@
 """Training as a user meets it: killed and gone on with, repeatable, and fed with pairs that differ in the forgery alone."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +14,7 @@ from pipeline.dataset import Pairs
 from pipeline.params import load_params
 from pipeline.preprocess import Preprocess
 from pipeline.settings import apply
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, kill_when_training, run
 
 TRAIN = (sys.executable, "-m", "pipeline.train")
 AUGMENT = load_params(ROOT / "params.yaml").augment
@@ -40,14 +36,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(untrained
     undisturbed = copy_workspace(untrained)
     run(undisturbed, *TRAIN)
 
-    process = subprocess.Popen(TRAIN, cwd=untrained, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 120
-    while len(list(untrained.glob("var/checkpoints/*/checkpoint-*/trainer_state.json"))) < 2:
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (untrained / "models/trained/model.safetensors").stat().st_mtime > (untrained / "params.yaml").stat().st_mtime
+    kill_when_training(TRAIN, untrained)
     run(untrained, *TRAIN)
 
     before, after = (json.loads((folder / "reports/train.json").read_text()) for folder in (undisturbed, untrained))
