@@ -193,8 +193,11 @@ def _arguments(recipe: params.Train, folder: Path, rate: float, examples: int) -
         warmup_steps=int(recipe.warmup * steps * recipe.epochs),
         bf16=bf16_is_native() if recipe.bf16 == "auto" else recipe.bf16,
         use_cpu=not torch.cuda.is_available(),
-        eval_strategy="epoch",
-        logging_strategy="epoch",
+        # By steps and not by epoch: an epoch's figures are then noted before its last checkpoint is written, and no kill can lose them.
+        eval_strategy="steps",
+        eval_steps=steps,
+        logging_strategy="steps",
+        logging_steps=steps,
         save_strategy="steps",
         save_steps=max(1, steps // recipe.checkpoints_per_epoch),
         save_total_limit=2,

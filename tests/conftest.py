@@ -16,6 +16,8 @@ from pipeline.settings import apply
 
 ROOT = Path(__file__).parent.parent
 telemetry.off()
+# Two files are tested at a time on what may be two cores: threads that wait for each other would cost more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SMALL = {
     "data.sources": [

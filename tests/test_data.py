@@ -62,7 +62,7 @@ def quarantined() -> dict[str, str]:
 def test_broken_files_are_listed_and_the_rest_goes_on(faces: Path, prepare):
     (faces / "real" / "text.jpg").write_bytes(b"hello")
     (faces / "real" / "empty.jpg").write_bytes(b"")
-    (faces / "fake" / "cut.jpg").write_bytes((faces / "fake" / "0.jpg").read_bytes()[:300])
+    (faces / "fake" / "cut.jpg").write_bytes((faces / "fake" / "0.jpg").read_bytes()[:-200])
     Image.new("RGB", (8, 8)).save(faces / "fake" / "tiny.png")
     report = ingest.run(prepare(ingest__max_broken=0.2))
     assert quarantined() == {"text.jpg": "not_an_image", "empty.jpg": "empty", "cut.jpg": "truncated", "tiny.png": "too_small"}
@@ -82,7 +82,7 @@ def test_a_file_under_both_labels_is_a_conflict_and_a_double_is_one_row(faces: P
 def test_near_duplicates_stay_in_one_part(faces: Path, prepare):
     for index in range(30):  # the same pictures again, smaller and worse
         with Image.open(faces / "real" / f"{index}.jpg") as image:
-            image.resize((48, 48)).save(faces / "fake" / f"copy{index}.jpg", quality=50)
+            image.resize((48, 48)).save(faces / "fake" / f"copy{index}.jpg", quality=75)
     settings = prepare()
     ingest.run(settings)
     (Path("reports") / "validation.json").write_text("{}")

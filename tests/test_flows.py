@@ -48,7 +48,8 @@ def client(workspace: Path) -> mlflow.MlflowClient:
 
 
 def aliases(workspace: Path) -> dict[str, str]:
-    return dict(client(workspace).get_registered_model("unmask").aliases)
+    found = client(workspace).get_registered_model("unmask").aliases
+    return {alias: str(version) for alias, version in found.items()}
 
 
 def recorded(workspace: Path) -> list[mlflow.entities.Run]:

@@ -96,7 +96,7 @@ def test_an_upload_gets_a_verdict_a_probability_and_a_map(page: Page):
     expect(page.get_by_role("img", name="Likely fake from 1.0%")).to_be_visible()
     expect(page.get_by_text("me.png")).to_be_visible()
     expect(page.get_by_text("it can miss forgeries of a kind it was never shown")).to_be_visible()
-    expect(page.get_by_text("Where the model looked")).to_be_visible(timeout=20_000)
+    expect(page.locator("#map-note")).to_contain_text("Where the model looked", timeout=20_000)
     canvas, preview = page.locator("#map"), page.locator("#preview")
     expect(canvas).to_be_visible()
     drawn = canvas.evaluate(
