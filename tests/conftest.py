@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from pipeline.settings import apply
 
 ROOT = Path(__file__).parent.parent
 telemetry.off()
+# Not the folder of the runs that somebody made here.
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="unmask-prefect-")
 # Two files are tested at a time on what may be two cores: threads that wait for each other would cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
