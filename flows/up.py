@@ -41,7 +41,8 @@ def commands(ports: Mapping[str, int]) -> dict[str, str]:
     return {
         # Jobs are a feature of MLflow that nothing here uses; their workers would take 2 GB.
         "mlflow": f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec {python} -m mlflow server --host {HOST} --port {ports['MLFLOW_PORT']} "
-        "--workers 1 --backend-store-uri sqlite:///mlflow.db --artifacts-destination ./mlartifacts",
+        "--workers 1 --backend-store-uri sqlite:///mlflow.db --artifacts-destination ./mlartifacts "
+        "--uvicorn-opts '--log-level warning'",  # the service asks for the alias once a second
         "prefect": f"exec {python} -m prefect server start --host {HOST} --port {ports['PREFECT_PORT']}",
         "worker": f"{python} -m flows.deployments && "
         f"exec {python} -m prefect worker start --pool {POOL} --type process --install-policy never",

@@ -66,6 +66,7 @@ def test_a_run_from_the_command_line_is_registered_and_seen_everywhere(up, works
         assert client.read_automations_by_name(NAME)[0].enabled
         drift = client.read_deployment_by_name("drift/default")
         assert [schedule.schedule.cron for schedule in drift.schedules] == ["0 * * * *"]
+        wait_for(lambda: any(run.deployment_id == drift.id and run.auto_scheduled for run in client.read_flow_runs()))
         done = subprocess.run([*prefect, "run", "train/default", "--watch"], env=called, text=True, capture_output=True)
         assert done.returncode == 0, done.stdout + done.stderr + (workspace / "up.log").read_text()
         runs = client.read_flow_runs()
