@@ -49,13 +49,11 @@ def summary(version: Version, champion: Version | None, promoted: bool) -> str:
     width = max(map(len, rows))
     table = "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
     port = os.environ.get("SERVICE_PORT", "3000")
-    next_ = [
-        ("make serve", f"the page and the API on http://localhost:{port}"),
-        ("make up", "everything: MLflow to promote in, Prefect, the page"),
-        ("dvc metrics show", "all figures; reports/evaluation.html shows them with pictures"),
-    ]
-    commands = "\n".join(f"  {command:<{width + 4}}  {what}" for command, what in next_)
-    return f"\n{table}\n\nNext:\n{commands}\n"
+    commands = {"make up": "everything: MLflow to promote in, Prefect, the page"}
+    if champion:
+        commands = {"make serve": f"the page and the API on http://localhost:{port}"} | commands
+    listed = "\n".join(f"  {command:<{width}}  {what}" for command, what in commands.items())
+    return f"\n{table}\n\nAll figures, with pictures: reports/evaluation.html\n\nNext:\n{listed}\n"
 
 
 def verdict(version: Version) -> str:

@@ -1,10 +1,15 @@
 """From scores to decisions: a temperature and thresholds, both from the validation part alone."""
 
+from pathlib import Path
+
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
 from pipeline.package import Thresholds
+
+CALIBRATION = Path("models/calibration.json")
+"""Temperature and thresholds, as evaluation leaves them for the package."""
 
 
 def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -14,18 +14,17 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from pipeline import manifest, model, report
-from pipeline.calibration import choose_thresholds, fit_temperature, probability
+from pipeline.calibration import CALIBRATION, choose_thresholds, fit_temperature, probability
 from pipeline.dataset import pixels
 from pipeline.images import read
 from pipeline.manifest import LABEL2ID, NO_GENERATOR, UNSEEN
 from pipeline.metrics import BINS, confusion, figures, judge
+from pipeline.model import TRAINED
 from pipeline.package import Thresholds
 from pipeline.params import Evaluate, Params
 from pipeline.preprocess import Preprocess
 from pipeline.robustness import DEGRADATIONS, attacks
 
-TRAINED = Path("models/trained")
-CALIBRATION = Path("models/calibration.json")
 REPORT = Path("reports/evaluation.json")
 PAGE = Path("reports/evaluation.html")
 SCORES = Path("reports/scores.parquet")

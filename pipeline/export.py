@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline import card, manifest
+from pipeline.calibration import CALIBRATION
 from pipeline.dataset import pixels
 from pipeline.detector import Detector, OpenVinoRuntime, Prediction
 from pipeline.errors import StageError
@@ -21,13 +22,12 @@ from pipeline.explain import WithEmbedding
 from pipeline.images import read
 from pipeline.lineage import lineage
 from pipeline.manifest import ID2LABEL
+from pipeline.model import TRAINED
 from pipeline.package import GOLDEN, PACKAGE, Thresholds, seal, verify
 from pipeline.params import Params
 from pipeline.predictions import measures
 from pipeline.preprocess import Preprocess
 
-TRAINED = Path("models/trained")
-CALIBRATION = Path("models/calibration.json")
 EVALUATION = Path("reports/evaluation.json")
 TRAINING = Path("reports/train.json")
 REPORT = Path("reports/export.json")

@@ -12,6 +12,9 @@ from pipeline.errors import StageError
 from pipeline.manifest import ID2LABEL, LABEL2ID
 from pipeline.preprocess import Preprocess
 
+TRAINED = Path("models/trained")
+"""Where training leaves the network."""
+
 HEAD: dict[str, Any] = {"id2label": ID2LABEL, "label2id": LABEL2ID}
 
 

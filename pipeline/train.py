@@ -21,10 +21,10 @@ from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, Trai
 from pipeline import manifest, model, params
 from pipeline.dataset import Pairs, Singles, collate, pixels, sheet
 from pipeline.metrics import figures
+from pipeline.model import TRAINED
 from pipeline.preprocess import Preprocess
 from pipeline.record import Record
 
-TRAINED = Path("models/trained")
 REPORT = Path("reports/train.json")
 CURVES = Path("reports/plots/training.csv")
 SHEET = Path("reports/augmented.png")
