@@ -16,16 +16,31 @@ NO_GENERATOR = "none"
 
 COLUMNS = {
     "image_id": "str",  # sha256 of the file's bytes, hex
-    "path": "str",  # relative to the project's root folder, with forward slashes
+    "path": "str",  # relative to the project's root folder, with forward slashes; in a shard: the tar's path / the member's name
     "label": "str",  # one of LABELS
     "generator": "str",  # what made a fake; NO_GENERATOR for a real image
     "group": "str",  # images that must stay in one part: same person, source picture or video, parents of a fake
     "source": "str",  # name of the data source
+    "parents": "str",  # image_ids of the pictures that a forged fake was made from, separated by spaces; empty where unknown
+    "seed": "Int64",  # of the random draws that made a forged fake; missing where unknown
     "width": "int64",  # pixels, after EXIF orientation
     "height": "int64",
     "format": "str",  # Pillow's name: JPEG, PNG, WEBP ...
     "bytes": "int64",
     "phash": "str",  # 64-bit perceptual hash, 16 hex digits
+    "pixel_hash": "str",  # 64-bit hash of the upright pixels, 16 hex digits: equal for one picture in two files
+    "blur": "float64",  # variance of the Laplacian of luma, higher is sharper
+    "brightness": "float64",  # mean of luma, 0..255
+    "contrast": "float64",  # standard deviation of luma, 0..255
+    "red": "float64",  # mean of the channel, 0..255
+    "green": "float64",
+    "blue": "float64",
+    "jpeg_quality": "float64",  # 1..100 as libjpeg counts it, estimated from the luma table; missing where the file is no JPEG
+    "quantisation": "str",  # short hash of the JPEG's quantisation tables; empty where there are none
+    "subsampling": "str",  # of the JPEG's chroma: 4:4:4, 4:2:2, 4:2:0 ...; empty where the file is no JPEG
+    "metadata_bytes": "int64",  # EXIF, ICC profile, XMP and comments
+    "faces": "Int64",  # faces found; missing where no detector was set
+    "face_share": "float64",  # of the picture's area, the largest face; missing where no face was found or looked for
 }
 """Columns that every manifest has. Any further column is an attribute and becomes a slice of the evaluation."""
 
