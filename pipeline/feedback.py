@@ -1,0 +1,93 @@
+"""What users say about an answer: the service writes it, the data source `feedback` reads it.
+
+A folder with `feedback.jsonl`, one line a statement (fields: Statement), and `images/<sha256>` for the images that users agreed to
+have kept. Lines are only ever appended: a user who changes his mind adds a line with the same id, and the newest line of an id counts.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import StageError
+
+FILE = "feedback.jsonl"
+IMAGES = "images"
+
+
+class Statement(BaseModel):
+    """One user's word on one answer of the service."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(description="of the answer", max_length=64)
+    time: datetime
+    label: Literal["real", "fake"] = Field(description="what the user says the image is")
+    version: str = Field(description="model version that answered")
+    verdict: str
+    probability_fake: float = Field(ge=0, le=1)
+    image: str | None = Field(None, description="sha256 of the image, if the user agreed to have it kept", pattern="^[0-9a-f]{64}$")
+
+
+def record(
+    folder: Path,
+    *,
+    id: str,
+    label: Literal["real", "fake"],
+    version: str,
+    verdict: str,
+    probability_fake: float,
+    image: bytes | None = None,
+) -> Statement:
+    """Append a statement, and keep the image if one is given. Safe beside other processes that write to the same folder.
+
+    Args:
+        folder: made if it does not exist.
+        image: the uploaded file, only with the user's consent; its name is its hash, so that no upload can steer a path.
+
+    Raises:
+        pydantic.ValidationError: if a value is not allowed; nothing is written then.
+        OSError: if the folder cannot be written to.
+    """
+    digest = hashlib.sha256(image).hexdigest() if image is not None else None
+    statement = Statement(
+        id=id, time=datetime.now(UTC), label=label, version=version, verdict=verdict, probability_fake=probability_fake, image=digest
+    )
+    (folder / IMAGES).mkdir(parents=True, exist_ok=True)
+    if image is not None and digest is not None and not (folder / IMAGES / digest).exists():
+        part = folder / IMAGES / f"{digest}.{os.getpid()}.part"
+        part.write_bytes(image)
+        part.replace(folder / IMAGES / digest)
+    # One write of one line in append mode: lines of several workers never mix.
+    with (folder / FILE).open("ab", buffering=0) as file:
+        file.write(statement.model_dump_json().encode() + b"\n")
+    return statement
+
+
+def read(folder: Path) -> list[Statement]:
+    """The newest statement of each id, oldest first; none if there is no file yet.
+
+    Raises:
+        StageError: naming the line that is not a statement. A last line that was cut short by a crash is left out.
+    """
+    newest = {statement.id: statement for statement in _lines(folder / FILE)}
+    return sorted(newest.values(), key=lambda statement: statement.time)
+
+
+def _lines(path: Path) -> Iterator[Statement]:
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    for number, line in enumerate(content.splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            yield Statement.model_validate_json(line)
+        except ValidationError as error:
+            raise StageError(
+                f"{path}, line {number}: {error.errors()[0]['msg']} ({'.'.join(map(str, error.errors()[0]['loc']))})"
+            ) from None
