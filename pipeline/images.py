@@ -1,6 +1,7 @@
 """Bytes of an untrusted file -> a checked, upright RGB picture. Everything that looks at an image comes through here."""
 
 import io
+import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
+
+from pipeline import shards
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow decoders that are opened at all; the others (EPS, PSD, ...) only widen what an attacker can reach."""
@@ -51,11 +54,26 @@ class Picture:
 
 
 def read(path: Path, limits: Limits | None = None) -> Picture:
-    """Decode a file. Raises ImageError as `decode` does, OSError if the file cannot be read."""
+    """Decode a file, or a member of a shard. Raises ImageError as `decode` does, OSError if the file cannot be read."""
+    return decode(read_bytes(path, limits), limits)
+
+
+def read_bytes(path: Path, limits: Limits | None = None) -> bytes:
+    """The bytes of a file, or of a member of a shard.
+
+    Raises:
+        ImageError: if there are more than the limit; they are not read then.
+        OSError: if the file cannot be read.
+    """
     limits = limits or Limits()
-    if path.stat().st_size > limits.max_bytes:
-        raise _too_large(path.stat().st_size, limits)
-    return decode(path.read_bytes(), limits)
+    if (shard := shards.of(path)) is not None:
+        return shards.read(shard, path.relative_to(shard).as_posix())
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(f"{path} is not a regular file")  # a named pipe would be waited on for ever
+    if found.st_size > limits.max_bytes:
+        raise _too_large(found.st_size, limits)
+    return path.read_bytes()
 
 
 def decode(data: bytes, limits: Limits | None = None) -> Picture:
@@ -64,6 +82,11 @@ def decode(data: bytes, limits: Limits | None = None) -> Picture:
     Raises:
         ImageError: if the bytes are empty, over a limit, not an image of an allowed format, or damaged.
     """
+    return load(identify(data, limits))
+
+
+def identify(data: bytes, limits: Limits | None = None) -> Image.Image:
+    """Read an image file's header and check it against the limits; no pixel is decoded yet. Raises ImageError as `decode` does."""
     limits = limits or Limits()
     if not data:
         raise ImageError("empty", "The file is empty", "Choose an image file.")
@@ -83,6 +106,11 @@ def decode(data: bytes, limits: Limits | None = None) -> Picture:
             f"The image has {image.width} x {image.height} pixels, more than {limits.max_pixels:,}",
             "Scale it down first.",
         )
+    return image
+
+
+def load(image: Image.Image) -> Picture:
+    """Decode what `identify` opened. Raises ImageError as `decode` does."""
     try:
         rgb = _rgb(ImageOps.exif_transpose(image))
     except Exception:  # a decoder fed with hostile bytes raises whatever it likes; all of it means a damaged file
@@ -97,16 +125,20 @@ def statistics(picture: Picture) -> dict[str, float]:
         width, height (pixels); brightness, contrast (mean and standard deviation of luma, 0..255);
         blur (variance of the Laplacian of luma at its stored size, higher is sharper); saturation (mean, 0..255).
     """
-    luma = np.asarray(picture.rgb.convert("L"))
     saturation = np.asarray(picture.rgb.convert("HSV"))[..., 1]
     return {
         "width": float(picture.rgb.width),
         "height": float(picture.rgb.height),
-        "brightness": float(luma.mean()),
-        "contrast": float(luma.std()),
-        "blur": float(cv2.Laplacian(luma, cv2.CV_64F).var()),
+        **luma_statistics(np.asarray(picture.rgb.convert("L"))),
         "saturation": float(saturation.mean()),
     }
+
+
+def luma_statistics(luma: np.ndarray) -> dict[str, float]:
+    """brightness, contrast and blur of `statistics`, from luma: uint8 (height, width)."""
+    mean, deviation = cv2.meanStdDev(luma)
+    _, edges = cv2.meanStdDev(cv2.Laplacian(luma, cv2.CV_16S))  # whole numbers, which 16 bits hold exactly
+    return {"brightness": float(mean[0, 0]), "contrast": float(deviation[0, 0]), "blur": float(edges[0, 0] ** 2)}
 
 
 def _too_large(size: int, limits: Limits) -> ImageError:

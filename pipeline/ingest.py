@@ -1,22 +1,20 @@
 """Stage ingest: brings the sources' images into data/raw and describes each of them in the manifest."""
 
-import hashlib
 import json
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import imagehash
 import pandas as pd
-from tqdm import tqdm
 
 from pipeline import manifest
+from pipeline.bring import bring
 from pipeline.errors import StageError
-from pipeline.images import ImageError, read
-from pipeline.params import Params
-from pipeline.sources import materialise
+from pipeline.manifest import LABELS
+from pipeline.params import FORGED, FolderSource, Params
+from pipeline.sources import forged, listing
+from pipeline.staging import STAGING
 
 RAW = Path("data/raw")
 REPORT = Path("reports/ingest.json")
@@ -27,83 +25,107 @@ def run(params: Params) -> dict[str, Any]:
     """Make data/manifest.parquet from the sources. Files that cannot be used are listed in reports/quarantine.csv.
 
     Raises:
-        StageError: if a source cannot be used, or more than `ingest.max_broken` of the files are broken.
+        StageError: if a source cannot be used, a class has no image, or more than `ingest.max_broken` of the files are broken.
     """
-    tables = []
-    for source in params.data.sources:
-        table = materialise(source, RAW / source.name)
-        # A group is a matter of one source: equal names in two sources are different people.
-        table["group"] = source.name + "/" + table["group"]
-        table["path"] = (RAW / source.name).as_posix() + "/" + table["path"]
-        tables.append(table.assign(source=source.name))
-    listed = pd.concat(tables, ignore_index=True)
+    table = pd.concat([_brought(listing(source, STAGING / source.name), params, source.name) for source in params.data.sources])
+    if params.data.forge:
+        fakes = _forge(table, params)
+        table = pd.concat([table, _brought(fakes, params, FORGED)])
+    table = table.reset_index(drop=True)
 
-    with ProcessPoolExecutor() as pool:
-        described = pool.map(_describe, listed["path"], [params.ingest.min_side] * len(listed), chunksize=64)
-        found = pd.DataFrame(tqdm(described, total=len(listed), desc="describe", unit="image"))
-    table = listed.merge(found, on="path")
-
-    broken = table[table["reason"].notna()][["path", "reason", "detail"]]
-    table = table[table["reason"].isna()].drop(columns=["reason", "detail"])
-    table, duplicates, conflicts = _one_row_a_picture(table)
-    quarantine = pd.concat([broken, conflicts], ignore_index=True)
+    broken = table[table["reason"].notna()]
+    usable = table[table["reason"].isna()]
+    unique, duplicates, conflicts = one_row_a_picture(usable)
+    quarantine = pd.concat([broken, conflicts]).assign(path=lambda rows: rows["file"]).sort_values("path")
+    quarantine = quarantine[["path", "source", "label", "reason", "detail"]]
     QUARANTINE.parent.mkdir(parents=True, exist_ok=True)
     quarantine.to_csv(QUARANTINE, index=False)
-    if len(broken) > params.ingest.max_broken * len(listed):
-        first = "\n".join(f"  {row.path}: {row.detail}" for row in broken.head(5).itertuples())
+    if len(broken) > params.ingest.max_broken * len(table):
+        few = broken.head(5)
+        first = "\n".join(f"  {file[:200]}: {detail}" for file, detail in zip(few["file"], few["detail"], strict=True))
         raise StageError(
-            f"{len(broken)} of {len(listed)} files are broken, more than ingest.max_broken = {params.ingest.max_broken:g} allows; "
+            f"{len(broken)} of {len(table)} files are broken, more than ingest.max_broken = {params.ingest.max_broken:g} allows; "
             f"all are in {QUARANTINE}, the first are\n{first}"
         )
+    for label in LABELS:
+        if not (unique["label"] == label).any():
+            hint = " Set data.forge in params.yaml to make fakes from the reals." if label == "fake" and not params.data.forge else ""
+            raise StageError(f"no image of class {label} in the sources {_names(params)}; both classes are needed.{hint}")
     _forget_what_left(params)
-    manifest.write(table, manifest.MANIFEST)
+    manifest.write(unique, manifest.MANIFEST)
     report = {
-        "images": len(table),
-        "by_label": table["label"].value_counts().to_dict(),
-        "by_generator": table["generator"].value_counts().to_dict(),
-        "by_source": table["source"].value_counts().to_dict(),
+        "images": len(unique),
+        "by_label": _counts(unique, "label"),
+        "by_generator": _counts(unique, "generator"),
+        "by_source": _counts(unique, "source"),
         "quarantined": len(quarantine),
+        "quarantined_by_reason": _counts(quarantine, "reason"),
         "duplicates": duplicates,
+        "faces_looked_for": params.ingest.face_detector is not None,
     }
     REPORT.write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
-def _describe(path: str, min_side: int) -> dict[str, Any]:
-    row: dict[str, Any] = {"path": path, "reason": None, "detail": None}
-    try:
-        picture = read(Path(path))
-    except ImageError as error:
-        return row | {"reason": error.code, "detail": error.message}
-    width, height = picture.rgb.size
-    if min(width, height) < min_side:
-        return row | {"reason": "too_small", "detail": f"{width} x {height} pixels, ingest.min_side is {min_side}"}
-    data = Path(path).read_bytes()
-    return row | {
-        "image_id": hashlib.sha256(data).hexdigest(),
-        "width": width,
-        "height": height,
-        "format": picture.format,
-        "bytes": len(data),
-        "phash": str(imagehash.phash(picture.rgb)),
-    }
+def one_row_a_picture(table: pd.DataFrame) -> tuple[pd.DataFrame, int, pd.DataFrame]:
+    """Leave one row of each picture, and none of a picture that stands under both labels.
 
+    Two files hold one picture if their bytes or their pixels are equal. Near-duplicates are not meant: a good forgery is one of its
+    original; they are kept in one part instead (pipeline.split).
 
-def _one_row_a_picture(table: pd.DataFrame) -> tuple[pd.DataFrame, int, pd.DataFrame]:
-    """Leave one row of each file content, and none of a content that stands under both labels."""
-    labels = table.groupby("image_id")["label"].transform("nunique")
-    conflicts = table.loc[labels > 1, ["path"]].assign(reason="conflict", detail="the same file stands under real and under fake")
+    Returns:
+        The rows to keep, how many were doubles, and the contradictory rows with `reason` and `detail`.
+    """
+    key = table["pixel_hash"]
+    labels = table.groupby(key)["label"].transform("nunique")
+    conflicts = table[labels > 1]
+    other = conflicts.groupby("pixel_hash")["file"].transform(lambda files: "; ".join(files.head(4)))
+    conflicts = conflicts.assign(reason="conflict", detail="one picture stands under real and under fake: " + other.astype("str"))
     agreed = table[labels == 1]
-    unique = agreed.drop_duplicates("image_id")
+    unique = agreed.sort_values("path").drop_duplicates("pixel_hash")
     return unique, len(agreed) - len(unique), conflicts
+
+
+def _brought(listed: pd.DataFrame, params: Params, name: str) -> pd.DataFrame:
+    in_place = any(source.name == name and isinstance(source, FolderSource) and source.in_place for source in params.data.sources)
+    table = bring(listed, RAW / name, params.ingest, name=name, shard=params.data.shard, in_place=in_place, where=params.data.engine)
+    if "parents" not in table:
+        # A group is a matter of one source: equal names in two sources are different people.
+        table = table.assign(group=name + "/" + table["group"], parents="", seed=pd.array([pd.NA] * len(table), "Int64"))
+    return table.assign(source=name)
+
+
+def _forge(table: pd.DataFrame, params: Params) -> pd.DataFrame:
+    assert params.data.forge is not None
+    sources = params.data.forge.sources or [source.name for source in params.data.sources]
+    reals = table[table["reason"].isna() & (table["label"] == "real") & table["source"].isin(sources)].drop_duplicates("image_id")
+    if reals.empty:
+        raise StageError(f"data.forge: there is no real image in the sources {', '.join(sources)}")
+    ingest = params.ingest
+    return forged.listing(
+        reals,
+        params.data.forge,
+        STAGING / FORGED,
+        lossless=ingest.normalise is not None,
+        detector=ingest.face_detector,
+        where=params.data.engine,
+    )
 
 
 def _forget_what_left(params: Params) -> None:
     """Remove our own copies of sources that params.yaml no longer has."""
-    names = {source.name for source in params.data.sources}
+    names = {source.name for source in params.data.sources} | ({FORGED} if params.data.forge else set())
     for folder in RAW.iterdir():
         if folder.name not in names:
             shutil.rmtree(folder)
+
+
+def _counts(table: pd.DataFrame, column: str) -> dict[str, int]:
+    return {str(name): int(count) for name, count in table[column].value_counts().sort_index().items()}
+
+
+def _names(params: Params) -> str:
+    return ", ".join(source.name for source in params.data.sources)
 
 
 if __name__ == "__main__":

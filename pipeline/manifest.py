@@ -44,6 +44,10 @@ COLUMNS = {
 }
 """Columns that every manifest has. Any further column is an attribute and becomes a slice of the evaluation."""
 
+GIVEN = ("path", "label", "generator", "group", "source", "parents", "seed")
+DESCRIBED = {name: kind for name, kind in COLUMNS.items() if name not in GIVEN}
+"""Columns that follow from the image file alone; the others are given by its source."""
+
 MANIFEST = Path("data/manifest.parquet")
 SPLITS = Path("data/splits")
 Part = Literal["train", "val", "test"]

@@ -73,7 +73,9 @@ class HuggingFaceSource(Section):
     split: str = "train"
     image: str = Field("image", description="column of the images")
     label: str = Field("label", description="column of the labels")
-    labels: dict[str, Literal["real", "fake"]] = Field(description="value or class name in that column -> label; rows of others are left out")
+    labels: dict[str, Literal["real", "fake"]] = Field(
+        description="value or class name in that column -> label; rows of others are left out"
+    )
     generator: str | None = Field(None, description="column that names what made a fake")
     group: str | None = Field(None, description="column of the person, video or source picture")
     attributes: list[str] = Field(default_factory=list, description="further columns to keep")
@@ -131,6 +133,8 @@ class Data(Section):
         unknown = set(self.forge.sources or ()) - set(names) if self.forge else set()
         if unknown:
             raise ValueError(f"forge.sources: no source is called {', '.join(sorted(unknown))}; there are: {', '.join(sorted(names))}")
+        if self.shard and any(isinstance(source, FolderSource) and source.in_place for source in self.sources):
+            raise ValueError("a source that is read in place cannot be packed into shards: set `in_place: false` or `shard: false`")
         if self.forge and FORGED in names:
             raise ValueError(f"a source cannot be called {FORGED!r} beside `forge`: the forged fakes have that name")
         return self
@@ -139,7 +143,7 @@ class Data(Section):
 class Normalise(Section):
     """Re-encoding of both classes alike, which takes differences of format, size and compression away."""
 
-    size: int = Field(ge=32, le=2048, description="pixels; a picture whose longer side is more is scaled down to it")
+    size: int = Field(ge=32, le=2048, description="pixels; every picture is scaled so that its longer side has this many")
     jpeg_quality: int = Field(ge=30, le=100)
 
 
@@ -169,7 +173,9 @@ class Validate(Section):
     min_per_generator: int = Field(20, gt=0, description="fakes of each generator; below it, a warning")
     ranges: dict[str, tuple[float | None, float | None]] = Field(description="column of the manifest -> lowest and highest usual value")
     usual: Share = Field(0.98, description="share of the images that have to be inside each of `ranges`; below it, a warning")
-    max_divergence: float = Field(0.1, gt=0, description="Kullback-Leibler divergence from the last accepted data version; above it, a warning")
+    max_divergence: float = Field(
+        0.1, gt=0, description="Kullback-Leibler divergence from the last accepted data version; above it, a warning"
+    )
     shortcut: Shortcut
 
 
@@ -303,6 +309,14 @@ class Params(Section):
     gates: dict[str, Bound] = Field(description="dotted path of a figure in reports/evaluation.json -> its bounds")
     drift: Drift
     presets: dict[str, dict[str, Any]] = Field(description="named sets of values, applied with `python -m pipeline.settings NAME`")
+
+    @model_validator(mode="after")
+    def _normalises_copies(self) -> "Params":
+        if self.ingest.normalise and any(isinstance(source, FolderSource) and source.in_place for source in self.data.sources):
+            raise ValueError(
+                "ingest.normalise re-encodes copies: a source that is read in place cannot be normalised; set `in_place: false`"
+            )
+        return self
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import telemetry
-from pipeline.settings import apply
+from pipeline.params import Params, load_params
+from pipeline.settings import apply, folder_source
+from tests.data_helpers import picture
 
 ROOT = Path(__file__).parent.parent
 telemetry.off()
@@ -109,3 +111,29 @@ def _environment() -> dict[str, str]:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     return environment
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """30 reals and 30 fakes, all different, in one format."""
+    for number, label in enumerate(("real", "fake")):
+        for index in range(30):
+            picture(tmp_path / "faces" / label / f"{index}.jpg", seed=1000 * number + index, quality=90)
+    return tmp_path / "faces"
+
+
+@pytest.fixture
+def prepare(tmp_path: Path, faces: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Params]:
+    """A function that makes a workspace for the folder of faces and gives its settings."""
+
+    def make(**values: object) -> Params:
+        folder = tmp_path / "workspace"
+        folder.mkdir(exist_ok=True)
+        shutil.copy(ROOT / "params.yaml", folder)
+        settings = {"validate.min_images": 5, "split.holdout_generators": [], "split.shares": {"train": 0.6, "val": 0.2, "test": 0.2}}
+        settings |= folder_source(faces) | {name.replace("__", "."): value for name, value in values.items()}
+        apply(settings, folder / "params.yaml")
+        monkeypatch.chdir(folder)
+        return load_params()
+
+    return make

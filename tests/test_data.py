@@ -1,8 +1,6 @@
 """The data side on planted trouble: what is broken, doubled, contradictory, or gives the class away."""
 
-import csv
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,51 +10,11 @@ from PIL import Image
 
 from pipeline import ingest, split, validate
 from pipeline.errors import StageError
-from pipeline.manifest import ManifestError, check, read, read_parts
-from pipeline.params import Params, load_params
-from pipeline.settings import apply, folder_source
+from pipeline.manifest import COLUMNS, ManifestError, check, read, read_parts
 from pipeline.split import near_duplicates
-from tests.conftest import ROOT
+from tests.data_helpers import picture, quarantined
 
 RNG = np.random.default_rng(0)
-
-
-def picture(path: Path, seed: int, **options: int) -> None:
-    """A picture of smooth blobs, so that its perceptual hash survives JPEG and scaling."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    coarse = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC).save(path, **options)
-
-
-@pytest.fixture
-def faces(tmp_path: Path) -> Path:
-    """30 reals and 30 fakes, all different, in one format."""
-    for number, label in enumerate(("real", "fake")):
-        for index in range(30):
-            picture(tmp_path / "faces" / label / f"{index}.jpg", seed=1000 * number + index, quality=90)
-    return tmp_path / "faces"
-
-
-@pytest.fixture
-def prepare(tmp_path: Path, faces: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Params]:
-    """A function that makes a workspace for the folder of faces and gives its settings."""
-
-    def make(**values: object) -> Params:
-        folder = tmp_path / "workspace"
-        folder.mkdir(exist_ok=True)
-        shutil.copy(ROOT / "params.yaml", folder)
-        settings = {"validate.min_images": 5, "split.holdout_generators": [], "split.shares": {"train": 0.6, "val": 0.2, "test": 0.2}}
-        settings |= folder_source(faces) | {name.replace("__", "."): value for name, value in values.items()}
-        apply(settings, folder / "params.yaml")
-        monkeypatch.chdir(folder)
-        return load_params()
-
-    return make
-
-
-def quarantined() -> dict[str, str]:
-    with Path("reports/quarantine.csv").open(encoding="utf-8") as file:
-        return {Path(row["path"]).name: row["reason"] for row in csv.DictReader(file)}
 
 
 def test_broken_files_are_listed_and_the_rest_goes_on(faces: Path, prepare):
@@ -204,13 +162,6 @@ def test_a_second_ingest_touches_only_what_is_new_and_forgets_what_left(faces: P
 
 
 def test_an_unknown_label_is_no_manifest():
+    table = pd.DataFrame([dict.fromkeys(COLUMNS, 1) | {"label": "maybe"}])
     with pytest.raises(ManifestError, match="label 'maybe'; allowed are real, fake"):
-        check(
-            pd.DataFrame(
-                [
-                    dict.fromkeys(("image_id", "path", "generator", "group", "source", "width", "height", "format", "bytes", "phash"), 1)
-                    | {"label": "maybe"}
-                ]
-            ),
-            "here",
-        )
+        check(table, "here")

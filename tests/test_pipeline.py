@@ -4,8 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+import boto3
 import pandas as pd
 import pytest
+from moto.server import ThreadedMotoServer
 
 from pipeline.manifest import COLUMNS, read_parts
 from pipeline.package import verify
@@ -56,13 +58,32 @@ def test_metrics_and_plots_are_shown(finished: Path):
     assert Path(page.removeprefix("file://")).is_file()
 
 
-def test_data_comes_back_from_a_remote(finished: Path, tmp_path: Path):
+def push_and_pull(workspace: Path) -> None:
+    run(workspace, *DVC, "push")
+    before = {path.name: path.read_bytes() for path in (workspace / "data/splits").iterdir()}
+    run(workspace, "rm", "-rf", "data/splits", ".dvc/cache")
+    run(workspace, *DVC, "pull")
+    assert {path.name: path.read_bytes() for path in (workspace / "data/splits").iterdir()} == before
+
+
+def test_data_comes_back_from_a_folder(finished: Path, tmp_path: Path):
     run(finished, *DVC, "remote", "add", "--force", "--default", "--local", "storage", str(tmp_path / "storage"))
-    run(finished, *DVC, "push")
-    before = {path.name: path.read_bytes() for path in (finished / "data/splits").iterdir()}
-    run(finished, "rm", "-rf", "data/splits", ".dvc/cache")
-    run(finished, *DVC, "pull")
-    assert {path.name: path.read_bytes() for path in (finished / "data/splits").iterdir()} == before
+    push_and_pull(finished)
+
+
+def test_data_comes_back_from_s3(finished: Path, monkeypatch: pytest.MonkeyPatch):
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        endpoint = "http://{}:{}".format(*server.get_host_and_port())
+        for name, value in (("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test"), ("DEFAULT_REGION", "us-east-1")):
+            monkeypatch.setenv(f"AWS_{name}", value)
+        boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="unmask")
+        run(finished, *DVC, "remote", "add", "--force", "--default", "--local", "storage", "s3://unmask/data")
+        run(finished, *DVC, "remote", "modify", "--local", "storage", "endpointurl", endpoint)
+        push_and_pull(finished)
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize("stage", ["ingest", "train"])

@@ -1,22 +1,46 @@
-"""Where images come from. A source puts its images under data/raw/<name> and returns one row an image."""
+"""Where images come from. A source lists its images, one row each; ingest brings them in from there.
+
+A row has: file (where the image lies now), path (its name inside the source), label, generator, group, and any attributes.
+Sources that make or fetch images keep them in the folder `staging` that they are given; nothing is ever written to, or deleted
+from, a place that belongs to the user.
+"""
 
 from pathlib import Path
 
 import pandas as pd
 
-from pipeline.params import FolderSource, ProceduralSource
-from pipeline.sources import folder, procedural
+from pipeline.manifest import NO_GENERATOR
+from pipeline.params import FeedbackSource, FolderSource, HuggingFaceSource, LfwSource, ProceduralSource, Source
+from pipeline.sources import feedback, folder, huggingface, lfw, procedural
 
 
-def materialise(source: ProceduralSource | FolderSource, out: Path) -> pd.DataFrame:
-    """Bring the images of a source into the folder `out`; what is there already and still right is not touched.
+def listing(source: Source, staging: Path) -> pd.DataFrame:
+    """List the images of a source; what it made or fetched before is not made again.
 
     Returns:
-        One row an image: path (relative to `out`), label, generator, group, and any attributes.
+        One row an image: file, path, label, generator, group, and any attributes; sorted by path.
 
     Raises:
         StageError: if the source cannot be used; the message says why.
     """
-    if isinstance(source, FolderSource):
-        return folder.copy(source, out)
-    return procedural.generate(source, out)
+    match source:
+        case FolderSource():
+            table = folder.listing(source)
+        case HuggingFaceSource():
+            table = huggingface.listing(source, staging)
+        case LfwSource():
+            table = lfw.listing(source)
+        case FeedbackSource():
+            table = feedback.listing(source)
+        case ProceduralSource():
+            table = procedural.listing(source, staging)
+    return _completed(table).sort_values("path", ignore_index=True)
+
+
+def _completed(table: pd.DataFrame) -> pd.DataFrame:
+    """Fill in `generator` and `group` where the source does not say: an unnamed generator, and a group of its own."""
+    table = table.assign(**{column: "" for column in ("generator", "group") if column not in table})
+    fake = table["label"] == "fake"
+    table["generator"] = table["generator"].where(fake, NO_GENERATOR).mask(fake & table["generator"].isin(["", NO_GENERATOR]), "unknown")
+    table["group"] = table["group"].mask(table["group"] == "", table["path"])
+    return table

@@ -3,7 +3,6 @@
 import io
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +11,8 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from pipeline import engine
+from pipeline.fingerprint import fingerprint
 from pipeline.forge import METHODS
 from pipeline.forge.face import Face
 from pipeline.manifest import NO_GENERATOR
@@ -19,24 +20,26 @@ from pipeline.params import ProceduralSource
 from pipeline.sources.camera import photograph
 from pipeline.sources.faces import render
 
+CODE = ("camera", "faces", "procedural")
 GROUP_SIZE = 3
 """Reals in a group. A swap takes its donor from the same group, so that a fake's parents never part."""
 
 
-def generate(source: ProceduralSource, out: Path, workers: int | None = None) -> pd.DataFrame:
-    """Render the data set into `out`/real and `out`/fake; files that are there already stay.
+def listing(source: ProceduralSource, staging: Path) -> pd.DataFrame:
+    """Render the data set into `staging`; files that are there already stay.
 
-    Image i depends on the seed and i alone, not on the number of workers or on what was there before.
+    Image i depends on the settings, the code and i alone, not on the number of workers or on what was there before.
 
     Returns:
-        One row an image: path (relative to `out`), label, generator, group, skin, light.
+        One row an image: file, path, label, generator, group, skin, light.
     """
+    out = staging / fingerprint(source, "forge", *(f"sources/{name}.py" for name in CODE), exclude={"name", "reals"})
     for label in ("real", "fake"):
         (out / label).mkdir(parents=True, exist_ok=True)
     groups = range(-(-source.reals // GROUP_SIZE))
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        made = pool.map(partial(_group, source, out), groups, chunksize=4)
-        return pd.DataFrame([row for rows in tqdm(made, total=len(groups), desc="render", unit="group") for row in rows])
+    made = engine.run(partial(_group, source, out), groups, "local")
+    table = pd.DataFrame([row for rows in tqdm(made, total=len(groups), desc="render", unit="group") for row in rows])
+    return table.assign(file=out.as_posix() + "/" + table["path"])
 
 
 def _group(source: ProceduralSource, out: Path, group: int) -> list[dict[str, str]]:
@@ -47,7 +50,7 @@ def _rows(source: ProceduralSource, out: Path, group: int) -> Iterator[dict[str,
     indices = range(group * GROUP_SIZE, min((group + 1) * GROUP_SIZE, source.reals))
     shots = [_shot(source, index) for index in indices]
     for position, index in enumerate(indices):
-        picture, face, attributes = shots[position]
+        picture, own_face, attributes = shots[position]
         donor, donor_face, _ = shots[(position + 1) % len(shots)]
         rng = np.random.default_rng([source.seed, index, 1])
         generator = str(rng.choice(list(source.generators), p=list(source.generators.values())))
@@ -55,7 +58,7 @@ def _rows(source: ProceduralSource, out: Path, group: int) -> Iterator[dict[str,
         for label, made_by in (("real", NO_GENERATOR), ("fake", generator)):
             path = f"{label}/{index:06d}.jpg"
             if not (out / path).exists():
-                pixels = picture if label == "real" else METHODS[generator](picture, face, donor, donor_face, rng)[0]
+                pixels = picture if label == "real" else METHODS[generator](picture, own_face, donor, donor_face, rng)[0]
                 _save(pixels, out / path, quality)
             yield {"path": path, "label": label, "generator": made_by, "group": f"{group:05d}", **attributes}
 
@@ -64,13 +67,13 @@ def _shot(source: ProceduralSource, index: int) -> tuple[np.ndarray, Face, dict[
     rng = np.random.default_rng([source.seed, index, 0])
     scene = render(rng, 2 * source.size)
     picture = photograph(scene.light, source.size, rng)
-    face = Face(scene.face.x / 2, scene.face.y / 2, scene.face.half_width / 2, scene.face.half_height / 2, scene.face.tilt)
-    return picture, face, {"skin": scene.skin, "light": scene.lighting}
+    shown = Face(scene.face.x / 2, scene.face.y / 2, scene.face.half_width / 2, scene.face.half_height / 2, scene.face.tilt)
+    return picture, shown, {"skin": scene.skin, "light": scene.lighting}
 
 
 def _save(pixels: np.ndarray, path: Path, quality: int) -> None:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
-    partial_file = path.with_suffix(".part")
+    partial_file = path.with_suffix(f".{os.getpid()}.part")
     partial_file.write_bytes(buffer.getvalue())
     partial_file.replace(path)

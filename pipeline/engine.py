@@ -1,0 +1,78 @@
+"""Where work on many images runs: processes on this machine, or a Ray cluster. The results are the same, in the same order."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, Literal, TypeVar
+
+from pipeline.errors import StageError
+
+Engine = Literal["local", "ray"]
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+AHEAD = 4
+"""Tasks that wait for each worker: enough to keep it busy, few enough that memory does not grow with the number of tasks."""
+
+
+def run(function: Callable[[Task], Result], tasks: Iterable[Task], engine: Engine) -> Iterator[Result]:
+    """Apply a function to each task in parallel; results come in the order of the tasks, and only a few are ever in flight.
+
+    Args:
+        function: at the top level of a module. What it writes has to be on a file system that all workers see.
+        tasks: small and picklable.
+        engine: `ray` connects to the cluster at RAY_ADDRESS, or starts one on this machine.
+
+    Raises:
+        StageError: if Ray is asked for and not installed.
+    """
+    return _ray(function, tasks) if engine == "ray" else _local(function, tasks)
+
+
+def _local(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    workers = os.cpu_count() or 1
+    with ProcessPoolExecutor(workers, initializer=_prepare_worker, initargs=(os.getpid(),)) as pool:
+        yield from _in_order(lambda task: pool.submit(function, task), lambda future: future.result(), tasks, workers)
+
+
+def _ray(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise StageError("data.engine is ray, and Ray is not installed: pip install 'unmask[ray]', or set data.engine: local") from None
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False, configure_logging=False)
+    try:
+        remote = ray.remote(function)
+        workers = int(ray.cluster_resources().get("CPU", 1))
+        yield from _in_order(remote.remote, ray.get, tasks, workers)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _in_order(submit: Callable[[Any], Any], result: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
+    waiting: deque[Any] = deque()
+    for task in tasks:
+        if len(waiting) >= AHEAD * workers:
+            yield result(waiting.popleft())
+        waiting.append(submit(task))
+    while waiting:
+        yield result(waiting.popleft())
+
+
+def _prepare_worker(parent: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(1)  # the processes are the parallelism
+    if sys.platform == "linux":
+        # A killed stage must not leave workers behind that write beside the next run's.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)

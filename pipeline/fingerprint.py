@@ -1,0 +1,24 @@
+"""Names for things that depend on settings and on code: where one of them changes, the name does."""
+
+import hashlib
+from pathlib import Path
+
+from pydantic import BaseModel
+
+PACKAGE = Path(__file__).parent
+
+
+def fingerprint(settings: BaseModel, *code: str, exclude: set[str] | None = None) -> str:
+    """12 hex digits that follow from the settings, but for the fields in `exclude`, and from source text.
+
+    Args:
+        settings: a section of params.yaml.
+        code: files and folders of this package, such as "images.py" or "forge".
+        exclude: fields of the settings that change nothing.
+    """
+    digest = hashlib.sha256(settings.model_dump_json(exclude=exclude).encode())
+    for name in code:
+        place = PACKAGE / name
+        for file in sorted(place.glob("*.py")) if place.is_dir() else [place]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]

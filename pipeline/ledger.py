@@ -1,0 +1,99 @@
+"""What an earlier run of ingest found out about each file, so that a new run, or one after `kill -9`, looks only at the others."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from pipeline import shards
+from pipeline.manifest import DESCRIBED
+from pipeline.staging import write
+
+FLUSH = 2000
+"""Rows that a crash may lose, some seconds of work."""
+
+TYPES = dict.fromkeys(("name", "stamp", "stored", "stored_stamp", "reason", "detail"), "str") | {
+    name: {"int64": "Int64"}.get(kind, kind)  # a broken file has no numbers
+    for name, kind in DESCRIBED.items()
+}
+
+
+class Ledger:
+    """Parquet files in a folder, each written as a whole; used as a context manager while rows are added."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._rows: list[dict[str, Any]] = []
+
+    def __enter__(self) -> "Ledger":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._flush()
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Note what was found out; on disk after FLUSH rows, or at the end."""
+        self._rows += rows
+        if len(self._rows) >= FLUSH:
+            self._flush()
+
+    def compact(self, rows: pd.DataFrame) -> None:
+        """Keep these rows alone, in one file."""
+        before = self._files()
+        if len(before) == 1 and pq.read_metadata(before[0]).num_rows == len(rows):
+            return
+        self._write(rows)
+        for file in before:
+            file.unlink()
+
+    def known(self, listed: pd.DataFrame) -> pd.DataFrame:
+        """Rows of files that are listed, are still what they were, and are still stored as they were.
+
+        A shard with a member that is no longer wanted does not count as stored, so that it is packed anew without it.
+
+        Args:
+            listed: columns path and stamp.
+        """
+        files = self._files()
+        if not files:
+            return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in TYPES.items()})
+        rows = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True).drop_duplicates("name", keep="last")
+        wanted = dict(zip(listed["path"], listed["stamp"], strict=True))
+        holders = rows["stored"].map(_holder)
+        stamps = {holder: stamp_of(holder) for holder in holders[rows["stored_stamp"] != ""].unique()}
+        valid = rows["name"].map(wanted).eq(rows["stamp"]) & (holders.map(stamps).eq(rows["stored_stamp"]) | (rows["stored_stamp"] == ""))
+        return rows[valid.groupby(holders).transform("all")].reset_index(drop=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.parquet"))
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._write(pd.DataFrame(self._rows))
+            self._rows = []
+
+    def _write(self, rows: pd.DataFrame) -> None:
+        files = self._files()
+        number = int(files[-1].stem) + 1 if files else 0
+        buffer = io.BytesIO()
+        rows.astype(TYPES)[list(TYPES)].to_parquet(buffer, index=False)
+        write(self.folder / f"{number:09d}.parquet", buffer.getvalue())
+
+
+def stamp_of(path: Path | str) -> str:
+    """What changes when a file does: its size and time; empty if it cannot be looked at."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a million of these
+    except OSError:
+        return ""
+    return f"{found.st_size}-{found.st_mtime_ns}"
+
+
+def _holder(stored: str) -> str:
+    """The shard of a stored image, or the image itself."""
+    head, found, _ = stored.partition(f"{shards.SUFFIX}/")
+    return f"{head}{shards.SUFFIX}" if found else stored

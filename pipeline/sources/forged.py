@@ -1,0 +1,186 @@
+"""Fakes forged from the real images of other sources: real faces alone are enough to begin with."""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from pipeline import engine
+from pipeline.faces import FaceDetector
+from pipeline.fingerprint import fingerprint
+from pipeline.forge import METHODS
+from pipeline.forge.face import Face
+from pipeline.images import Picture, decode, read_bytes
+from pipeline.params import Forge
+from pipeline.staging import write
+
+FAMILY = 8
+"""Groups that share donors for swaps, on average. A swap ties two people together, and what is tied cannot be split: families keep the
+knots small."""
+
+BATCH = 16
+TRIES = 3
+
+
+@dataclass(frozen=True)
+class Task:
+    """One fake: files of the real it is made from and of the donor (the real itself where the method takes none), and where it goes."""
+
+    target: str
+    donor: str
+    method: str
+    seed: int
+    out: Path
+
+
+def listing(
+    reals: pd.DataFrame, settings: Forge, staging: Path, *, lossless: bool, detector: Path | None, where: engine.Engine
+) -> pd.DataFrame:
+    """Make what is not there yet, and list the fakes.
+
+    Which real gets a fake, by which method and from which donor follows from the seed and the images alone: it does not depend on the
+    order, the workers or on what was there before. A new real may become the donor of a few swaps, which are then made anew.
+
+    Args:
+        reals: file, image_id, group of each real image.
+        lossless: keep fakes as PNG, because they are re-encoded like everything else later; otherwise each is stored as its real is.
+        detector: YuNet's ONNX file; without one, a face is taken to fill the middle of its picture.
+
+    Returns:
+        One row a fake: file, path, label, generator, group, parents (image_ids), seed. Reals that no fake could be made from (no
+        face found, nothing changed) have none.
+    """
+    out = staging / fingerprint(settings, "forge", "faces.py", "sources/forged.py", exclude={"sources", "per_real", "methods"})
+    out = out / f"{'png' if lossless else 'as-real'}-{'detected' if detector else 'centred'}"
+    out.mkdir(parents=True, exist_ok=True)
+    plan = _plan(reals, settings)
+    plan["name"] += [".png" if lossless else Path(file).suffix for file in plan["target"]]
+    plan["file"] = out.as_posix() + "/" + plan["name"]
+    tasks = [
+        Task(*row) for row in zip(plan["target"], plan["donor"], plan["generator"], plan["seed"], map(Path, plan["file"]), strict=True)
+    ]
+    missing = [task for task in tasks if not task.out.exists() and not _marker(task.out).exists()]
+    batches = [tuple(missing[start : start + BATCH]) for start in range(0, len(missing), BATCH)]
+    with tqdm(total=len(tasks), initial=len(tasks) - len(missing), desc="forge", unit="image") as progress:
+        for done in engine.run(partial(_forge_batch, lossless=lossless, detector=detector), batches, where):
+            progress.update(done)
+    made = plan[[Path(file).exists() for file in plan["file"]]]
+    made = made.assign(path=made["generator"] + "/" + made["name"], label="fake").sort_values("path", ignore_index=True)
+    return made[["file", "path", "label", "generator", "group", "parents", "seed"]]
+
+
+def _plan(reals: pd.DataFrame, settings: Forge) -> pd.DataFrame:
+    """One row a fake that shall be: target and donor (files), generator, seed, group, parents, name."""
+    names, shares = list(settings.methods), np.cumsum(list(settings.methods.values()))
+    families = _families(reals, settings.seed)
+    rows = []
+    for image_id, file, group in zip(reals["image_id"], reals["file"], reals["group"], strict=True):
+        digest = _digest(settings.seed, image_id)
+        chosen, drawn, seed = (int.from_bytes(digest[start : start + 8]) for start in (0, 8, 16))
+        if chosen / 2**64 >= settings.per_real:
+            continue
+        method = names[min(int(np.searchsorted(shares, drawn / 2**64, side="right")), len(names) - 1)]
+        donor_id, donor = image_id, file
+        if method == "swap":
+            others = [other for other in families[group] if other[0] != group]
+            if not others:
+                method = next((name for name in names if name != "swap"), "self_blend")
+            else:
+                # Rendezvous hashing: another image in the family changes the choice of few.
+                _, donor_id, donor = min(others, key=lambda other: _digest(settings.seed, image_id + other[1]))
+        parents = image_id if donor_id == image_id else f"{image_id} {donor_id}"
+        name = hashlib.sha256(f"{method} {parents}".encode()).hexdigest()[:32]
+        rows.append((file, donor, method, seed % 2**63, group, parents, name))
+    return pd.DataFrame(rows, columns=["target", "donor", "generator", "seed", "group", "parents", "name"])
+
+
+def _families(reals: pd.DataFrame, seed: int) -> dict[str, list[tuple[str, str, str]]]:
+    """Group -> (group, image_id, file) of all reals in its family.
+
+    Groups stand on a line in the order of a hash; one in FAMILY of them, by another hash, begins a new family. A new group
+    changes no family but the one where it comes to stand.
+    """
+    members: dict[str, list[tuple[str, str, str]]] = {}
+    for row in zip(reals["group"], reals["image_id"], reals["file"], strict=True):
+        members.setdefault(row[0], []).append(row)
+    families: dict[str, list[tuple[str, str, str]]] = {}
+    family: list[tuple[str, str, str]] = []
+    for group in sorted(members, key=lambda name: _digest(seed, name)):
+        if _digest(seed, group)[31] % FAMILY == 0:
+            family = []
+        family.extend(members[group])
+        families[group] = family
+    return families
+
+
+def _digest(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+
+
+def _forge_batch(tasks: tuple[Task, ...], lossless: bool, detector: Path | None) -> int:
+    for task in tasks:
+        data = _forge(task, lossless, _detector(detector) if detector else None)
+        write(task.out if data else _marker(task.out), data or b"")
+    return len(tasks)
+
+
+def _forge(task: Task, lossless: bool, detector: FaceDetector | None) -> bytes | None:
+    stored = read_bytes(Path(task.target))
+    target = decode(stored)
+    donor = target if task.donor == task.target else decode(read_bytes(Path(task.donor)))
+    face, donor_face = _face(target, detector), _face(donor, detector)
+    if face is None or donor_face is None:
+        return None
+    for attempt in range(TRIES):
+        rng = np.random.default_rng([task.seed, attempt])
+        fake, mask = METHODS[task.method](target.pixels, face, donor.pixels, donor_face, rng)
+        if mask.max() > 0 and not np.array_equal(fake, target.pixels):
+            return _encoded(Image.fromarray(fake), stored, lossless)
+    return None
+
+
+def _face(picture: Picture, detector: FaceDetector | None) -> Face | None:
+    """The ellipse of the largest face; without a detector, where a crop of a face has it."""
+    width, height = picture.rgb.size
+    if detector is None:
+        return Face(width / 2, height * 0.52, width * 0.3, height * 0.38)
+    found = detector.find(picture.pixels)
+    if not found:
+        return None
+    box = found[0]
+    return Face(box.x + box.width / 2, box.y + box.height / 2, box.width / 2, box.height / 2)
+
+
+def _encoded(fake: Image.Image, real: bytes, lossless: bool) -> bytes:
+    """The fake stored as its real is: same format, and the JPEG's own tables and sampling, so that the file gives nothing away."""
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(real)) as origin:
+        if origin.format == "JPEG" and not lossless:
+            tables = getattr(origin, "quantization", {})
+            sampling = _subsampling(origin)
+            fake.save(buffer, "JPEG", qtables=tables, subsampling=sampling)
+        else:
+            fake.save(buffer, "WEBP" if origin.format == "WEBP" and not lossless else "PNG")
+    return buffer.getvalue()
+
+
+def _subsampling(image: Image.Image) -> int:
+    from PIL.JpegImagePlugin import get_sampling
+
+    return max(get_sampling(image), 0)
+
+
+def _marker(out: Path) -> Path:
+    """Stands for a fake that cannot be made, so that it is not tried again."""
+    return out.with_suffix(".none")
+
+
+@cache
+def _detector(weights: Path) -> FaceDetector:
+    return FaceDetector(weights)

@@ -1,0 +1,112 @@
+"""A dataset in the hub's format, by name or local folder, read as a stream: nothing but one row is ever in memory."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from pipeline.errors import StageError
+from pipeline.fingerprint import fingerprint
+from pipeline.params import HuggingFaceSource
+from pipeline.staging import keep
+
+
+def listing(source: HuggingFaceSource, staging: Path) -> pd.DataFrame:
+    """One row an image: file, path, label, generator, group, and the columns in `attributes`.
+
+    Images are kept in `staging` under the hash of their bytes, and the rows beside them: a download that was cut short goes on behind
+    its last row, and a dataset that has grown brings in only what is new. A dataset on the hub that was read to its end is read again
+    only if its settings change: `revision` says which state is meant.
+
+    Raises:
+        StageError: if the `datasets` package or the dataset is missing, or a column does not exist.
+    """
+    record = staging / f"{fingerprint(source, exclude={'name'})}-{_state(source)}.jsonl"
+    done = record.with_suffix(".done")
+    if not done.is_file():
+        _fetch(source, staging, record)
+        done.touch()
+    rows = [row for row in _rows(record) if row]
+    table = pd.DataFrame(rows, columns=None if rows else ["file", "path", "label", "generator", "group"])
+    if table.empty:
+        raise StageError(f"data source {source.name}: no row of {source.dataset} has a label in {sorted(source.labels)} ({source.label})")
+    return table.drop_duplicates("path", ignore_index=True)
+
+
+def _fetch(source: HuggingFaceSource, staging: Path, record: Path) -> None:
+    stream, names = _open(source)
+    staging.mkdir(parents=True, exist_ok=True)
+    there = _cut_to_whole_lines(record)
+    with record.open("a") as file:
+        for example in tqdm(stream.skip(there), initial=there, desc=f"fetch {source.name}", unit="image"):
+            file.write(json.dumps(_row(source, example, names, staging)) + "\n")
+
+
+def _open(source: HuggingFaceSource) -> tuple[Any, list[str] | None]:
+    """The stream of rows with undecoded images, and the class names of the label column where it has some."""
+    try:
+        import datasets
+    except ImportError:
+        raise StageError(f"data source {source.name} needs the package datasets: pip install 'unmask[huggingface]'") from None
+    try:
+        stream = datasets.load_dataset(source.dataset, name=source.config, split=source.split, revision=source.revision, streaming=True)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise StageError(f"data source {source.name}: dataset {source.dataset}, split {source.split} cannot be opened: {error}") from None
+    features = stream.features or {}
+    wanted = [source.image, source.label, source.generator, source.group, *source.attributes]
+    absent = [column for column in wanted if column and column not in features]
+    if absent:
+        raise StageError(f"data source {source.name}: {source.dataset} has no column {', '.join(absent)}; it has: {', '.join(features)}")
+    stream = stream.cast_column(source.image, datasets.Image(decode=False))
+    return stream, getattr(features[source.label], "names", None)
+
+
+def _row(source: HuggingFaceSource, example: dict[str, Any], names: list[str] | None, staging: Path) -> dict[str, Any] | None:
+    value = example[source.label]
+    name = names[value] if names and isinstance(value, int) and value >= 0 else str(value)
+    label = source.labels.get(name) or source.labels.get(str(value))
+    image = example[source.image]
+    if label is None or image is None:
+        return None
+    file = keep(staging / "images", image["bytes"] or _bytes_of(image["path"]), Path(image["path"] or "").suffix)
+    row = {"file": file.as_posix(), "path": f"{label}/{file.name}", "label": label}
+    row |= {"generator": str(example[source.generator]) if source.generator else "", "group": ""}
+    if source.group:
+        row["group"] = str(example[source.group])
+    return row | {column: str(example[column]) for column in source.attributes}
+
+
+def _bytes_of(place: str) -> bytes:
+    import fsspec
+
+    with fsspec.open(place, "rb") as file:
+        return bytes(file.read())
+
+
+def _state(source: HuggingFaceSource) -> str:
+    """Of a local dataset folder, what changes when its files do; of one on the hub, its revision."""
+    folder = Path(source.dataset)
+    if not folder.is_dir():
+        return source.revision or "hub"
+    import hashlib
+
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    stamps = [f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+    return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:12]
+
+
+def _rows(record: Path) -> Iterator[dict[str, Any] | None]:
+    with record.open() as file:
+        yield from map(json.loads, file)
+
+
+def _cut_to_whole_lines(record: Path) -> int:
+    """Number of whole lines in the record; the rest of a line that a crash cut short is taken off."""
+    content = record.read_bytes() if record.is_file() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        record.write_bytes(whole)
+    return whole.count(b"\n")

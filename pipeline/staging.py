@@ -1,0 +1,24 @@
+"""Files that the pipeline writes for itself: there as a whole or not at all, whatever kills the process."""
+
+import hashlib
+import os
+from pathlib import Path
+
+STAGING = Path("var/sources")
+"""Where sources that make or fetch images keep them, a folder a source."""
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file under another name first and move it into place; its folder has to exist."""
+    part = path.with_name(f"{hashlib.sha256(path.name.encode()).hexdigest()[:16]}.{os.getpid()}.part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+def keep(folder: Path, data: bytes, suffix: str) -> Path:
+    """The file in `folder` that holds these bytes, named after their hash; written if it is not there."""
+    file = folder / (hashlib.sha256(data).hexdigest()[:32] + suffix.lower()[:8])
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write(file, data)
+    return file

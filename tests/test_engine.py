@@ -1,0 +1,28 @@
+"""The same data from processes here and from a Ray cluster of two nodes."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from ray.cluster_utils import Cluster
+
+from pipeline import ingest
+from pipeline.params import Params
+from tests.test_kill import digests
+
+
+def test_a_ray_cluster_makes_the_same_bytes(faces: Path, prepare: Callable[..., Params], monkeypatch):
+    forge = {"methods": {"self_blend": 0.4, "swap": 0.3, "resynthesis": 0.3}}
+    ingest.run(prepare(data__forge=forge))
+    local = digests(Path.cwd())
+    for made in ("data", "reports", "var"):
+        shutil.rmtree(made)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        ingest.run(prepare(data__forge=forge, data__engine="ray"))
+    finally:
+        cluster.shutdown()
+    assert digests(Path.cwd()) == local

@@ -1,0 +1,279 @@
+"""Bringing images in: what is broken, what has odd names, what changed since, how it is stored."""
+
+import base64
+import gzip
+import io
+import json
+import os
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pipeline import engine, ingest
+from pipeline.errors import StageError
+from pipeline.images import read as read_image
+from pipeline.manifest import MANIFEST, read
+from pipeline.params import Params
+from pipeline.settings import apply
+from pipeline.shards import MEMBERS
+from pipeline.sources.folder import listing as list_folder
+from tests.data_helpers import picture, quarantined
+
+
+def encoded(kind: str, size: tuple[int, int] = (64, 64), **options: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def broken_files() -> dict[str, bytes]:
+    """Name -> content of files that no detector should be trained on."""
+    jpeg, png, webp, gif = (encoded(kind) for kind in ("JPEG", "PNG", "WEBP", "GIF"))
+    bmp, tiff = encoded("BMP"), encoded("TIFF")
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.jpg", jpeg)
+    sof = jpeg.index(b"\xff\xc0")
+    return {
+        "empty.jpg": b"",
+        "text.jpg": b"hello",
+        "page.jpg": b"<!doctype html><html><body>404</body></html>",
+        "json.jpg": b'{"error": "not found"}',
+        "zeros.jpg": bytes(5000),
+        "random.jpg": np.random.default_rng(1).bytes(5000),
+        "base64.jpg": base64.b64encode(jpeg),
+        "gzip.jpg": gzip.compress(jpeg),
+        "zip.jpg": archive.getvalue(),
+        "pdf.jpg": b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\n",
+        "svg.png": b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"/>',
+        "elf.png": b"\x7fELF" + bytes(200),
+        "video.jpg": b"\x00\x00\x00\x18ftypmp42" + bytes(500),
+        "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\nshowpage\n",
+        "photoshop.png": b"8BPS\x00\x01" + bytes(200),
+        "magic.jpg": jpeg[:3],
+        "magic.png": png[:8],
+        "header.jpg": jpeg[:40],
+        "half.jpg": jpeg[: len(jpeg) // 2],
+        "half.png": png[: len(png) // 2],
+        "half.webp": webp[: len(webp) // 2],
+        "half.gif": gif[: len(gif) // 2],
+        "half.bmp": bmp[: len(bmp) // 2],
+        "half.tiff": tiff[: len(tiff) // 2],
+        "shifted.jpg": b"\x00" + jpeg,
+        "chunk.png": png[:60] + bytes(40) + png[100:],
+        "no-tables.jpg": jpeg[:2] + jpeg[sof:],
+        "tall.jpg": jpeg[: sof + 5] + struct.pack(">HH", 65000, 65000) + jpeg[sof + 9 :],
+        "bomb.png": png[:16] + struct.pack(">II", 60000, 60000) + png[24:],
+        "zero.gif": gif[:6] + bytes(4) + gif[10:],
+        "one-pixel.png": encoded("PNG", (1, 1)),
+        "thin.jpg": encoded("JPEG", (8, 200)),
+        "many-pixels.png": encoded("PNG", (1200, 1200)),
+        "heavy.bmp": encoded("BMP", (600, 900)),
+    }
+
+
+def test_every_kind_of_broken_file_is_listed_with_its_reason(faces: Path, prepare: Callable[..., Params]):
+    for number, (name, content) in enumerate(broken_files().items()):
+        (faces / ("real", "fake")[number % 2] / name).write_bytes(content)
+    (faces / "real" / "dangling.jpg").symlink_to(faces / "absent.jpg")
+    os.mkfifo(faces / "real" / "pipe.jpg")
+    (faces / "fake" / "caf\udce9").mkdir()  # the byte E9, which is no UTF-8
+    shutil.copy(faces / "fake" / "0.jpg", faces / "fake" / "caf\udce9" / "0.jpg")
+    report = ingest.run(prepare(ingest__max_broken=0.5, ingest__max_megapixels=1, ingest__max_megabytes=1.5))
+    found = quarantined()
+    assert set(broken_files()) | {"dangling.jpg", "pipe.jpg"} <= set(found) and report["images"] == 60
+    assert {found[name] for name in ("dangling.jpg", "pipe.jpg")} == {"unreadable"}
+    assert found["one-pixel.png"] == found["thin.jpg"] == "too_small"
+    assert found["many-pixels.png"] == found["bomb.png"] == found["tall.jpg"] == "too_many_pixels"
+    assert found["heavy.bmp"] == "too_large" and found["half.png"] == "truncated" and found["pdf.jpg"] == "not_an_image"
+    assert report["quarantined_by_reason"]["unreadable"] == 3  # the third has a name that is not UTF-8
+    with pytest.raises(StageError, match=r"37 of 97 files are broken, more than ingest.max_broken = 0.05"):
+        ingest.run(prepare(ingest__max_megapixels=1, ingest__max_megabytes=1.5))
+
+
+def test_odd_names_are_no_trouble(faces: Path, prepare: Callable[..., Params]):
+    names = ["émile.jpg", "人脸.jpg", "😀.jpg", "a b'\"c;$(rm).jpg", "new\nline.jpg", "no_suffix", "x" * 251 + ".jpg", "comma,.JPG"]
+    for index, name in enumerate(names):
+        picture(faces / "real" / "plain.jpg", seed=7000 + index, quality=90)
+        (faces / "real" / "plain.jpg").rename(faces / "real" / name)
+    deep = faces / "fake" / "/".join(["d" * 200] * 18)  # a path of some 4,000 characters
+    deep.mkdir(parents=True)
+    shutil.copy(faces / "fake" / "0.jpg", deep / "0.jpg")
+    picture(faces / "fake" / "fresh.jpg", seed=7999, quality=90)
+    (faces / "fake" / "fresh.jpg").rename(deep / "0.jpg")
+    assert len(str(deep)) > 3600
+    ingest.run(prepare())
+    table = read(MANIFEST)
+    assert len(table) == 60 + len(names) + 1 and not quarantined()
+    assert {f"data/raw/faces/real/{name}" for name in names if len(name) < 200} <= set(table["path"])
+    assert table["path"].str.contains("long-names/").sum() == 2
+    for path in table["path"]:
+        assert read_image(Path(path)).rgb.size == (64, 64)
+
+
+def test_links_are_followed_but_not_in_circles(faces: Path, prepare: Callable[..., Params], tmp_path: Path):
+    picture(tmp_path / "elsewhere" / "linked.jpg", seed=8000, quality=90)
+    (faces / "real" / "folder").symlink_to(tmp_path / "elsewhere")
+    (faces / "real" / "circle").symlink_to(faces / "real")
+    ingest.run(prepare())
+    assert "data/raw/faces/real/folder/linked.jpg" in set(read(MANIFEST)["path"]) and len(read(MANIFEST)) == 61
+
+
+def test_columns_tell_how_good_a_picture_is_and_how_it_was_stored(faces: Path, prepare: Callable[..., Params]):
+    with Image.open(faces / "real" / "0.jpg") as image:
+        image.save(faces / "real" / "0.png")
+        image.resize((16, 16)).resize((64, 64)).save(faces / "real" / "1.jpg", quality=55, subsampling="4:4:4", comment=b"x" * 50)
+        Image.eval(image, lambda value: value // 4).save(faces / "real" / "2.jpg", quality=90)
+    (faces / "real" / "0.jpg").unlink()
+    ingest.run(prepare())
+    table = read(MANIFEST).set_index("path")
+    png, soft, dark = (table.loc[f"data/raw/faces/real/{name}"] for name in ("0.png", "1.jpg", "2.jpg"))
+    assert (soft["jpeg_quality"], soft["subsampling"], soft["metadata_bytes"]) == (55, "4:4:4", 50)
+    assert (dark["jpeg_quality"], dark["subsampling"], dark["metadata_bytes"]) == (90, "4:2:0", 0)
+    assert pd.isna(png["jpeg_quality"]) and png["subsampling"] == "" == png["quantisation"] and soft["quantisation"]
+    assert soft["blur"] < png["blur"] and dark["brightness"] < png["brightness"] / 3
+    assert table["faces"].isna().all()  # no detector was set, and none is guessed
+
+
+def test_a_second_run_looks_only_at_what_is_new(faces: Path, prepare: Callable[..., Params]):
+    settings = prepare()
+    ingest.run(settings)
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in Path("data/raw").rglob("*.jpg")}
+    first = MANIFEST.read_bytes()
+    picture(faces / "real" / "new.jpg", seed=9000, quality=90)
+    picture(faces / "real" / "1.jpg", seed=9001, quality=90)
+    (faces / "fake" / "2.jpg").unlink()
+    ingest.run(settings)
+    after = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in Path("data/raw").rglob("*.jpg")}
+    changed = {path.as_posix() for path in after if after[path] != before.get(path)}
+    assert changed == {"data/raw/faces/real/new.jpg", "data/raw/faces/real/1.jpg"}
+    assert before.keys() - after.keys() == {Path("data/raw/faces/fake/2.jpg")}
+    picture(faces / "real" / "1.jpg", seed=1, quality=90)
+    picture(faces / "fake" / "2.jpg", seed=1002, quality=90)
+    (faces / "real" / "new.jpg").unlink()
+    ingest.run(settings)
+    assert MANIFEST.read_bytes() == first
+
+
+def test_a_source_is_only_ever_read(faces: Path, prepare: Callable[..., Params]):
+    before = {path: path.read_bytes() for path in faces.rglob("*.jpg")}
+    for folder in (faces, faces / "real", faces / "fake"):
+        folder.chmod(0o555)
+    ingest.run(prepare(data__forge={"methods": {"self_blend": 1}}))
+    assert {path: path.read_bytes() for path in faces.rglob("*") if path.is_file()} == before
+
+
+def test_images_can_stay_where_they_are(faces: Path, prepare: Callable[..., Params]):
+    prepare()
+    source = {"kind": "folder", "name": "faces", "path": str(faces), "in_place": True}
+    report = ingest.run(prepare(data__sources=[source]))
+    assert report["images"] == 60 and not list(Path("data/raw").rglob("*.jpg"))
+    assert all(Path(path).is_relative_to(faces) for path in read(MANIFEST)["path"])
+    sums = Path("data/raw/faces/SHA256SUMS")
+    before = sums.read_text()
+    picture(faces / "real" / "1.jpg", seed=9001, quality=90)  # DVC sees by the hashes that the data is another one
+    ingest.run(prepare(data__sources=[source]))
+    assert len(before.splitlines()) == 60 and len(set(before.splitlines()) - set(sums.read_text().splitlines())) == 1
+
+
+def test_normalising_makes_files_of_both_classes_alike(faces: Path, prepare: Callable[..., Params]):
+    for path in (faces / "fake").glob("*.jpg"):
+        with Image.open(path) as image:
+            image.resize((96, 72)).save(path.with_suffix(".png"))
+        path.unlink()
+    ingest.run(prepare(ingest__normalise={"size": 80, "jpeg_quality": 85}))
+    table = read(MANIFEST)
+    assert set(table["format"]) == {"JPEG"} and set(table["jpeg_quality"]) == {85} and set(table["subsampling"]) == {"4:2:0"}
+    assert set(table["width"]) == {80} and set(table["metadata_bytes"]) == {0}
+
+
+def test_shards_hold_the_same_pictures_in_few_files(faces: Path, prepare: Callable[..., Params], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipeline.shards.MEMBERS", 16)
+    ingest.run(prepare())
+    plain = read(MANIFEST)
+    pixels = [read_image(Path(path)).pixels for path in plain["path"]]
+    ingest.run(prepare(data__shard=True))
+    packed = read(MANIFEST)
+    assert sorted(path.name for path in Path("data/raw/faces").iterdir()) == [f"{number:06d}.tar" for number in range(4)]
+    assert sorted(packed["image_id"]) == sorted(plain["image_id"])
+    by_id = packed.set_index("image_id")["path"]
+    for image_id, wanted in zip(plain["image_id"], pixels, strict=True):
+        assert np.array_equal(read_image(Path(by_id[image_id])).pixels, wanted)
+    first = {path.name: path.read_bytes() for path in Path("data/raw/faces").iterdir()}
+    picture(faces / "real" / "new.jpg", seed=9000, quality=90)
+    ingest.run(prepare(data__shard=True))
+    after = {path.name: path.read_bytes() for path in Path("data/raw/faces").iterdir()}
+    assert first.items() <= after.items() and set(after) - set(first) == {"000004.tar"}
+    (faces / "real" / "new.jpg").unlink()
+    (faces / "real" / "3.jpg").unlink()
+    ingest.run(prepare(data__shard=True))
+    assert len(read(MANIFEST)) == 59 and MEMBERS == 1000
+
+
+def test_a_picture_in_two_formats_under_both_labels_is_a_conflict(faces: Path, prepare: Callable[..., Params]):
+    with Image.open(faces / "real" / "0.jpg") as image:
+        image.save(faces / "fake" / "same.png")
+    with Image.open(faces / "real" / "1.jpg") as image:
+        image.save(faces / "real" / "again.bmp")
+    report = ingest.run(prepare())
+    assert quarantined() == {"0.jpg": "conflict", "same.png": "conflict"}
+    assert report["duplicates"] == 1 and report["images"] == 59
+
+
+def test_one_person_in_two_folders_is_one_group_and_equal_names_in_two_sources_are_not(faces: Path, prepare, tmp_path: Path):
+    rows = [f"{label}/{i}.jpg,{label},p{i // 3}" for label in ("real", "fake") for i in range(30)]
+    (faces / "manifest.csv").write_text("path,label,group\n" + "\n".join(rows) + "\n")
+    other = tmp_path / "other"
+    shutil.copytree(faces, other)
+    for index, path in enumerate(sorted(other.rglob("*.jpg"))):
+        picture(path, seed=4000 + index, quality=90)
+    sources = [{"kind": "folder", "name": folder.name, "path": str(folder)} for folder in (faces, other)]
+    ingest.run(prepare(data__sources=sources))
+    table = read(MANIFEST)
+    assert set(table.groupby("group").size()) == {6} and table["group"].nunique() == 20
+    assert set(table["source"]) == {"faces", "other"}
+
+
+def test_faces_are_counted_where_a_detector_is_set(faces: Path, prepare: Callable[..., Params]):
+    with pytest.raises(StageError, match=r"absent.onnx does not exist; it should be YuNet's ONNX file"):
+        ingest.run(prepare(ingest__face_detector="absent.onnx"))
+
+
+def test_a_local_run_keeps_the_order_and_few_tasks_in_flight():
+    started = []
+
+    def tasks():
+        for number in range(200):
+            started.append(number)
+            yield number
+
+    results = engine.run(abs, tasks(), "local")
+    assert next(results) == 0 and len(started) <= 1 + engine.AHEAD * (os.cpu_count() or 1)
+    assert [0, *results] == list(range(200))
+
+
+def test_settings_that_exclude_each_other_are_named(faces: Path, prepare: Callable[..., Params]):
+    prepare()
+    source = {"kind": "folder", "name": "faces", "path": str(faces), "in_place": True}
+    for wrong, message in (
+        ({"data.sources": [source], "data.shard": True}, "cannot be packed into shards"),
+        ({"data.sources": [source], "ingest.normalise": {"size": 64, "jpeg_quality": 90}}, "cannot be normalised"),
+        ({"data.forge": {"sources": ["web"], "methods": {"swap": 1}}}, "no source is called web; there are: faces"),
+        ({"data.forge": {"methods": {"swap": 0.5}}}, "the shares of `methods` sum to 0.5, not to 1"),
+        ({"data.sources": [source | {"name": "../up"}]}, "should match pattern"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            apply(wrong, Path("params.yaml"))
+
+
+def test_the_listing_of_a_folder_is_the_same_whatever_order_the_disk_has(faces: Path, prepare: Callable[..., Params]):
+    table = list_folder(prepare().data.sources[0])  # type: ignore[arg-type]
+    assert list(table["path"]) == sorted(table["path"], key=lambda path: (path.split("/")[0] != "real", path))
+    json.dumps(table.to_dict("records"))

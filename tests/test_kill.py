@@ -1,0 +1,65 @@
+"""`kill -9` at any moment: ingest and forge go on where they were, and end with the same bytes."""
+
+import hashlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.settings import apply, folder_source
+from tests.conftest import ROOT
+from tests.data_helpers import picture
+
+KILLS = 10
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Hash of each file under data/, of the report and of the quarantine list."""
+    files = [*folder.glob("data/**/*"), folder / "reports/ingest.json", folder / "reports/quarantine.csv"]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_a_killed_ingest_ends_with_the_bytes_of_an_undisturbed_one(tmp_path: Path, shard: bool):
+    faces = tmp_path / "faces"
+    for index in range(400):
+        picture(faces / "real" / f"{index}.jpg", seed=index, quality=90)
+    (faces / "real" / "broken.jpg").write_bytes(b"broken")
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    shutil.copy(ROOT / "params.yaml", folder)
+    forge = {"methods": {"self_blend": 0.4, "swap": 0.3, "resynthesis": 0.3}}
+    apply(folder_source(faces) | {"data.forge": forge, "data.shard": shard}, folder / "params.yaml")
+    # Small shards and frequent notes, so that a kill has something to cut in two.
+    small = "import sys; sys.path.insert(0, sys.argv[1]); from pipeline import ledger, shards; ledger.FLUSH, shards.MEMBERS = 32, 32\n"
+    program = small + "from pipeline.cli import stage; from pipeline.ingest import run; stage(run)"
+    command = [sys.executable, "-c", program, str(ROOT)]
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    begin = time.monotonic()
+    assert start().wait() == 0
+    undisturbed, seconds = digests(folder), time.monotonic() - begin
+    assert len(undisturbed) > 20
+    for made in ("data", "reports", "var"):
+        shutil.rmtree(folder / made)
+    draw = random.Random(7)
+    killed = 0
+    while killed < KILLS:
+        process = start()
+        try:
+            assert process.wait(draw.uniform(0.3, 1) * seconds) == 0
+            for made in ("data", "reports", "var"):  # it came to its end: begin anew
+                shutil.rmtree(folder / made)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+            killed += 1
+    assert start().wait() == 0
+    assert digests(folder) == undisturbed

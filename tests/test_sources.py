@@ -1,0 +1,197 @@
+"""Where images come from besides a folder: hub datasets, LFW, feedback, and fakes forged from reals."""
+
+import io
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pipeline import feedback, ingest, split
+from pipeline.errors import StageError
+from pipeline.images import read as read_image
+from pipeline.manifest import MANIFEST, read, read_parts
+from pipeline.params import Params
+from tests.data_helpers import picture, quarantined
+
+FORGE = {"methods": {"self_blend": 0.4, "swap": 0.3, "resynthesis": 0.3}, "seed": 3}
+
+
+def hub_dataset(folder: Path, rows: int) -> None:
+    """A dataset folder in the hub's format: images inside Parquet files, the class as a number with a name."""
+    import datasets
+
+    items: dict[str, list[object]] = {"picture": [], "kind": [], "person": [], "tool": []}
+    for index in range(rows):
+        buffer = io.BytesIO()
+        coarse = np.random.default_rng(index).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+        items["picture"].append({"bytes": buffer.getvalue(), "path": f"{index}.jpg"})
+        items["kind"].append(index % 3)
+        items["person"].append(f"p{index // 4}")
+        items["tool"].append("gan" if index % 3 == 0 else "")
+    features = datasets.Features(
+        picture=datasets.Image(),
+        kind=datasets.ClassLabel(names=["Fake", "Real", "Unsure"]),
+        person=datasets.Value("string"),
+        tool=datasets.Value("string"),
+    )
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict(items, features=features).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+
+
+def hub_source(folder: Path) -> dict[str, object]:
+    return {
+        "kind": "huggingface",
+        "name": "hub",
+        "dataset": str(folder),
+        "image": "picture",
+        "label": "kind",
+        "labels": {"Fake": "fake", "Real": "real"},
+        "group": "person",
+        "generator": "tool",
+    }
+
+
+def test_a_hub_dataset_is_read_as_a_stream_and_grows(tmp_path: Path, prepare: Callable[..., Params]):
+    hub_dataset(tmp_path / "hub", 60)
+    settings = prepare(data__sources=[hub_source(tmp_path / "hub")])
+    assert ingest.run(settings)["by_label"] == {"real": 20, "fake": 20}
+    table = read(MANIFEST)
+    assert set(table["generator"]) == {"gan", "none"} and table["group"].nunique() == 15
+    kept = {path: path.stat().st_mtime_ns for path in Path("data/raw/hub").rglob("*.jpg")}
+    assert len(kept) == 40
+    hub_dataset(tmp_path / "hub", 90)
+    assert ingest.run(settings)["images"] == 60
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+
+
+def test_a_hub_download_that_was_cut_short_goes_on(tmp_path: Path, prepare: Callable[..., Params]):
+    hub_dataset(tmp_path / "hub", 60)
+    settings = prepare(data__sources=[hub_source(tmp_path / "hub")])
+    ingest.run(settings)
+    whole = MANIFEST.read_bytes()
+    record = next(Path("var/sources/hub").glob("*.jsonl"))
+    record.with_suffix(".done").unlink()
+    record.write_bytes(record.read_bytes()[:3000])  # in the middle of a line
+    shutil.rmtree("data/raw")
+    ingest.run(settings)
+    assert MANIFEST.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": "class"}, "has no column class; it has: picture, kind, person, tool"),
+        ({"dataset": "absent-folder/dataset"}, "dataset absent-folder/dataset, split train cannot be opened"),
+        ({"labels": {"Genuine": "real"}}, r"no row of .* has a label in \['Genuine'\]"),
+    ],
+)
+def test_a_wrong_hub_setting_is_named(tmp_path: Path, prepare: Callable[..., Params], monkeypatch, change: dict[str, object], message: str):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub_dataset(tmp_path / "hub", 12)
+    with pytest.raises(StageError, match=message):
+        ingest.run(prepare(data__sources=[hub_source(tmp_path / "hub") | change]))
+
+
+@pytest.fixture
+def lfw_home(tmp_path: Path) -> Path:
+    """What scikit-learn's fetcher has downloaded before it unpacks: an archive, and the lists of pairs."""
+    home = tmp_path / "scikit_learn_data"
+    people = tmp_path / "lfw_funneled"
+    for person in range(24):
+        for shot in range(1 + person % 3):
+            picture(people / f"Person_{person:02d}" / f"Person_{person:02d}_{shot:04d}.jpg", seed=100 * person + shot, quality=90)
+    (home / "lfw_home").mkdir(parents=True)
+    with tarfile.open(home / "lfw_home" / "lfw-funneled.tgz", "w:gz") as archive:
+        archive.add(people, "lfw_funneled")
+    for name in ("pairsDevTrain.txt", "pairsDevTest.txt", "pairs.txt"):
+        (home / "lfw_home" / name).touch()
+    return home
+
+
+def test_reals_of_lfw_alone_are_enough(lfw_home: Path, prepare: Callable[..., Params]):
+    source = {"kind": "lfw", "name": "lfw", "data_home": str(lfw_home)}
+    with pytest.raises(StageError, match=r"no image of class fake in the sources lfw.*Set data\.forge"):
+        ingest.run(prepare(data__sources=[source]))
+    report = ingest.run(prepare(data__sources=[source], data__forge=FORGE))
+    assert report["by_label"] == {"real": 48, "fake": 48} and set(report["by_generator"]) == {"none", "self_blend", "swap", "resynthesis"}
+    table = read(MANIFEST)
+    reals, fakes = table[table["label"] == "real"].set_index("image_id"), table[table["label"] == "fake"]
+    assert set(reals["group"]) == {f"lfw/Person_{person:02d}" for person in range(24)}
+    assert fakes["seed"].notna().all() and reals["seed"].isna().all()
+    for row in fakes.itertuples():
+        parents = row.parents.split()
+        assert reals.loc[parents[0], "group"] == row.group
+        if row.generator == "swap" and len(parents) > 1:
+            assert reals.loc[parents[1], "group"] != row.group  # the face of somebody else
+        origin, fake = read_image(Path(reals.loc[parents[0], "path"])).pixels, read_image(Path(row.path)).pixels
+        assert origin.shape == fake.shape and not np.array_equal(origin, fake)
+    assert (fakes["parents"].str.count(" ") == 1).sum() > 5
+
+
+def test_a_forged_fake_is_stored_as_its_real_is(faces: Path, prepare: Callable[..., Params]):
+    for index, path in enumerate(sorted((faces / "real").glob("*.jpg"))):
+        with Image.open(path) as image:
+            image.load()
+        image.save(path, quality=(60, 75, 95)[index % 3], subsampling=("4:4:4", "4:2:2", "4:2:0")[index % 3])
+    ingest.run(prepare(data__forge=FORGE))
+    table = read(MANIFEST)
+    reals = table.set_index("image_id")[["format", "quantisation", "subsampling", "width", "height", "metadata_bytes"]]
+    fakes = table[table["source"] == "forge"]
+    assert len(fakes) == 30
+    for row in fakes.itertuples():
+        assert tuple(reals.loc[row.parents.split()[0]]) == tuple(getattr(row, column) for column in reals.columns)
+
+
+def test_forging_depends_on_the_images_alone_and_new_reals_change_few_fakes(faces: Path, prepare: Callable[..., Params]):
+    settings = prepare(data__forge=FORGE)
+    ingest.run(settings)
+    first = read(MANIFEST)
+    shutil.rmtree("data")
+    shutil.rmtree("var")
+    ingest.run(settings)
+    pd.testing.assert_frame_equal(read(MANIFEST), first)
+    for index in range(3):
+        picture(faces / "real" / f"new{index}.jpg", seed=5000 + index, quality=90)
+    ingest.run(settings)
+    fakes, before = (set(table.loc[table["source"] == "forge", "image_id"]) for table in (read(MANIFEST), first))
+    assert len(fakes) == 33 and len(before - fakes) <= 3
+
+
+def test_parents_and_fakes_are_never_parted(faces: Path, prepare: Callable[..., Params]):
+    settings = prepare(data__forge={"methods": {"swap": 1}, "per_real": 0.5})
+    ingest.run(settings)
+    split.run(settings)
+    parts = read_parts()
+    place = {image_id: name for name, part in parts.items() for image_id in part["image_id"]}
+    swaps = pd.concat(parts.values()).query("generator == 'swap'")
+    assert 5 <= len(swaps) <= 25
+    for row in swaps.itertuples():
+        assert {place[parent] for parent in row.parents.split()} == {place[row.image_id]}
+
+
+def test_feedback_comes_back_as_data_and_disagreement_is_left_out(tmp_path: Path, faces: Path, prepare: Callable[..., Params]):
+    folder = tmp_path / "feedback"
+    images = sorted((faces / "real").glob("*.jpg"))
+    said = {"version": "3", "verdict": "fake", "probability_fake": 0.9}
+    for index, path in enumerate(images[:6]):
+        feedback.record(folder, id=f"a{index}", label="real", image=path.read_bytes(), **said)
+    feedback.record(folder, id="a1", label="fake", image=images[1].read_bytes(), **said)  # the user thought again
+    feedback.record(folder, id="b2", label="fake", image=images[2].read_bytes(), **said)  # another user disagrees
+    feedback.record(folder, id="c", label="real", **said)  # without consent to keep the image
+    with (folder / "feedback.jsonl").open("ab") as file:
+        file.write(b'{"id": "d", "label"')  # a crash in the middle of a line
+    source = {"kind": "feedback", "name": "users", "path": str(folder)}
+    ingest.run(prepare(data__sources=[source]))
+    table = read(MANIFEST)
+    assert sorted(table["label"]) == ["fake", "real", "real", "real", "real"] and set(quarantined().values()) == {"conflict"}
+    assert set(table["answered_by"]) == {"3"} and set(table["verdict"]) == {"fake"}
+    with (folder / "feedback.jsonl").open("ab") as file:
+        file.write(b"\n")
+    with pytest.raises(StageError, match=r"feedback.jsonl, line 10: .*"):
+        ingest.run(prepare(data__sources=[source]))
