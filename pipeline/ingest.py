@@ -52,7 +52,7 @@ def run(params: Params) -> dict[str, Any]:
             hint = " Set data.forge in params.yaml to make fakes from the reals." if label == "fake" and not params.data.forge else ""
             raise StageError(f"no image of class {label} in the sources {_names(params)}; both classes are needed.{hint}")
     _forget_what_left(params)
-    manifest.write(unique, manifest.MANIFEST)
+    manifest.write(unique.drop(columns=["file", "reason", "detail"]), manifest.MANIFEST)
     report = {
         "images": len(unique),
         "by_label": _counts(unique, "label"),

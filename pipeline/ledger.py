@@ -66,7 +66,7 @@ class Ledger:
         holders = rows["stored"].map(_holder)
         stamps = {holder: stamp_of(holder) for holder in holders[rows["stored_stamp"] != ""].unique()}
         valid = rows["name"].map(wanted).eq(rows["stamp"]) & (holders.map(stamps).eq(rows["stored_stamp"]) | (rows["stored_stamp"] == ""))
-        return rows[valid.groupby(holders).transform("all")].reset_index(drop=True)
+        return rows[valid.groupby([holders, rows["stored_stamp"]]).transform("all")].reset_index(drop=True)
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.parquet"))
