@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline import ingest, split, validate
+from pipeline import ingest, validate
 from pipeline.errors import StageError
-from pipeline.manifest import COLUMNS, ManifestError, check, read, read_parts
-from pipeline.split import near_duplicates
+from pipeline.manifest import COLUMNS, ManifestError, check, read
 from tests.data_helpers import picture, quarantined
 
 RNG = np.random.default_rng(0)
@@ -35,58 +34,6 @@ def test_a_file_under_both_labels_is_a_conflict_and_a_double_is_one_row(faces: P
     report = ingest.run(prepare())
     assert quarantined() == {"0.jpg": "conflict", "same.jpg": "conflict"}
     assert report["duplicates"] == 1 and report["images"] == 59
-
-
-def test_near_duplicates_stay_in_one_part(faces: Path, prepare):
-    for index in range(30):  # the same pictures again, smaller and worse
-        with Image.open(faces / "real" / f"{index}.jpg") as image:
-            image.resize((48, 48)).save(faces / "fake" / f"copy{index}.jpg", quality=75)
-    settings = prepare()
-    ingest.run(settings)
-    (Path("reports") / "validation.json").write_text("{}")
-    report = split.run(settings)
-    parts = read_parts()
-    place = {
-        Path(path).stem: name for name, part in parts.items() for path, label in zip(part["path"], part["label"], strict=True) if label
-    }
-    together = sum(
-        place[f"copy{index}"] == next(n for n, p in parts.items() if f"data/raw/faces/real/{index}.jpg" in set(p["path"]))
-        for index in range(30)
-    )
-    assert together == 30 and report["groups_joined_by_near_duplicates"] >= 30
-
-
-@pytest.mark.parametrize("radius", [0, 1, 4, 7])
-def test_near_duplicates_are_those_of_a_plain_loop(radius: int):
-    rng = np.random.default_rng(radius)
-    hashes = rng.integers(0, 2**63, 600).astype(np.uint64)
-    for index in range(300):  # neighbours of others, up to 9 bits away, and some of neighbours
-        hashes[index] = hashes[rng.integers(index, 600)] ^ np.bitwise_or.reduce(
-            np.uint64(1) << rng.integers(0, 64, rng.integers(1, 10)).astype(np.uint64)
-        )
-    hashes[590:] = hashes[580:590]
-    values = [int(value) for value in hashes]
-    expected = {
-        (i, j) for i in range(600) for j in range(i + 1, 600) if (values[i] ^ values[j]).bit_count() <= radius and values[i] != values[j]
-    }
-    links = near_duplicates(hashes, radius)
-    assert len(links) == len(set(map(tuple, links.tolist())))
-    found = {tuple(sorted((values[i], values[j]))) for i, j in links.tolist() if values[i] != values[j]}
-    assert found == {tuple(sorted((values[i], values[j]))) for i, j in expected} and (radius == 0 or found)
-    assert {tuple(sorted(pair)) for pair in links.tolist() if values[pair[0]] == values[pair[1]]} >= {(i, i + 10) for i in range(580, 590)}
-
-
-def test_new_images_never_move_old_ones(faces: Path, prepare):
-    settings = prepare()
-    ingest.run(settings)
-    split.run(settings)
-    before = {path: name for name, part in read_parts().items() for path in part["path"]}
-    for index in range(30):
-        picture(faces / "real" / f"new{index}.jpg", seed=5000 + index, quality=90)
-    ingest.run(settings)
-    split.run(settings)
-    after = {path: name for name, part in read_parts().items() for path in part["path"]}
-    assert before.items() <= after.items() and len(after) == len(before) + 30
 
 
 def test_files_that_give_the_class_away_are_refused(faces: Path, prepare):

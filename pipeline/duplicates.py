@@ -1,0 +1,125 @@
+"""Which images belong together: one person or source, one picture, a fake and its parents."""
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+EXTRA_BLOCKS = 3
+FOLD = 4_000_000
+"""Pairs that are held at a time: 64 MB."""
+
+
+class Links(NamedTuple):
+    """A graph of images and of what they share.
+
+    Nodes 0..images-1 are the rows of the table; each further node is a group, a picture or a cluster of near-duplicates, linked to the
+    rows that have it.
+    """
+
+    images: int
+    nodes: int
+    edges: dict[str, np.ndarray]
+    """`group`, `pixel_hash`, `near_duplicates`, `parents` -> int (edges, 2) of nodes, an image first."""
+
+    def components(self, *kinds: str) -> np.ndarray:
+        """A label 0.. for each image, equal for those that are linked, by edges of the named kinds or of all."""
+        edges = np.concatenate([self.edges[kind] for kind in kinds or self.edges])
+        return np.unique(join(edges, self.nodes)[: self.images], return_inverse=True)[1]
+
+
+def links(table: pd.DataFrame, radius: int) -> Links:
+    """Link the rows of a manifest that belong together.
+
+    Args:
+        table: rows of the manifest, each with its own image_id. Parents that it does not hold are ignored.
+        radius: perceptual hashes that differ in at most this many of their 64 bits are one picture.
+    """
+    images = len(table)
+    row, parent = _parents(table)
+    shared = {
+        "group": pd.factorize(table["group"])[0],
+        "pixel_hash": pd.factorize(table["pixel_hash"].where(table["pixel_hash"] != ""))[0],
+        "near_duplicates": clusters(table, radius).to_numpy(),
+    }
+    nodes = images
+    edges = {}
+    for kind, codes in shared.items():
+        known = np.flatnonzero(codes >= 0)
+        edges[kind] = np.stack([known, nodes + codes[known]], axis=1)
+        nodes += int(codes.max(initial=-1)) + 1
+    return Links(images, nodes, edges | {"parents": np.stack([row, parent], axis=1)})
+
+
+def clusters(table: pd.DataFrame, radius: int) -> pd.Series:
+    """The cluster of near-duplicates that each row is in: a number 0.., equal for rows that a chain of near-duplicates joins."""
+    hashes = np.frombuffer(bytes.fromhex("".join(table["phash"])), ">u8").astype(np.uint64)
+    distinct, inverse = np.unique(hashes, return_inverse=True)
+    cluster = np.arange(len(distinct))
+    held: list[np.ndarray] = []
+    for pairs in near_duplicates(distinct, radius):
+        held.append(pairs)
+        if sum(map(len, held)) > FOLD:  # folding them now and then keeps memory flat however many there are
+            cluster = _fold(cluster, held)
+            held = []
+    return pd.Series(_fold(cluster, held)[inverse], index=table.index)
+
+
+def near_duplicates(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
+    """All pairs of hashes that differ in at most `radius` bits: exact, each pair once, in blocks.
+
+    The 64 bits are cut into `radius + EXTRA_BLOCKS` blocks. Two near hashes agree on all but `radius` of them, so that those that agree
+    on some EXTRA_BLOCKS of the blocks are compared, for every choice of the blocks (Manku et al., WWW 2007, "Detecting near-duplicates
+    for web crawling").
+
+    Args:
+        hashes: uint64 (n,). Equal ones are pairs, too: give distinct ones where many are equal.
+        radius: largest number of differing bits.
+
+    Yields:
+        int (pairs, 2) of indices.
+    """
+    blocks = min(radius + EXTRA_BLOCKS, 64)
+    masks = [np.uint64(sum(1 << bit for bit in range(block, 64, blocks))) for block in range(blocks)]
+    for chosen in itertools.combinations(range(blocks), blocks - radius):
+        mask = np.bitwise_or.reduce([masks[block] for block in chosen])
+        earlier = [masks[block] for block in range(chosen[-1]) if block not in chosen]
+        order = np.argsort(hashes & mask)
+        values = hashes[order]
+        agrees = (values[1:] ^ values[:-1]) & mask == 0
+        run = np.flatnonzero(agrees)  # positions whose neighbour `step` further on agrees with them
+        for step in itertools.count(1):
+            if not len(run):
+                break
+            difference = values[run] ^ values[run + step]
+            near = np.flatnonzero(np.bitwise_count(difference) <= radius)
+            for other in earlier:  # pairs that agree there were found with an earlier choice
+                near = near[difference[near] & other != 0]
+            if len(near):
+                yield np.stack([order[run[near]], order[run[near] + step]], axis=1)
+            run = run[run + step < len(agrees)]
+            run = run[agrees[run + step]]
+
+
+def join(edges: np.ndarray, nodes: int) -> np.ndarray:
+    """Label the connected components of a graph, int (edges, 2) of nodes: a number 0.. for each node."""
+    graph = coo_array((np.ones(len(edges), np.int8), (edges[:, 0], edges[:, 1])), shape=(nodes, nodes))
+    return connected_components(graph, directed=False)[1]
+
+
+def _fold(cluster: np.ndarray, pairs: list[np.ndarray]) -> np.ndarray:
+    """The clusters after joining those of each pair."""
+    return join(cluster[np.concatenate(pairs)], cluster.max() + 1)[cluster] if pairs else cluster
+
+
+def _parents(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of fakes and, for each, the row of one of its parents."""
+    parents = table["parents"].reset_index(drop=True)
+    named = parents[parents != ""].str.split().explode().dropna()
+    found = pd.Index(table["image_id"]).get_indexer(named)
+    there = found >= 0
+    return named.index.to_numpy()[there], found[there]

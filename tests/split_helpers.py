@@ -1,0 +1,32 @@
+"""Tables of images that exist on paper only."""
+
+import hashlib
+from typing import Any
+
+import pandas as pd
+
+from pipeline.manifest import COLUMNS, check
+from pipeline.params import Params, Split, load_params
+from tests.conftest import ROOT
+
+SETTINGS = Split(shares={"train": 0.7, "val": 0.15, "test": 0.15}, duplicate_radius=4, holdout_generators=[], seed=7)
+NOTHING = pd.Series(dtype="int64", index=pd.Index([], dtype="str"))
+"""No earlier split."""
+
+
+def params(**values: Any) -> Params:
+    """The project's settings, with changes to those of the split."""
+    settings = Split.model_validate(SETTINGS.model_dump() | values)
+    return load_params(ROOT / "params.yaml").model_copy(update={"split": settings})
+
+
+def image(name: str, **columns: Any) -> dict[str, Any]:
+    """A row of the manifest, unlike every other one: hashes far from each other (for fewer than some ten thousand images)."""
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    empty = {column: "" if kind == "str" else 0 for column, kind in COLUMNS.items()}
+    own = {"image_id": digest, "path": name, "label": "real", "generator": "none", "group": name, "source": "a", "format": "JPEG"}
+    return empty | own | {"phash": digest[:16], "pixel_hash": digest[16:32]} | columns
+
+
+def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return check(pd.DataFrame(rows), "the test")
