@@ -13,13 +13,19 @@ TEMPLATE = Path(__file__).parent / "templates" / "card.md"
 
 
 def write(
-    params: Params, parts: Mapping[str, pd.DataFrame], evaluation: Mapping[str, Any], training: Mapping[str, Any], meta: Mapping[str, Any]
+    params: Params,
+    parts: Mapping[str, pd.DataFrame],
+    validation: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    training: Mapping[str, Any],
+    meta: Mapping[str, Any],
 ) -> str:
     """The card as Markdown.
 
     Args:
         params: what the model was made with.
         parts: the manifest's rows of each part.
+        validation: reports/validation.json.
         evaluation: reports/evaluation.json.
         training: reports/train.json.
         meta: what goes into package.json: created, thresholds, lineage ...
@@ -34,6 +40,7 @@ def write(
         counts=counts,
         generators=sorted(set(parts["train"]["generator"]) - {"none"}),
         rendered=any(source.kind == "procedural" for source in params.data.sources),
+        shortcut=validation["shortcut"],
         evaluation=evaluation,
         training=training,
         meta=meta,

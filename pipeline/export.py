@@ -30,6 +30,7 @@ from pipeline.preprocess import Preprocess
 
 EVALUATION = Path("reports/evaluation.json")
 TRAINING = Path("reports/train.json")
+VALIDATION = Path("reports/validation.json")
 REPORT = Path("reports/export.json")
 PARITY_IMAGES = 64
 log = logging.getLogger(__name__)
@@ -58,7 +59,9 @@ def run(params: Params) -> dict[str, Any]:
             f"a logit of the exported graph differs by {difference:.2g} from the network's, over export.tolerance = {settings.tolerance:g}"
         )
 
-    calibration, evaluation = json.loads(CALIBRATION.read_text()), json.loads(EVALUATION.read_text())
+    calibration, validation, evaluation, training = (
+        json.loads(path.read_text()) for path in (CALIBRATION, VALIDATION, EVALUATION, TRAINING)
+    )
     meta = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "labels": {str(index): label for index, label in ID2LABEL.items()},
@@ -67,7 +70,7 @@ def run(params: Params) -> dict[str, Any]:
         "figures": {name: dict(figure) for name, figure in evaluation["test"].items()},
         "lineage": lineage(),
     }
-    (PACKAGE / "card.md").write_text(card.write(params, parts, evaluation, json.loads(TRAINING.read_text()), meta))
+    (PACKAGE / "card.md").write_text(card.write(params, parts, validation, evaluation, training, meta))
     # The answers that go into the package come from the very detector that will serve it.
     detector = Detector(seal(PACKAGE, meta), OpenVinoRuntime(graph))
     _write_reference(detector, parts["val"], settings.reference, params.evaluate.seed)

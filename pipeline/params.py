@@ -173,10 +173,17 @@ class Validate(Section):
     min_per_generator: int = Field(20, gt=0, description="fakes of each generator; below it, a warning")
     ranges: dict[str, tuple[float | None, float | None]] = Field(description="column of the manifest -> lowest and highest usual value")
     usual: Share = Field(0.98, description="share of the images that have to be inside each of `ranges`; below it, a warning")
-    max_divergence: float = Field(
-        0.1, gt=0, description="Kullback-Leibler divergence from the last accepted data version; above it, a warning"
-    )
+    max_divergence: float = Field(0.1, gt=0, description="Kullback-Leibler divergence from the last accepted data version that warns")
     shortcut: Shortcut
+
+    @model_validator(mode="after")
+    def _ranges_bound_something(self) -> "Validate":
+        for column, (low, high) in self.ranges.items():
+            if low is None and high is None:
+                raise ValueError(f"ranges.{column} needs a lowest value, a highest one or both")
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"ranges.{column}: the lowest value {low:g} is over the highest, {high:g}")
+        return self
 
 
 class Split(Section):

@@ -1,4 +1,4 @@
-"""Stage validate: Great Expectations on the manifest, and the shortcut audit. Critical failures stop the pipeline, others warn."""
+"""Stage validate: expectations on the manifest, and the shortcut audit. Critical failures stop the pipeline, others warn."""
 
 import json
 import logging
@@ -7,115 +7,69 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import manifest
+from pipeline import data_card, manifest, shortcut, suites, validation_page, versions
 from pipeline.errors import StageError
-from pipeline.manifest import COLUMNS, LABELS
+from pipeline.manifest import COLUMNS, ManifestError
 from pipeline.params import Params
-from pipeline.shortcut import audit
 
 REPORT = Path("reports/validation.json")
+PAGE = Path("reports/validation.html")
 log = logging.getLogger(__name__)
 
 
 def run(params: Params) -> dict[str, Any]:
-    """Write reports/validation.json, whether the data passes or not.
+    """Write reports/validation.json, validation.html, data_card.md and data_docs/, whether the data passes or not.
+
+    A manifest that passes is kept as data/accepted.parquet, with which the next one is compared.
 
     Raises:
-        StageError: naming each critical expectation that failed.
+        StageError: naming each critical failure.
     """
-    table = manifest.read(manifest.MANIFEST)
-    results = expectations(table, params)
-    shortcut = audit(table) if table["label"].nunique() == len(LABELS) else None
-    critical = [result["detail"] for result in results if not result["success"] and result["severity"] == "critical"]
-    warnings = [result["detail"] for result in results if not result["success"] and result["severity"] == "warning"]
-    if shortcut and shortcut["auc"]["value"] is not None:
-        message = _shortcut_message(shortcut)
-        bounds = params.validate_.shortcut
-        if shortcut["auc"]["value"] > bounds.refuse:
-            critical.append(f"{message} It is over validate.shortcut.refuse = {bounds.refuse:g}.")
-        elif shortcut["auc"]["value"] > bounds.warn:
-            warnings.append(f"{message} It is over validate.shortcut.warn = {bounds.warn:g}.")
-    report = {"passed": not critical, "critical": critical, "warnings": warnings, "expectations": results, "shortcut": shortcut}
+    table = _read()
+    accepted = pd.read_parquet(versions.ACCEPTED) if versions.ACCEPTED.is_file() else None
+    if unchanged := accepted is not None and accepted.equals(table):
+        accepted = None
+    suite = suites.manifest(table, params.validate_, accepted)
+    findings = suites.check(suite, suites.manifest_frame(table, params.validate_))
+    whole = table.reindex(columns=[*COLUMNS, *manifest.attributes(table)])
+    audit = shortcut.audit(whole)
+    failures = [finding for finding in findings if not finding["success"]]
+    critical = [finding["detail"] for finding in failures if finding["severity"] == "critical"]
+    warnings = [finding["detail"] for finding in failures if finding["severity"] == "warning"]
+    value, bounds = audit["auc"]["value"], params.validate_.shortcut
+    if value is None:
+        warnings.append(f"Whether metadata gives the classes away could not be judged: {audit['unjudged']}.")
+    elif value > bounds.refuse:
+        critical.append(f"{shortcut.message(audit, whole, params.ingest)} (It is over validate.shortcut.refuse = {bounds.refuse:g}.)")
+    elif value > bounds.warn:
+        warnings.append(f"{shortcut.message(audit, whole, params.ingest)} (It is over validate.shortcut.warn = {bounds.warn:g}.)")
+    report = {
+        "passed": not critical,
+        "critical": critical,
+        "warnings": warnings,
+        "images": len(table),
+        "expectations": findings,
+        "shortcut": audit,
+    }
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=2) + "\n")
+    PAGE.write_text(validation_page.page(report, whole, bounds), encoding="utf-8")
+    data_card.write(whole, accepted, report, unchanged)
     for warning in warnings:
         log.warning("warning: %s", warning)
     if critical:
-        raise StageError(
-            "the data is not fit for training:\n" + "\n".join(f"  - {line}" for line in critical) + f"\nAll of it is in {REPORT}."
-        )
+        lines = "\n".join(f"  - {line}" for line in critical)
+        raise StageError(f"the data is not fit for training:\n{lines}\nOpen {PAGE}: it shows the pictures. {REPORT} has all of it.")
+    if not unchanged:
+        versions.accept()
     return report
 
 
-def expectations(table: pd.DataFrame, params: Params) -> list[dict[str, Any]]:
-    """Check the manifest with Great Expectations.
-
-    Returns:
-        One item an expectation: name, severity ("critical" or "warning"), success, detail.
-    """
-    import great_expectations as gx
-    import great_expectations.expectations as gxe
-
-    settings = params.validate_
-    counts = table["label"].value_counts()
-    # What an expectation cannot see from one row becomes a column.
-    frame = table.assign(
-        labels_of_picture=table.groupby("phash")["label"].transform("nunique") if "phash" in table else 1,
-        images_of_label=table["label"].map(counts),
-        imbalance=counts.max() / max(counts.min(), 1) if len(counts) else 0.0,
-        shorter_side=table[["width", "height"]].min(axis=1),
-    )
-    suite: list[tuple[str, str, Any]] = [
-        ("critical", "a column is missing or misplaced", gxe.ExpectTableColumnsToMatchSet(column_set=list(COLUMNS), exact_match=False)),
-        ("critical", "there are no images", gxe.ExpectTableRowCountToBeBetween(min_value=1)),
-        ("critical", "a label is neither real nor fake", gxe.ExpectColumnValuesToBeInSet(column="label", value_set=list(LABELS))),
-        (
-            "critical",
-            "a class is missing: both real and fake are needed",
-            gxe.ExpectColumnDistinctValuesToContainSet(column="label", value_set=list(LABELS)),
-        ),
-        ("critical", "the same file stands in two rows", gxe.ExpectColumnValuesToBeUnique(column="image_id")),
-        ("critical", "the same path stands in two rows", gxe.ExpectColumnValuesToBeUnique(column="path")),
-        *[("critical", f"column {name} has empty values", gxe.ExpectColumnValuesToNotBeNull(column=name)) for name in COLUMNS],
-        (
-            "critical",
-            f"a class has fewer than validate.min_images = {settings.min_images} images",
-            gxe.ExpectColumnValuesToBeBetween(column="images_of_label", min_value=settings.min_images),
-        ),
-        (
-            "warning",
-            f"one class has over {settings.max_imbalance:g} times the images of the other",
-            gxe.ExpectColumnMaxToBeBetween(column="imbalance", max_value=settings.max_imbalance),
-        ),
-        (
-            "warning",
-            "some images are below ingest.min_side",
-            gxe.ExpectColumnValuesToBeBetween(column="shorter_side", min_value=params.ingest.min_side),
-        ),
-        ("warning", "images are of several formats", gxe.ExpectColumnUniqueValueCountToBeBetween(column="format", max_value=1)),
-    ]
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
-    asset = context.data_sources.add_pandas("manifest").add_dataframe_asset("images")
-    batch = asset.add_batch_definition_whole_dataframe("all").get_batch(batch_parameters={"dataframe": frame})
-    results = []
-    for severity, failure, expectation in suite:
-        outcome = batch.validate(expectation)
-        seen = {key: outcome.result[key] for key in ("observed_value", "unexpected_count") if key in outcome.result}
-        detail = "" if outcome.success else f"{failure} ({', '.join(f'{key} {value}' for key, value in seen.items())})"
-        name = f"{expectation.expectation_type}({getattr(expectation, 'column', '')})"
-        results.append({"name": name, "severity": severity, "success": bool(outcome.success), "detail": detail})
-    return results
-
-
-def _shortcut_message(shortcut: dict[str, Any]) -> str:
-    auc, worst = shortcut["auc"], shortcut["columns"][:3]
-    columns = ", ".join(f"{column['name']} (alone {column['auc']:.2f})" for column in worst)
-    return (
-        f"Metadata alone tells real from fake with AUC {auc['value']:.2f} ({auc['low']:.2f} to {auc['high']:.2f}), "
-        f"most of it by {columns}: a detector trained on this would learn the files, not the faces. "
-        "Store both classes in the same format, quality and size."
-    )
+def _read() -> pd.DataFrame:
+    """The manifest as it is: what is wrong with it is for the expectations to say."""
+    if not manifest.MANIFEST.is_file():
+        raise ManifestError(f"{manifest.MANIFEST}: no such file; `dvc repro` makes it")
+    return pd.read_parquet(manifest.MANIFEST)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,110 @@
+"""The data card: what a data version holds, and what changed since another.
+
+`python -m pipeline.data_card OLD.parquet NEW.parquet` compares any two manifests. That of an older version comes with
+`dvc get . data/manifest.parquet --rev TAG -o old.parquet`.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pipeline import manifest, plots
+from pipeline.manifest import LABELS, ManifestError
+from pipeline.validation_page import histogram, quarantined
+from pipeline.versions import QUALITY, changes
+
+TEMPLATE = Path(__file__).parent / "templates" / "data_card.md"
+CARD = Path("reports/data_card.md")
+COMPARISON = Path("reports/data_comparison.md")
+INGEST = Path("reports/ingest.json")
+LISTED = 20
+"""Paths of each kind that are named."""
+
+
+def write(new: pd.DataFrame, old: pd.DataFrame | None, report: dict[str, Any], unchanged: bool, to: Path = CARD) -> None:
+    """Write the card of a data version as Markdown, and its pictures into a folder beside it.
+
+    Args:
+        new: the manifest that the card describes, with all columns.
+        old: the manifest that it is compared with; None where there is none.
+        report: content of reports/validation.json, for the verdict and the shortcut audit.
+        unchanged: the version is the last accepted one.
+        to: the file to write.
+    """
+    found = report | {
+        "unchanged": unchanged,
+        "quarantine": {reason: len(rows) for reason, rows in quarantined().items()},
+        "duplicates": json.loads(INGEST.read_text()).get("duplicates") if INGEST.is_file() else None,
+    }
+    _write(to, new, old, found)
+
+
+def compare(old: pd.DataFrame, new: pd.DataFrame, to: Path = COMPARISON) -> None:
+    """Write what changed from one manifest to another, as a card without verdict."""
+    _write(to, new, old, None)
+
+
+def _write(to: Path, new: pd.DataFrame, old: pd.DataFrame | None, report: dict[str, Any] | None) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    pictures = to.with_suffix("")
+    shutil.rmtree(pictures, ignore_errors=True)
+    pictures.mkdir()
+    columns = [column for column in QUALITY if new[column].notna().any()]
+    for column in columns:
+        _picture(new, old, column, pictures / f"{column}.png")
+    counts = {column: _counts(new[column], None if old is None else old[column]) for column in ("label", "source", "generator")}
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701 - Markdown
+    text = environment.from_string(TEMPLATE.read_text()).render(
+        images=(len(new), None if old is None else len(old)),
+        counts=counts,
+        changes=None if old is None else changes(old, new),
+        listed=LISTED,
+        pictures=[f"{pictures.name}/{column}.png" for column in columns],
+        report=report,
+    )
+    to.write_text(text, encoding="utf-8")
+
+
+def _counts(new: pd.Series, old: pd.Series | None) -> dict[str, tuple[int, int]]:
+    """Value -> images now and before."""
+    now, before = new.value_counts(), pd.Series(dtype="int64") if old is None else old.value_counts()
+    return {str(value): (int(now.get(value, 0)), int(before.get(value, 0))) for value in sorted({*now.index, *before.index})}
+
+
+def _picture(new: pd.DataFrame, old: pd.DataFrame | None, column: str, to: Path) -> None:
+    """Histograms of a column: of both versions, or of both classes where there is one version."""
+    if old is None:
+        samples = {label: new.loc[new["label"] == label, column] for label in LABELS}
+        colours = {"real": plots.REAL, "fake": plots.FAKE}
+    else:
+        samples, colours = {"before": old[column], "now": new[column]}, {"before": plots.GUIDE, "now": plots.REAL}
+    figure = Figure(figsize=(4.2, 2.8), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    histogram(samples, colours, column, axes)
+    figure.savefig(to, metadata={"Software": None})
+
+
+def main() -> None:
+    """Compare two manifests from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.data_card", description="What changed between two data versions.")
+    parser.add_argument("old", type=Path, help="manifest of the older version (Parquet)")
+    parser.add_argument("new", type=Path, help="manifest of the newer version (Parquet)")
+    parser.add_argument("--to", type=Path, default=COMPARISON, help=f"Markdown file to write (default: {COMPARISON})")
+    arguments = parser.parse_args()
+    try:
+        compare(manifest.read(arguments.old), manifest.read(arguments.new), arguments.to)
+    except ManifestError as error:
+        sys.exit(f"error: {error}")
+    print(f"{arguments.to} tells what changed; its pictures are in {arguments.to.with_suffix('')}/")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Versions of the data: the last accepted one, and how another differs from it."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.manifest import MANIFEST
+from pipeline.params import Validate
+
+ACCEPTED = Path("data/accepted.parquet")
+"""The manifest of the last data version that passed validation."""
+
+QUALITY = ("width", "height", "bytes", "blur", "brightness", "contrast", "jpeg_quality", "face_share")
+"""Numbers that describe how a picture was taken and stored."""
+
+SHARES = ("label", "generator", "source", "format")
+"""Categories whose shares are compared."""
+
+NEW = 0.01
+"""Share that the accepted version is taken to have of what it never held: without it the divergence by one new image is infinite."""
+
+
+def accept() -> None:
+    """Keep the manifest as the last accepted version."""
+    fresh = ACCEPTED.with_suffix(".tmp")
+    shutil.copyfile(MANIFEST, fresh)
+    os.replace(fresh, ACCEPTED)  # noqa: PTH105 - the old file may be a link into DVC's cache, which must not be written to
+
+
+def drift(table: pd.DataFrame, accepted: pd.DataFrame, settings: Validate) -> list[Any]:
+    """Expectations, all warnings, that a manifest is distributed as the last accepted one is.
+
+    Kullback-Leibler divergence of categories, and of numbers over bins between the accepted version's quantiles; nothing that was there
+    may have disappeared.
+    """
+    import great_expectations.expectations as gxe
+
+    meant = "If the change is meant, there is nothing to do: reports/data_card.md shows it."
+    suite: list[Any] = [
+        gxe.ExpectColumnDistinctValuesToContainSet(
+            column=column,
+            value_set=sorted(accepted[column].dropna().unique()),
+            severity="warning",
+            notes=f"A {column} of the last accepted data version has no image any more. {meant}",
+        )
+        for column in ("generator", "source")
+    ]
+    partitions = {}
+    for column in SHARES:
+        shares = accepted[column].value_counts(normalize=True).sort_index()
+        partitions[column] = {"values": list(shares.index), "weights": shares.tolist()}
+    for column in QUALITY:
+        before, now = accepted[column].dropna().to_numpy(np.float64), int(table[column].notna().sum()) if column in table else 0
+        if len(before) and now:
+            partitions[column] = _between_quantiles(before, min(len(before), now))
+    return suite + [
+        gxe.ExpectColumnKLDivergenceToBeLessThan(
+            column=column,
+            partition_object=partition,
+            threshold=settings.max_divergence,
+            tail_weight_holdout=NEW,
+            severity="warning",
+            notes=f"The distribution of {column} is not that of the last accepted data version. {meant}",
+        )
+        for column, partition in partitions.items()
+    ]
+
+
+def changes(old: pd.DataFrame, new: pd.DataFrame) -> dict[str, list[str]]:
+    """Paths of the images that are new, removed or relabelled, sorted. A content (image_id) is one image, wherever it lies."""
+    before, now = old.drop_duplicates("image_id").set_index("image_id"), new.drop_duplicates("image_id").set_index("image_id")
+    both = now.loc[now.index.isin(before.index), ["path", "label"]]
+    relabelled = both["label"].ne(before["label"].loc[both.index])
+    return {
+        "new": sorted(now.loc[~now.index.isin(before.index), "path"]),
+        "removed": sorted(before.loc[~before.index.isin(now.index), "path"]),
+        "relabelled": sorted(both.loc[relabelled, "path"]),
+    }
+
+
+def _between_quantiles(values: np.ndarray, smaller: int) -> dict[str, list[Any]]:
+    """Bins that hold about equal shares of the values: ten, or fewer where the smaller version has under 500 images, because two samples
+    of one distribution diverge by about bins / images, so that ten bins would warn of every small sample."""
+    number = int(np.clip(smaller // 50, 2, 10))
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, number + 1), method="lower"))  # values, so that no bin is empty
+    if len(edges) == 1:
+        edges = np.append(edges, np.nextafter(edges[0], np.inf))
+    counts, _ = np.histogram(values, edges)
+    return {"bins": edges.tolist(), "weights": (counts / counts.sum()).tolist()}
