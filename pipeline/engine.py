@@ -49,9 +49,15 @@ def _ray(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[
     if started:
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False, configure_logging=False)
     try:
-        remote = ray.remote(function)
+        home = os.getcwd()  # noqa: PTH109
+
+        @ray.remote
+        def there(task: Task) -> Result:
+            os.chdir(home)  # a worker starts elsewhere, and paths are relative to the project's folder
+            return function(task)
+
         workers = int(ray.cluster_resources().get("CPU", 1))
-        yield from _in_order(remote.remote, ray.get, tasks, workers)
+        yield from _in_order(there.remote, ray.get, tasks, workers)
     finally:
         if started:
             ray.shutdown()
