@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from pipeline import manifest, plots
 from pipeline.manifest import LABELS, ManifestError
 from pipeline.validation_page import histogram, quarantined
-from pipeline.versions import QUALITY, changes
+from pipeline.versions import ACCEPTED, QUALITY, changes
 
 TEMPLATE = Path(__file__).parent / "templates" / "data_card.md"
 CARD = Path("reports/data_card.md")
@@ -28,18 +28,17 @@ LISTED = 20
 """Paths of each kind that are named."""
 
 
-def write(new: pd.DataFrame, old: pd.DataFrame | None, report: dict[str, Any], unchanged: bool, to: Path = CARD) -> None:
+def write(new: pd.DataFrame, old: pd.DataFrame | None, report: dict[str, Any], to: Path = CARD) -> None:
     """Write the card of a data version as Markdown, and its pictures into a folder beside it.
 
     Args:
         new: the manifest that the card describes, with all columns.
-        old: the manifest that it is compared with; None where there is none.
+        old: the last accepted one, of which it differs; None where there is none.
         report: content of reports/validation.json, for the verdict and the shortcut audit.
-        unchanged: the version is the last accepted one.
         to: the file to write.
     """
     found = report | {
-        "unchanged": unchanged,
+        "unchanged": old is None and ACCEPTED.is_file(),
         "quarantine": {reason: len(rows) for reason, rows in quarantined().items()},
         "duplicates": json.loads(INGEST.read_text()).get("duplicates") if INGEST.is_file() else None,
     }

@@ -1,5 +1,6 @@
 """Runs a Great Expectations suite and says in sentences what failed."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -38,6 +39,7 @@ def check(suite: "gx.ExpectationSuite", frame: pd.DataFrame, docs: Path = DOCS) 
     """Run a suite on a table that has a column `path`, and build its Data Docs anew under `docs` / the suite's name."""
     import great_expectations as gx
 
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)  # importing it has set INFO
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
     folder = (docs / suite.name).absolute()
@@ -48,10 +50,10 @@ def check(suite: "gx.ExpectationSuite", frame: pd.DataFrame, docs: Path = DOCS) 
     definition = gx.ValidationDefinition(
         name=suite.name, data=asset.add_batch_definition_whole_dataframe("all"), suite=context.suites.add(suite)
     )
-    # Rows, and not lists of all indices: those are gathered one by one, which takes minutes where a million images fail.
+    # Rows, and not lists of all indices: those are gathered one by one: slow where a million images fail.
     shown = {"result_format": "BASIC", "partial_unexpected_count": SAMPLED, "include_unexpected_rows": True}
     context.validation_definitions.add(definition)
-    outcome = definition.run(batch_parameters={"dataframe": frame}, result_format=shown)  # type: ignore[arg-type]
+    outcome = definition.run(batch_parameters={"dataframe": frame}, result_format=shown)
     context.build_data_docs(site_names=[suite.name])  # not the temporary one that an ephemeral context has besides
     return [_finding(result) for result in outcome.results]
 
@@ -76,11 +78,11 @@ def _seen(outcome: Any, rows: pd.DataFrame | None) -> str:
     """What was found instead, in a few words."""
     config, result = outcome.expectation_config, outcome.result
     if rows is not None:
-        number = f"{result['unexpected_count']:,} images"
+        number = f"{result['unexpected_count']:,} image{'s' * (result['unexpected_count'] != 1)}"
         offenders = dict.fromkeys(rows[config.kwargs["column"]].dropna().astype(str))
         return f"{number}: {', '.join(list(offenders)[:EXAMPLES])}" if config.type in NAMING else number
     if config.type == "expect_column_kl_divergence_to_be_less_than":
-        observed = result["observed_value"]
+        observed = result.get("observed_value")
         return f"divergence {'infinite' if observed is None else format(observed, '.3f')}, allowed {config.kwargs['threshold']:.3f}"
     missing = result.get("partial_missing_list") or result.get("details", {}).get("mismatched", {}).get("missing")
     return ", ".join(map(str, missing)) if missing else f"found {result.get('observed_value')}"

@@ -26,9 +26,7 @@ def run(params: Params) -> dict[str, Any]:
         StageError: naming each critical failure.
     """
     table = _read()
-    accepted = pd.read_parquet(versions.ACCEPTED) if versions.ACCEPTED.is_file() else None
-    if unchanged := accepted is not None and accepted.equals(table):
-        accepted = None
+    accepted = versions.last_accepted()
     suite = suites.manifest(table, params.validate_, accepted)
     findings = suites.check(suite, suites.manifest_frame(table, params.validate_))
     whole = table.reindex(columns=[*COLUMNS, *manifest.attributes(table)])
@@ -54,14 +52,13 @@ def run(params: Params) -> dict[str, Any]:
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=2) + "\n")
     PAGE.write_text(validation_page.page(report, whole, bounds), encoding="utf-8")
-    data_card.write(whole, accepted, report, unchanged)
+    data_card.write(whole, accepted, report)
     for warning in warnings:
         log.warning("warning: %s", warning)
     if critical:
         lines = "\n".join(f"  - {line}" for line in critical)
         raise StageError(f"the data is not fit for training:\n{lines}\nOpen {PAGE}: it shows the pictures. {REPORT} has all of it.")
-    if not unchanged:
-        versions.accept()
+    versions.accept()
     return report
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def page(report: dict[str, Any], table: pd.DataFrame, bounds: Shortcut) -> str:
     )
 
 
-def quarantined() -> dict[str, list[dict[str, str]]]:
+def quarantined() -> dict[str, list[dict[Hashable, Any]]]:
     """Rows of reports/quarantine.csv by reason; empty where there is no such file."""
     if not QUARANTINE.is_file():
         return {}

@@ -1,5 +1,6 @@
 """Versions of the data: the last accepted one, and how another differs from it."""
 
+import filecmp
 import os
 import shutil
 from pathlib import Path
@@ -20,8 +21,16 @@ QUALITY = ("width", "height", "bytes", "blur", "brightness", "contrast", "jpeg_q
 SHARES = ("label", "generator", "source", "format")
 """Categories whose shares are compared."""
 
+WARNING: Any = "warning"  # Any: the type that great_expectations has for it takes seconds to import
 NEW = 0.01
 """Share that the accepted version is taken to have of what it never held: without it the divergence by one new image is infinite."""
+
+
+def last_accepted() -> pd.DataFrame | None:
+    """What is compared of the last accepted version: None where there is none, or where it is the manifest of now."""
+    if not ACCEPTED.is_file() or filecmp.cmp(MANIFEST, ACCEPTED, shallow=False):
+        return None
+    return pd.read_parquet(ACCEPTED, columns=["image_id", "path", *SHARES, *QUALITY])
 
 
 def accept() -> None:
@@ -44,7 +53,7 @@ def drift(table: pd.DataFrame, accepted: pd.DataFrame, settings: Validate) -> li
         gxe.ExpectColumnDistinctValuesToContainSet(
             column=column,
             value_set=sorted(accepted[column].dropna().unique()),
-            severity="warning",
+            severity=WARNING,
             notes=f"A {column} of the last accepted data version has no image any more. {meant}",
         )
         for column in ("generator", "source")
@@ -63,7 +72,7 @@ def drift(table: pd.DataFrame, accepted: pd.DataFrame, settings: Validate) -> li
             partition_object=partition,
             threshold=settings.max_divergence,
             tail_weight_holdout=NEW,
-            severity="warning",
+            severity=WARNING,
             notes=f"The distribution of {column} is not that of the last accepted data version. {meant}",
         )
         for column, partition in partitions.items()
@@ -72,13 +81,14 @@ def drift(table: pd.DataFrame, accepted: pd.DataFrame, settings: Validate) -> li
 
 def changes(old: pd.DataFrame, new: pd.DataFrame) -> dict[str, list[str]]:
     """Paths of the images that are new, removed or relabelled, sorted. A content (image_id) is one image, wherever it lies."""
-    before, now = old.drop_duplicates("image_id").set_index("image_id"), new.drop_duplicates("image_id").set_index("image_id")
-    both = now.loc[now.index.isin(before.index), ["path", "label"]]
-    relabelled = both["label"].ne(before["label"].loc[both.index])
+    before, now = (table[["image_id", "path", "label"]].drop_duplicates("image_id") for table in (old, new))
+    place = pd.Index(before["image_id"]).get_indexer(pd.Index(now["image_id"]))  # -1 where there was no such image
+    stayed = place >= 0
+    relabelled = now["label"].to_numpy()[stayed] != before["label"].to_numpy()[place[stayed]]
     return {
-        "new": sorted(now.loc[~now.index.isin(before.index), "path"]),
-        "removed": sorted(before.loc[~before.index.isin(now.index), "path"]),
-        "relabelled": sorted(both.loc[relabelled, "path"]),
+        "new": sorted(now["path"][~stayed]),
+        "removed": sorted(np.delete(before["path"].to_numpy(), place[stayed])),
+        "relabelled": sorted(now["path"][stayed][relabelled]),
     }
 
 
