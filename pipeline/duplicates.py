@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -57,7 +59,7 @@ def links(table: pd.DataFrame, radius: int) -> Links:
 
 def clusters(table: pd.DataFrame, radius: int) -> pd.Series:
     """The cluster of near-duplicates that each row is in: a number 0.., equal for rows that a chain of near-duplicates joins."""
-    hashes = np.frombuffer(bytes.fromhex("".join(table["phash"])), ">u8").astype(np.uint64)
+    hashes = np.frombuffer(bytes.fromhex("".join(table["phash"].to_numpy())), ">u8").astype(np.uint64)
     distinct, inverse = np.unique(hashes, return_inverse=True)
     cluster = np.arange(len(distinct))
     held: list[np.ndarray] = []
@@ -111,6 +113,11 @@ def join(edges: np.ndarray, nodes: int) -> np.ndarray:
     return connected_components(graph, directed=False)[1]
 
 
+def positions(values: pd.Series | pa.Array, among: pd.Series | pa.Array) -> np.ndarray:
+    """Where each of the strings stands among others: int (values,), -1 where it does not."""
+    return pc.index_in(_flat(values), value_set=_flat(among)).fill_null(-1).to_numpy()
+
+
 def _fold(cluster: np.ndarray, pairs: list[np.ndarray]) -> np.ndarray:
     """The clusters after joining those of each pair."""
     return join(cluster[np.concatenate(pairs)], cluster.max() + 1)[cluster] if pairs else cluster
@@ -118,8 +125,12 @@ def _fold(cluster: np.ndarray, pairs: list[np.ndarray]) -> np.ndarray:
 
 def _parents(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Rows of fakes and, for each, the row of one of its parents."""
-    parents = table["parents"].reset_index(drop=True)
-    named = parents[parents != ""].str.split().explode().dropna()
-    found = pd.Index(table["image_id"]).get_indexer(named)
-    there = found >= 0
-    return named.index.to_numpy()[there], found[there]
+    named = pc.utf8_split_whitespace(_flat(table["parents"]))
+    row = pc.list_parent_indices(named).to_numpy()
+    parent = positions(pc.list_flatten(named), table["image_id"])
+    return row[parent >= 0], parent[parent >= 0]
+
+
+def _flat(values: pd.Series | pa.Array) -> pa.Array:
+    array = pa.array(values)
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array

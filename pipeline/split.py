@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import manifest, strata
-from pipeline.duplicates import Links, clusters, join, links
+from pipeline.duplicates import Links, clusters, join, links, positions
 from pipeline.errors import StageError
 from pipeline.manifest import LABELS, PARTS, SPLITS, UNSEEN
 from pipeline.params import Params, Split
@@ -24,22 +24,42 @@ LISTED = 100
 logger = logging.getLogger(__name__)
 
 
+class Earlier(NamedTuple):
+    """Where an earlier run placed images; empty for a new draw."""
+
+    image_id: pd.Series
+    place: np.ndarray
+    """Index in PARTS."""
+
+
+NOTHING = Earlier(pd.Series(dtype="str"), np.empty(0, np.int64))
+
+
 class Division(NamedTuple):
-    """The parts of a table, and what stands in none of them."""
+    """A table divided into parts, and what stands in none of them."""
 
-    parts: dict[str, pd.DataFrame]
-    """Rows with `group` as the name of the joined group."""
+    table: pd.DataFrame
+    """The rows without bridges, `group` as the name of the joined group."""
 
-    left_out: pd.DataFrame
-    """Fakes of held-out generators whose groups are in train or val."""
+    rows: dict[str, np.ndarray]
+    """Name of the part -> bool (rows,)."""
+
+    left_out: np.ndarray
+    """bool (rows,): fakes of held-out generators whose groups are in train or val."""
 
     bridges: pd.DataFrame
     """New images that tie together what an earlier draw put into different parts."""
 
-    groups: int
+    kept: int
+    """How many images have kept the place that an earlier draw gave them."""
+
     largest_group: int
     joined_by_duplicates: int
     joined_by_parents: int
+
+    def part(self, name: str) -> pd.DataFrame:
+        """The rows of a part, a copy."""
+        return self.table[self.rows[name]]
 
 
 def run(params: Params) -> dict[str, Any]:
@@ -49,21 +69,19 @@ def run(params: Params) -> dict[str, Any]:
         StageError: if a group is too large for every part, a part would lack a class, a held-out generator does not exist, or images
             that an earlier run put into different parts now belong together.
     """
-    table = manifest.read(manifest.MANIFEST)
     earlier, drawn = _earlier(params.split)
     logger.info("split: %s", drawn)
-    division = divide(table, params.split, earlier)
-    _write(division.parts, params.split, keep=bool(len(earlier)))
-    placed = pd.concat([part["image_id"] for part in division.parts.values()])
+    division = divide(manifest.read(manifest.MANIFEST), params.split, earlier)
+    _write(division, params.split, anew=earlier is NOTHING)
     report = {
         "drawn": drawn,
-        "parts": {name: _summary(part, division.parts) for name, part in division.parts.items()},
-        "groups": division.groups,
+        "parts": {name: _summary(division, name) for name in division.rows},
+        "groups": int(division.table["group"].nunique()),
         "largest_group": division.largest_group,
         "groups_joined_by_near_duplicates": division.joined_by_duplicates,
         "groups_joined_by_parents": division.joined_by_parents,
-        "kept_in_place": int(placed.drop_duplicates().isin(earlier.index).sum()),
-        "left_out": len(division.left_out),
+        "kept_in_place": division.kept,
+        "left_out": int(division.left_out.sum()),
         "bridges": {"images": len(division.bridges), "paths": sorted(division.bridges["path"])[:LISTED]},
     }
     REPORT.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +89,7 @@ def run(params: Params) -> dict[str, Any]:
     return report
 
 
-def divide(table: pd.DataFrame, settings: Split, earlier: pd.Series) -> Division:
+def divide(table: pd.DataFrame, settings: Split, earlier: Earlier = NOTHING) -> Division:
     """Assign whole groups to parts, stratified by label and generator.
 
     What has to stay together is joined first: `group`, near-duplicates, equal pictures, a fake and its parents. Groups with an image
@@ -83,19 +101,19 @@ def divide(table: pd.DataFrame, settings: Split, earlier: pd.Series) -> Division
     Args:
         table: rows of the manifest.
         settings: shares, radius, held-out generators and seed.
-        earlier: image_id -> index in PARTS of images that stay where they are; empty for a new draw.
+        earlier: images that stay where they are.
 
     Raises:
         StageError: as `run` does.
     """
     _check_holdout(table, settings)
-    table = table.sort_values("image_id", ignore_index=True)
-    pinned = table["image_id"].map(earlier).fillna(-1).to_numpy(np.int64)
+    known = positions(table["image_id"], earlier.image_id)
+    pinned = np.where(known >= 0, np.append(earlier.place, -1)[known], -1)
     linked = links(table, settings.duplicate_radius)
     bridge = _bridges(linked, pinned)
     bridges = table[bridge]
     if bridge.any():  # what they tied together falls apart without them
-        table, pinned = table[~bridge].reset_index(drop=True), pinned[~bridge]
+        table, pinned = table[~bridge], pinned[~bridge]
         linked = links(table, settings.duplicate_radius)
     group = linked.components()
     held_out = table["generator"].isin(settings.holdout_generators).to_numpy()
@@ -105,28 +123,28 @@ def divide(table: pd.DataFrame, settings: Split, earlier: pd.Series) -> Division
     first = np.full(group.max() + 1, len(values))
     np.minimum.at(first, group, codes)
     names = values.to_numpy()[first]
-    place = np.full(len(names), -1)
-    place[group[pinned >= 0]] = pinned[pinned >= 0]
-    place[np.bincount(group[~held_out], minlength=len(names)) == 0] = TEST  # nothing of them is in train: they are unseen as a whole
-    shares = np.array([settings.shares[part] for part in PARTS])
+    place = np.full(len(names), TEST)  # for groups of held-out fakes alone: nothing of them is in train
     counted = np.bincount(group[~held_out], minlength=len(names)) > 0
-    counts = strata.composition(group, table, ~held_out)
-    place[counted] = strata.assign(counts[counted], names[counted], place[counted], shares, settings.seed)
+    place[counted] = -1
+    place[group[pinned >= 0]] = pinned[pinned >= 0]
+    counts = strata.composition(group, table, ~held_out)[counted]
+    shares = np.array([settings.shares[part] for part in PARTS])
+    place[counted] = strata.assign(counts, names[counted], place[counted], shares, settings.seed)
 
     part = np.where(pinned >= 0, pinned, place[group])
     _check_apart(table, group, part)
-    table["group"] = names[group]
-    parts: dict[str, pd.DataFrame] = {name: table[(part == number) & ~held_out] for number, name in enumerate(PARTS)}
+    rows: dict[str, np.ndarray] = {name: (part == number) & ~held_out for number, name in enumerate(PARTS)}
     if settings.holdout_generators:
-        parts[UNSEEN] = table[(part == TEST) & (held_out | (table["label"] == "real").to_numpy())]
-    for name, rows in parts.items():
-        _check_classes(name, rows, table[~held_out])
+        rows[UNSEEN] = (part == TEST) & (held_out | (table["label"] == "real").to_numpy())
+    table = table.assign(group=names[group])
+    _check_classes(table, rows)
     duplicates = int(linked.components("group", "pixel_hash", "near_duplicates").max()) + 1
     return Division(
-        parts=parts,
-        left_out=table[held_out & (part != TEST)],
+        table=table,
+        rows=rows,
+        left_out=held_out & (part != TEST),
         bridges=bridges,
-        groups=len(names),
+        kept=int((pinned >= 0).sum()),
         largest_group=int(np.bincount(group).max()),
         joined_by_duplicates=len(values) - duplicates,
         joined_by_parents=duplicates - len(names),
@@ -151,30 +169,27 @@ def _bridges(linked: Links, pinned: np.ndarray) -> np.ndarray:
     return (new & (np.bitwise_count(reached[component]) > 1))[: linked.images]
 
 
-def _earlier(settings: Split) -> tuple[pd.Series, str]:
-    """Where an earlier run placed each image_id, and what becomes of it: words for the log and the report."""
-    nothing = pd.Series(dtype=np.int64, index=pd.Index([], dtype="str"))
+def _earlier(settings: Split) -> tuple[Earlier, str]:
+    """Where an earlier run placed images, and what becomes of it: words for the log and the report."""
     if not DRAWN.is_file():
-        return nothing, "drawn anew: there was no earlier split"
+        return NOTHING, "drawn anew: there was no earlier split"
     before, now = json.loads(DRAWN.read_text()), _drawn_with(settings)
     changed = [f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if before.get(name) != value]
     if changed:
-        return nothing, "drawn anew, images may have moved: " + "; ".join(changed)
-    places = [
-        pd.Series(
-            PARTS.index(part) if part in PARTS else TEST, pd.read_parquet(SPLITS / f"{part}.parquet", columns=["image_id"])["image_id"]
-        )
-        for part in (*PARTS, *([UNSEEN] if settings.holdout_generators else []))
-    ]
-    earlier = pd.concat(places)
-    return earlier[~earlier.index.duplicated()], "added to the earlier split: its images stay where they were"
+        return NOTHING, "drawn anew, images may have moved: " + "; ".join(changed)
+    places: dict[str, int] = {part: number for number, part in enumerate(PARTS)}
+    if settings.holdout_generators:
+        places[UNSEEN] = TEST
+    ids = [pd.read_parquet(SPLITS / f"{part}.parquet", columns=["image_id"])["image_id"] for part in places]
+    earlier = Earlier(pd.concat(ids), np.repeat(list(places.values()), [len(part) for part in ids]))
+    return earlier, "added to the earlier split: its images stay where they were"
 
 
 def _drawn_with(settings: Split) -> dict[str, Any]:
     return settings.model_dump(mode="json") | {"holdout_generators": sorted(settings.holdout_generators)}
 
 
-def _write(parts: dict[str, pd.DataFrame], settings: Split, keep: bool) -> None:
+def _write(division: Division, settings: Split, anew: bool) -> None:
     """Replace the parts so that a run killed at any moment leaves a split that the next one can go on from, or none.
 
     Where images keep their places, a mixture of old and new files is one: each image in them stands in one place. Where all is drawn
@@ -182,14 +197,14 @@ def _write(parts: dict[str, pd.DataFrame], settings: Split, keep: bool) -> None:
     """
     new = SPLITS.with_name("splits.new")
     shutil.rmtree(new, ignore_errors=True)
-    for name, part in parts.items():
-        manifest.write(part, new / f"{name}.parquet")
+    for name in division.rows:
+        manifest.write(division.part(name), new / f"{name}.parquet")
     (new / DRAWN.name).write_text(json.dumps(_drawn_with(settings), indent=2) + "\n")
     SPLITS.mkdir(parents=True, exist_ok=True)
-    if not keep:
+    if anew:
         DRAWN.unlink(missing_ok=True)
         (SPLITS / f"{UNSEEN}.parquet").unlink(missing_ok=True)
-    for name in (*(f"{name}.parquet" for name in parts), DRAWN.name):
+    for name in (*(f"{name}.parquet" for name in division.rows), DRAWN.name):
         (new / name).replace(SPLITS / name)
     new.rmdir()
 
@@ -235,23 +250,27 @@ def _check_apart(table: pd.DataFrame, group: np.ndarray, part: np.ndarray) -> No
     )
 
 
-def _check_classes(name: str, part: pd.DataFrame, table: pd.DataFrame) -> None:
+def _check_classes(table: pd.DataFrame, rows: dict[str, np.ndarray]) -> None:
     for label in LABELS:
-        if not (part["label"] == label).any():
+        of_class = (table["label"] == label).to_numpy()
+        lacking = [name for name in rows if not (of_class & rows[name]).any()]
+        if lacking:
+            groups = table.loc[of_class & np.logical_or.reduce(list(rows.values())), "group"].nunique()
             raise StageError(
-                f"Part {name} would have no image of class {label}: all images of this class are in "
-                f"{table.loc[table['label'] == label, 'group'].nunique()} groups, which are never cut. "
-                "Bring more groups with it, or give the part more of split.shares."
+                f"Part {' and '.join(lacking)} would have no image of class {label}: all images of this class are in {groups} groups, "
+                "which are never cut. Bring more groups with it, or change split.shares."
             )
 
 
-def _summary(part: pd.DataFrame, parts: dict[str, pd.DataFrame]) -> dict[str, Any]:
+def _summary(division: Division, name: str) -> dict[str, Any]:
+    rows = division.rows[name]
+    columns = division.table.loc[rows, ["label", "generator", "group"]]
     return {
-        "images": len(part),
-        "share": round(len(part) / sum(len(parts[name]) for name in PARTS), 4),
-        "groups": int(part["group"].nunique()),
-        "by_label": part["label"].value_counts().to_dict(),
-        "by_generator": part["generator"].value_counts().to_dict(),
+        "images": len(columns),
+        "share": round(len(columns) / sum(int(division.rows[part].sum()) for part in PARTS), 4),
+        "groups": int(columns["group"].nunique()),
+        "by_label": columns["label"].value_counts().to_dict(),
+        "by_generator": columns["generator"].value_counts().to_dict(),
     }
 
 

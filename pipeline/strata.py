@@ -97,8 +97,8 @@ def _settle(kinds: np.ndarray, given: np.ndarray, missing: np.ndarray) -> None:
             cost = distance + pull[:, None] - pull
             cost[there[:, one] == 0] = np.inf
             cost[:, there[:, two] == 0] = np.inf
-            out, back = np.unravel_index(np.argmin(cost), cost.shape)
-            best = min(best, (cost[out, back], one, two, int(out), int(back)))
+            exchange = divmod(int(cost.argmin()), len(pieces))
+            best = min(best, (cost[exchange], one, two, *exchange))
         _, one, two, out, back = best
         if out == back:
             break

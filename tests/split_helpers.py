@@ -10,8 +10,6 @@ from pipeline.params import Params, Split, load_params
 from tests.conftest import ROOT
 
 SETTINGS = Split(shares={"train": 0.7, "val": 0.15, "test": 0.15}, duplicate_radius=4, holdout_generators=[], seed=7)
-NOTHING = pd.Series(dtype="int64", index=pd.Index([], dtype="str"))
-"""No earlier split."""
 
 
 def params(**values: Any) -> Params:

@@ -20,7 +20,7 @@ from pipeline import manifest, split
 from pipeline.errors import StageError
 from pipeline.manifest import PARTS, UNSEEN, read_parts
 from tests.conftest import ROOT
-from tests.split_helpers import NOTHING, image, params, table
+from tests.split_helpers import image, params, table
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
@@ -217,7 +217,7 @@ def test_a_group_too_large_for_every_part_is_named(run):
 def test_a_class_missing_from_a_part_is_named(run):
     rows = [image(f"r{number}", group=f"a/{number}") for number in range(60)]
     rows += [image(f"f{number}", label="fake", generator="swap", group=f"f/{number % 2}") for number in range(10)]
-    with pytest.raises(StageError, match=r"Part (val|test) would have no image of class fake: all images of this class are in 2 groups"):
+    with pytest.raises(StageError, match=r"Part .*(val|test) would have no image of class fake: all images of this class are in 2 groups"):
         run(rows)
 
 
@@ -259,8 +259,8 @@ def test_a_killed_run_leaves_no_wrong_memory(run, seed: int, moves: int):
     if seed == 7:
         assert {path: where(path) for path in before} == before
     else:
-        expected = split.divide(table(people(60)), params(seed=8).split, NOTHING).parts
-        assert {name: set(part["path"]) for name, part in read_parts().items()} == {n: set(p["path"]) for n, p in expected.items()}
+        expected = split.divide(table(people(60)), params(seed=8).split)
+        assert all(set(part["path"]) == set(expected.part(name)["path"]) for name, part in read_parts().items())
     assert sum(report["parts"][part]["images"] for part in PARTS) == 120
     assert sorted(path.name for path in Path("data").iterdir()) == ["manifest.parquet", "splits"]
     assert json.loads(Path("data/splits/drawn.json").read_text())["seed"] == seed
