@@ -1,7 +1,8 @@
-"""Speed and size of the data side: `python -m benchmarks.data ingest|scale|growth`. Results go to benchmarks/results/data.json."""
+"""Speed and size of the data side: `python -m benchmarks.data ingest|scale`. Results go to benchmarks/results/data.json."""
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -9,11 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from benchmarks.measure import Measured, measured, record
+from benchmarks.tables import people, real_hashes, simulate
+from pipeline import ingest, manifest, split, telemetry, validate, versions
+from pipeline.duplicates import clusters, near_duplicates
+from pipeline.params import load_params
+from pipeline.settings import apply, folder_source
 
 SIDE = 256
+PEER_ROWS = 20_000
+"""Where brute force over all pairs is the peer."""
 
 
 def make_images(folder: Path, count: int) -> None:
@@ -39,12 +48,8 @@ def plain_loop(folder: Path) -> int:
     return len(rows)
 
 
-def ingest(folder: Path, workspace: Path) -> int:
+def ingest_stage(folder: Path, workspace: Path) -> int:
     """The stage, with everything it does: copy, hashes, quality columns, manifest."""
-    from pipeline import ingest
-    from pipeline.params import load_params
-    from pipeline.settings import apply, folder_source
-
     root = Path.cwd()
     workspace.mkdir()
     shutil.copy(root / "params.yaml", workspace)
@@ -60,7 +65,7 @@ def bench_ingest(counts: list[int]) -> dict[str, Any]:
         for count in counts:
             folder = Path(name) / f"images-{count}"
             make_images(folder, count)
-            ours = measured(ingest, folder, Path(name) / f"workspace-{count}")
+            ours = measured(ingest_stage, folder, Path(name) / f"workspace-{count}")
             rows[str(count)] = _figures(ours, count)
             if count <= 10_000:
                 peer = measured(plain_loop, folder)
@@ -68,6 +73,106 @@ def bench_ingest(counts: list[int]) -> dict[str, Any]:
             print(count, rows[str(count)], flush=True)
             shutil.rmtree(folder)
     return {"ingest": rows}
+
+
+def bench_scale(rows: list[int], images: Path, radius: int) -> dict[str, Any]:
+    """Near-duplicates, split, validation and manifest, while the number of images grows; near-duplicates against brute force."""
+    real = real_hashes(images, 3000)
+    found: dict[str, Any] = {}
+    few = simulate(real, PEER_ROWS)
+    ours, peer = measured(all_pairs, few, radius), measured(brute_force, few, radius)
+    found["near_duplicates_exact"] = {
+        "images": PEER_ROWS,
+        "pairs": len(peer.result),
+        "same_pairs": ours.result == peer.result,
+        "seconds": round(ours.seconds, 2),
+        "brute_force_seconds": round(peer.seconds, 2),
+        "ratio": round(peer.seconds / ours.seconds, 1),
+    }
+    print(found, flush=True)
+    for count in rows:
+        hashes = simulate(real, count)
+        found[str(count)] = {"near_duplicates": _figures(measured(find_clusters, hashes, radius), count)}
+        with tempfile.TemporaryDirectory() as name:
+            workspace = Path(name)
+            shutil.copy("params.yaml", workspace)
+            measured(write_people, hashes, workspace)
+            for what, work in (("manifest", manifest_again), ("validate", validate_stage), ("split", split_stage)):
+                found[str(count)][what] = _figures(measured(work, workspace), count)
+        print(count, found[str(count)], flush=True)
+    return {"scale": found}
+
+
+def all_pairs(hashes: np.ndarray, radius: int) -> set[tuple[int, int]]:
+    """Every pair within the radius, as the pipeline finds them."""
+    return {(min(pair), max(pair)) for block in near_duplicates(hashes, radius) for pair in block.tolist()}
+
+
+def brute_force(hashes: np.ndarray, radius: int) -> set[tuple[int, int]]:
+    """Every pair within the radius, by comparing all."""
+    found: set[tuple[int, int]] = set()
+    for index in range(len(hashes) - 1):
+        near = np.flatnonzero(np.bitwise_count(hashes[index + 1 :] ^ hashes[index]) <= radius)
+        found.update((index, index + 1 + int(other)) for other in near)
+    return found
+
+
+def find_clusters(hashes: np.ndarray, radius: int) -> int:
+    """What the pipeline does with the hashes; the number of clusters."""
+    return clusters(pd.DataFrame({"phash": [f"{value:016x}" for value in hashes.tolist()]}), radius).nunique()
+
+
+def write_people(hashes: np.ndarray, workspace: Path) -> None:
+    """Put a manifest into the workspace, and its first nine tenths as the last accepted version."""
+    table = people(hashes)
+    manifest.write(table, workspace / manifest.MANIFEST)
+    manifest.write(table.head(len(table) * 9 // 10), workspace / versions.ACCEPTED)
+
+
+def manifest_again(workspace: Path) -> None:
+    """Read the manifest and write it."""
+    manifest.write(manifest.read(workspace / manifest.MANIFEST), workspace / "copy.parquet")
+
+
+def validate_stage(workspace: Path) -> None:
+    """The stage with its page, its Data Docs and the data card."""
+    os.chdir(workspace)
+    telemetry.off()
+    validate.run(load_params())
+
+
+def split_stage(workspace: Path) -> None:
+    """The stage with its check by Great Expectations."""
+    os.chdir(workspace)
+    telemetry.off()
+    params = load_params()
+    held = params.split.model_copy(update={"holdout_generators": ["generator7"]})
+    split.run(params.model_copy(update={"split": held}))
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Seconds and memory against the number of images, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
+    lines = {"ingest": {int(count): row for count, row in results.get("ingest", {}).items()}}
+    for count, row in results.get("scale", {}).items():
+        if count.isdigit():
+            for what, figures in row.items():
+                lines.setdefault(what, {})[int(count)] = figures
+    for what, points in lines.items():
+        counts = sorted(points)
+        left.loglog(counts, [points[count]["seconds"] for count in counts], "o-", label=what)
+        right.loglog(counts, [points[count]["peak_mb"] for count in counts], "o-", label=what)
+    for axes, title in ((left, "seconds"), (right, "peak memory, MB")):
+        axes.set(xlabel="images", title=title)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
 
 
 def _figures(found: Measured, count: int) -> dict[str, float]:
@@ -81,8 +186,15 @@ def main() -> None:
     command = commands.add_parser("ingest", help="the stage against a plain loop")
     command.add_argument("--counts", type=int, nargs="+", default=[1000, 10_000, 50_000])
     command.set_defaults(run=lambda arguments: bench_ingest(arguments.counts))
+    command = commands.add_parser("scale", help="near-duplicates, split, validation and manifest on made-up manifests")
+    command.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    command.add_argument("--images", type=Path, required=True, help="folder of real pictures whose hashes are imitated")
+    command.add_argument("--radius", type=int, default=4)
+    command.set_defaults(run=lambda arguments: bench_scale(arguments.rows, arguments.images, arguments.radius))
     arguments = parser.parse_args()
-    print(record("data", arguments.run(arguments)))
+    path = record("data", arguments.run(arguments))
+    plot(json.loads(path.read_text()), path.with_suffix(".png"))
+    print(path)
 
 
 if __name__ == "__main__":

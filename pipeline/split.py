@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline import manifest, strata
+from pipeline import manifest, strata, suites
 from pipeline.duplicates import Links, clusters, join, links, positions
 from pipeline.errors import StageError
+from pipeline.findings import Finding
 from pipeline.manifest import LABELS, PARTS, SPLITS, UNSEEN
 from pipeline.params import Params, Split
 
@@ -21,6 +22,7 @@ DRAWN = SPLITS / "drawn.json"
 
 TEST = PARTS.index("test")
 LISTED = 100
+CHECKED = ["path", "label", "generator", "group", "image_id", "pixel_hash", "parents"]
 logger = logging.getLogger(__name__)
 
 
@@ -43,6 +45,9 @@ class Division(NamedTuple):
 
     rows: dict[str, np.ndarray]
     """Name of the part -> bool (rows,)."""
+
+    cluster: np.ndarray
+    """int (rows,): the cluster of near-duplicates that each row is in."""
 
     left_out: np.ndarray
     """bool (rows,): fakes of held-out generators whose groups are in train or val."""
@@ -72,6 +77,7 @@ def run(params: Params) -> dict[str, Any]:
     earlier, drawn = _earlier(params.split)
     logger.info("split: %s", drawn)
     division = divide(manifest.read(manifest.MANIFEST), params.split, earlier)
+    checked = _check_parts(division, params.split)
     _write(division, params.split, anew=earlier is NOTHING)
     report = {
         "drawn": drawn,
@@ -83,6 +89,7 @@ def run(params: Params) -> dict[str, Any]:
         "kept_in_place": division.kept,
         "left_out": int(division.left_out.sum()),
         "bridges": {"images": len(division.bridges), "paths": sorted(division.bridges["path"])[:LISTED]},
+        "expectations": checked,
     }
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=2) + "\n")
@@ -142,6 +149,7 @@ def divide(table: pd.DataFrame, settings: Split, earlier: Earlier = NOTHING) -> 
     return Division(
         table=table,
         rows=rows,
+        cluster=linked.edges["near_duplicates"][:, 1],
         left_out=held_out & (part != TEST),
         bridges=bridges,
         kept=int((pinned >= 0).sum()),
@@ -207,6 +215,17 @@ def _write(division: Division, settings: Split, anew: bool) -> None:
     for name in (*(f"{name}.parquet" for name in division.rows), DRAWN.name):
         (new / name).replace(SPLITS / name)
     new.rmdir()
+
+
+def _check_parts(division: Division, settings: Split) -> list[Finding]:
+    """Look at the outcome with Great Expectations, whatever led to it; reports/data_docs/splits shows it."""
+    table = division.table[CHECKED].assign(cluster=division.cluster)
+    frame = suites.splits_frame({name: table[rows] for name, rows in division.rows.items()}, settings.holdout_generators)
+    findings = suites.check(suites.splits(frame), frame)
+    failures = [finding["detail"] for finding in findings if not finding["success"]]
+    if failures:
+        raise StageError("the split is not sound, and nothing was written:\n" + "\n".join(f"  - {line}" for line in failures))
+    return findings
 
 
 def _check_holdout(table: pd.DataFrame, settings: Split) -> None:

@@ -1,0 +1,104 @@
+"""Manifests that exist on paper only, with hashes that cluster as those of real pictures do."""
+
+from pathlib import Path
+
+import imagehash
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.stats import norm
+
+from pipeline import manifest
+
+COPIES = 0.3
+"""Share of the images that are copies of another one."""
+
+NOISE = 0.35
+
+SCENES, ALIKE = 100, 0.4
+"""Pictures share a pose and a light with others: how many of these there are, and their share of the variance."""
+
+
+def real_hashes(folder: Path, limit: int) -> np.ndarray:
+    """Perceptual hashes, bool (images, 64), of a sample of the pictures under a folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})
+    chosen = np.random.default_rng(0).permutation(len(paths))[:limit]
+    return np.stack([imagehash.phash(Image.open(paths[index])).hash.ravel() for index in chosen])
+
+
+def simulate(real: np.ndarray, rows: int, seed: int = 0) -> np.ndarray:
+    """Hashes that cluster as real ones do, uint64 (rows,).
+
+    A Gaussian copula with the frequencies and correlations of the real bits, of which the 32 highest are set in each row, as the
+    perceptual hash cuts at the median. Rows share scenes, without which pairs at 10 to 16 bits would be rarer than they are. COPIES of
+    the rows are the row before them with noise of up to NOISE standard deviations on the Gaussian: as scaling, JPEG and a swapped face
+    do, it flips the bits that are near the cut.
+
+    Args:
+        real: bool (images, 64).
+        rows: how many.
+        seed: of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    varies = real.any(axis=0) & ~real.all(axis=0)
+    correlation = np.eye(64)
+    correlation[np.ix_(varies, varies)] = np.corrcoef(real[:, varies].T.astype(float))
+    values, vectors = np.linalg.eigh(np.sin(correlation * np.pi / 2))  # bits cut at the median of a Gaussian correlate by 2/pi asin(r)
+    root = (vectors * np.sqrt(np.maximum(values, 0))).astype(np.float32)
+    root /= np.linalg.norm(root, axis=1, keepdims=True)
+    height = norm.ppf(np.clip(real.mean(axis=0), 1e-4, 1 - 1e-4)).astype(np.float32)
+    scenes = rng.standard_normal((SCENES, 64), np.float32) @ root.T
+    blocks = []
+    for start in range(0, rows, 100_000):
+        size = min(100_000, rows - start)
+        latent = rng.standard_normal((size, 64), np.float32) @ root.T
+        latent = np.sqrt(1 - ALIKE) * latent + np.sqrt(ALIKE) * scenes[rng.integers(0, len(scenes), size)]
+        copies = np.flatnonzero(rng.random(size) < COPIES)
+        own = np.arange(size)
+        own[copies] = 0
+        origin = np.maximum.accumulate(own)[copies]
+        noise = rng.uniform(0, NOISE, (len(copies), 1)).astype(np.float32)
+        latent[copies] = latent[origin] + noise * rng.standard_normal((len(copies), 64), np.float32)
+        latent += height
+        middle = np.partition(latent, 32, axis=1)[:, 32:33]
+        blocks.append(np.packbits(latent >= middle, axis=1).view(">u8").ravel().astype(np.uint64))
+    return np.concatenate(blocks)
+
+
+def people(hashes: np.ndarray) -> pd.DataFrame:
+    """A manifest with these hashes: a third reals, fakes of eight generators made from them, persons of 1 to 3 pictures."""
+    rng = np.random.default_rng(1)
+    rows = len(hashes)
+    ids = pd.Series(rng.permutation(rows)).map("{:064x}".format)
+    real = np.arange(rows) % 3 == 0
+    person = np.repeat(np.arange(rows), rng.integers(1, 4, rows))[: -(-rows // 3)][np.arange(rows) // 3]
+    generators = np.array([f"generator{number}" for number in range(8)])[rng.integers(0, 8, rows)]
+    side = rng.choice([224, 256, 512], rows)
+    quality = rng.integers(70, 98, rows)
+    columns = {
+        "image_id": ids,
+        "path": [f"data/raw/faces/{number // 1000:04}/{number:07}.jpg" for number in range(rows)],
+        "label": np.where(real, "real", "fake"),
+        "generator": np.where(real, manifest.NO_GENERATOR, generators),
+        "group": [f"faces/person{number:07}" for number in person],
+        "source": "faces",
+        "parents": ids.to_numpy()[np.arange(rows) // 3 * 3],
+        "seed": pd.array([pd.NA] * rows, "Int64"),
+        "width": side,
+        "height": side,
+        "format": "JPEG",
+        "bytes": (side**2 * rng.uniform(0.1, 0.3, rows)).astype(int),
+        "phash": [f"{value:016x}" for value in hashes.tolist()],
+        "pixel_hash": [f"{value:016x}" for value in rng.integers(0, 2**62, rows).tolist()],
+        **{name: rng.normal(120, 20, rows).clip(0, 255) for name in ("brightness", "contrast", "red", "green", "blue")},
+        "blur": rng.lognormal(4, 1, rows),
+        "jpeg_quality": quality.astype(float),
+        "quantisation": pd.Series(quality).map("{:08x}".format),
+        "subsampling": "4:2:0",
+        "metadata_bytes": rng.integers(0, 2, rows) * 120,
+        "faces": 1,
+        "face_share": rng.uniform(0.2, 0.6, rows),
+    }
+    table = pd.DataFrame(columns)
+    table["parents"] = table["parents"].where(~real, "")
+    return manifest.check(table, "the benchmark")
