@@ -21,6 +21,7 @@ class Limits(BaseModel):
 
     max_bytes: int = 20_000_000
     max_pixels: int = 50_000_000
+    formats: tuple[str, ...] = FORMATS
 
 
 class ImageError(ValueError):
@@ -39,10 +40,11 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image: `rgb` is upright, in mode RGB; `format` is that of the file."""
+    """A decoded image: `rgb` is upright, in mode RGB; `format` is that of the file; `luma_table` is how a JPEG's luma was quantised."""
 
     rgb: Image.Image
     format: str
+    luma_table: tuple[int, ...] | None = None
 
     @property
     def pixels(self) -> np.ndarray:
@@ -72,7 +74,7 @@ def decode(data: bytes, limits: Limits | None = None) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=limits.formats)
     except Image.DecompressionBombError:
         raise ImageError("too_many_pixels", f"The image has far more than {limits.max_pixels:,} pixels", "Scale it down first.") from None
     except (UnidentifiedImageError, ValueError, OSError, SyntaxError, EOFError):
@@ -87,7 +89,8 @@ def decode(data: bytes, limits: Limits | None = None) -> Picture:
         rgb = _rgb(ImageOps.exif_transpose(image))
     except Exception:  # a decoder fed with hostile bytes raises whatever it likes; all of it means a damaged file
         raise ImageError("truncated", "The image file is damaged or cut off", "Save or upload it again.") from None
-    return Picture(rgb, image.format or "")
+    tables: dict[int, list[int]] = getattr(image, "quantization", None) or {}
+    return Picture(rgb, image.format or "", tuple(tables[0]) if 0 in tables else None)
 
 
 def statistics(picture: Picture) -> dict[str, float]:
