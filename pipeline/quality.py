@@ -19,8 +19,9 @@ HEAVILY_COMPRESSED = 72.0
 MANY_FACES = 5
 """The image's probability is that of its most suspicious face: with 5% false alarms a face, 5 real faces give one in 23% of images."""
 
-UPSCALED = 0.02
-"""Amplitude of the finest third of the frequencies against that of the middle third; see `fineness`."""
+UPSCALED = 0.0055
+"""Of `fineness`. Below it are 0, 1 and 32 of 100 face crops as they were published (StyleGAN, DFDC, and UTKFace, whose makers scaled
+them), and 94 of the 100 sharpest, StyleGAN's, after they were enlarged twofold. JPEG after the enlarging hides it."""
 
 SAMPLE = 512
 """Side of the middle part whose frequencies are looked at: enough for a mean, and quick."""
@@ -48,18 +49,20 @@ def warnings(seen: dict[str, float], picture: Picture, faces: int | None) -> lis
 
 
 def fineness(picture: Picture) -> float:
-    """How much detail a picture has at its own resolution: 0 for none.
+    """How much fine detail a picture has for its coarser detail: 0 for none.
 
-    Enlarging adds pixels and no detail: whatever was the finest detail lies at lower frequencies afterwards, and above it there is
-    almost nothing. So the mean amplitude above two thirds of the highest frequency is compared with that between one and two thirds.
+    Enlarging adds pixels and no detail: what was the finest detail lies at lower frequencies afterwards, and above it there is almost
+    nothing. So the mean power above 0.6 of the highest frequency is compared with that between 0.2 and 0.4, where also a picture
+    enlarged twofold has detail.
     """
     luma = np.asarray(picture.rgb.convert("L"), np.float32)
     top, left = (max(0, (side - SAMPLE) // 2) for side in luma.shape)
     part = luma[top : top + SAMPLE, left : left + SAMPLE]
-    window = np.outer(np.hanning(part.shape[0]), np.hanning(part.shape[1])).astype(np.float32)
     # Without a window the jump from one border to the opposite one would look like fine detail.
-    amplitude = np.abs(np.fft.rfft2((part - part.mean()) * window))
+    window = np.outer(np.hanning(part.shape[0]), np.hanning(part.shape[1])).astype(np.float32)
+    power = np.abs(np.fft.rfft2((part - part.mean()) * window)) ** 2
     rows, columns = np.abs(np.fft.fftfreq(part.shape[0])) * 2, np.fft.rfftfreq(part.shape[1]) * 2
     radius = np.maximum(rows[:, None], columns[None])
-    middle, fine = amplitude[(radius > 1 / 3) & (radius <= 2 / 3)], amplitude[radius > 2 / 3]
-    return float(fine.mean() / max(float(middle.mean()), 1e-6)) if middle.size and fine.size else 1.0
+    rounding = float((window**2).sum()) / 12  # the power of the noise that whole numbers bring
+    fine, coarse = (max(float(band.mean()) - rounding, 0.0) for band in (power[radius > 0.6], power[(radius > 0.2) & (radius < 0.4)]))
+    return fine / max(coarse, 1e-6)
