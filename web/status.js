@@ -1,7 +1,7 @@
 // The operators' page: /model, /metrics and /drift in plain words.
 
 import { call, request } from "./api.js";
-import { date, percent, speak, text, translate } from "./i18n.js";
+import { date, speak, text, translate } from "./i18n.js";
 
 const SECONDS = 10;
 const QUANTILES = [0.5, 0.9, 0.99];
@@ -67,10 +67,11 @@ function show() {
   const buckets = sums("unmask_prediction_seconds_bucket", (labels) => labels.le);
   list("latency", QUANTILES.map((share) => {
     const value = quantile(buckets, share);
-    return [text("statusQuantile", { share: percent(share) }), value === null ? "–" : text("statusSeconds", { value: value === Infinity ? "> 10" : value })];
+    return [text("statusQuantile", { share: `${share * 100}%` }), value === null ? "–" : text("statusSeconds", { value: value === Infinity ? "> 10" : value })];
   }));
 
-  const errors = [...sums("unmask_errors_total", (labels) => labels.code)].filter(([, count]) => count);
+  // This page itself asks for a report that may not be there.
+  const errors = [...sums("unmask_errors_total", (labels) => labels.code)].filter(([code, count]) => count && code !== "no_report");
   list("errors", errors.sort(([, a], [, b]) => b - a));
   $("no-errors").textContent = errors.length ? "" : text("statusNoErrors");
   const told = sums("unmask_feedback_total", ({ verdict, label }) => text("statusTold", { verdict: text(verdict), label: text(`label_${label}`) }));
