@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -77,7 +77,7 @@ def decode(data: bytes, limits: Limits | None = None) -> Picture:
             image = Image.open(io.BytesIO(data), formats=limits.formats)
     except Image.DecompressionBombError:
         raise ImageError("too_many_pixels", f"The image has far more than {limits.max_pixels:,} pixels", "Scale it down first.") from None
-    except (UnidentifiedImageError, ValueError, OSError, SyntaxError, EOFError):
+    except Exception:  # mostly UnidentifiedImageError; AVIF's decoder raises RuntimeError, and others what they like
         raise ImageError("not_an_image", "The file is not an image that can be read", "Use JPEG, PNG or WebP.") from None
     if image.width * image.height > limits.max_pixels:
         raise ImageError(
