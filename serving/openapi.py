@@ -49,7 +49,7 @@ MEANING = {
 """Code -> example of a message and a hint."""
 
 ANYWHERE = ("unauthorized", "loopback_only", "cross_origin", "method_not_allowed", "internal")
-UPLOADED = ("not_multipart", "bad_form", "wrong_field", "too_large", "upload_timeout", "too_many_requests", "busy")
+UPLOADED = ("not_multipart", "bad_form", "wrong_field", "too_large", "too_many_images", "upload_timeout", "too_many_requests", "busy")
 IMAGE = ("empty", "not_an_image", "too_many_pixels", "truncated")
 FILE = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF; of an animation the first frame"}
 
@@ -69,7 +69,7 @@ def document(max_batch: int) -> dict[str, Any]:
                 {"images": {"type": "array", "items": FILE, "minItems": 1, "maxItems": max_batch}},
                 ("images",),
                 answers.Batch,
-                (*UPLOADED, "too_many_images", "no_model", "timeout"),
+                (*UPLOADED, "no_model", "timeout"),
             )
         },
         "/explain": {

@@ -27,6 +27,7 @@ from serving.errors import ApiError, internal
 from serving.front import WEB
 
 ONE = "-F image=@photo.jpg URL/predict"
+MAP = "-F image=@photo.jpg URL/explain"
 SEVERAL = "-F images=@a.jpg -F images=@b.jpg URL/predict/batch"
 LABEL = "-F id=ID -F label=real URL/feedback"
 FLUSH_SECONDS = 2 * predictions.FLUSH_SECONDS
@@ -85,8 +86,8 @@ class Explain(HTTPEndpoint):
         """Where the model looked, as numbers or, if `Accept` asks for image/png, as a transparent picture to lay over the image."""
         context = _context(request)
         context.served()
-        async with upload.form(request, context.settings, ONE.replace("predict", "explain")) as form:
-            data = await upload.files(form, "image", 1, ONE)[0].read()
+        async with upload.form(request, context.settings, MAP) as form:
+            data = await upload.files(form, "image", 1, MAP)[0].read()
         served = context.served()
 
         def look() -> tuple[Any, dict[str, float], tuple[int, int]]:

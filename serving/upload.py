@@ -46,7 +46,7 @@ async def form(request: Request, settings: Settings, example: str, most_files: i
                 raise too_large
             yield chunk
 
-    # One more than is allowed, so that the error names the field and not the parser's limit.
+    # A few more than are allowed, so that the error can name the fields; from there on the parser stops.
     parser = MultiPartParser(request.headers, bounded(), max_files=most_files + 8, max_fields=32)
     parser.spool_max_size = limit
     try:
