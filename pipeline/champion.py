@@ -47,8 +47,9 @@ class Champion:
         trouble: what stands against serving what is wanted, and what to do: (message, hint). None if all is well.
     """
 
-    def __init__(self, source: Source, seconds: float = 1.0) -> None:
-        self.source, self.seconds = source, seconds
+    def __init__(self, source: Source, seconds: float = 1.0, faces: Path | None = None) -> None:
+        """`faces` is the ONNX file of the face detector, if it shall be another than the package's own."""
+        self.source, self.seconds, self.faces = source, seconds, faces
         self.served: Served | None = None
         self.trouble: tuple[str, str] | None = ("The model is being loaded", "Try again in a few seconds.")
         self._now: Version | None = None
@@ -103,7 +104,7 @@ class Champion:
         if refusal is None or refusal.version != version or time.monotonic() > refusal.until:
             log.info("loading version %s", version.number)
             try:
-                detector = Detector.load(self.source.fetch(version))
+                detector = Detector.load(self.source.fetch(version), faces=self.faces)
                 _warm_up(detector)
             except Exception as error:  # a broken package makes libraries raise what they like; none of it may stop the service
                 refusal = self._refusal = Refusal(version, str(error), time.monotonic() + RETRY_SECONDS)
@@ -129,11 +130,15 @@ def champion(bundled: Path | None = None, version: str = "") -> Champion:
         bundled: folder of the package that was packed with the service, if there is one.
         version: its version, if that was packed too.
     """
+    faces = Path(os.environ["UNMASK_FACE_DETECTOR"]) if os.environ.get("UNMASK_FACE_DETECTOR") else None
+    source: Source
     if pinned := os.environ.get("UNMASK_PACKAGE"):
-        return Champion(Pinned(Path(pinned)))
-    if bundled:
-        return Champion(Pinned(bundled, version))
-    return Champion(Registry(tracking_uri(), Path(os.environ.get("UNMASK_VAR", "var")) / "served"))
+        source = Pinned(Path(pinned))
+    elif bundled:
+        source = Pinned(bundled, version)
+    else:
+        source = Registry(tracking_uri(), Path(os.environ.get("UNMASK_VAR", "var")) / "served")
+    return Champion(source, faces=faces)
 
 
 def _warm_up(detector: Detector) -> None:

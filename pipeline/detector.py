@@ -3,15 +3,19 @@
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 import numpy as np
 
+from pipeline import quality
 from pipeline.calibration import probability
+from pipeline.faces import FaceBox, FaceDetector, surroundings
 from pipeline.images import Picture, statistics
-from pipeline.package import Package, Thresholds, verify
+from pipeline.overlay import region
+from pipeline.package import FACES, Package, Thresholds, verify
 from pipeline.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -23,10 +27,53 @@ log = logging.getLogger(__name__)
 
 Verdict = Literal["real", "fake", "uncertain"]
 
-TOO_SMALL = 64
-TOO_DARK = 30.0
-TOO_BLURRY = 8.0
-"""Below these (pixels of the shorter side, mean luma, variance of the Laplacian) a picture holds too little for a sound verdict."""
+MOST_FACES = 32
+"""Of one picture, that are judged: the largest ones."""
+
+LEAST_SIDE = 16
+"""Pixels: in a smaller picture no face is looked for."""
+
+ROWS = 32
+"""Pictures or faces that go through the network at a time: bounds the memory."""
+
+
+@dataclass(frozen=True)
+class ScoredFace:
+    """A face in pixels of the upright picture, cut at its borders; how sure the face detector is; and the verdict's probability."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    score: float
+    probability_fake: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the network is shown of a picture: a face with its surroundings, or the whole of it.
+
+    Attributes:
+        pixels: uint8 (size, size, 3), the network's input before it is normalised.
+        crop: left, top, right, bottom in pixels of the picture.
+        face: None for the whole picture.
+        statistics: see pipeline.images.statistics.
+        warnings: see pipeline.quality.warnings.
+    """
+
+    pixels: np.ndarray
+    crop: tuple[int, int, int, int]
+    face: FaceBox | None
+    statistics: dict[str, float]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture reduced to what is judged: at least one part. `size` is its (width, height)."""
+
+    parts: list[Part]
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -34,11 +81,12 @@ class Prediction:
     """What the detector says of one picture.
 
     Attributes:
-        probability_fake: calibrated, 0..1.
-        verdict: `uncertain` between the package's two thresholds.
-        warnings: what makes the answer less reliable: too_small, too_blurry, too_dark.
-        embedding: float32 (d,), the model's view of the picture.
-        statistics: see pipeline.images.statistics.
+        probability_fake: calibrated, 0..1; of several faces the largest.
+        verdict: `uncertain` between the package's two thresholds, and where a face was needed and not found.
+        warnings: what makes the answer less reliable, see pipeline.quality.
+        embedding: float32 (d,), the model's view of the part that has this probability.
+        statistics: of the same part, see pipeline.images.statistics.
+        faces: the largest first; empty if none was found or nobody looked.
     """
 
     probability_fake: float
@@ -46,6 +94,7 @@ class Prediction:
     warnings: list[str]
     embedding: np.ndarray
     statistics: dict[str, float]
+    faces: list[ScoredFace] = field(default_factory=list)
 
 
 class Runtime(Protocol):
@@ -60,46 +109,111 @@ class Runtime(Protocol):
 class Detector:
     """A verified package on a device."""
 
-    def __init__(self, package: Package, runtime: Runtime) -> None:
+    def __init__(self, package: Package, runtime: Runtime, faces: Path | None = None) -> None:
+        """`faces` is YuNet's ONNX file: with it each face is judged by itself. Raises StageError if it cannot be loaded."""
         self.package, self.runtime = package, runtime
         self.preprocess = Preprocess.load(package.path)
-        self._lock, self._loading = threading.Lock(), threading.Lock()
+        self._lock, self._loading, self._finder = threading.Lock(), threading.Lock(), threading.local()
         self._loaded: PreTrainedModel | None = None
+        self._faces = faces
+        if faces is not None:
+            self._finder.found = FaceDetector(faces)
+        elif package.meta.trained_on == "faces":
+            log.warning("this model was trained on faces that were cut out, and no face detector is set: it judges whole images")
 
     @classmethod
-    def load(cls, folder: Path, device: Literal["auto", "cpu", "cuda"] = "auto") -> Self:
+    def load(cls, folder: Path, device: Literal["auto", "cpu", "cuda"] = "auto", faces: Path | None = None) -> Self:
         """Verify a package and load it: on a GPU through PyTorch in bfloat16, on the CPU through OpenVINO in float32.
+
+        Args:
+            folder: the package.
+            device: `auto` takes a GPU if there is one.
+            faces: YuNet's ONNX file; by default that of the package, if it has one.
 
         Raises:
             PackageError: if the package is not whole.
+            StageError: if the face detector cannot be loaded.
         """
         package = verify(folder)
+        if faces is None and (folder / FACES).is_file():
+            faces = folder / FACES
         if device == "cuda" or (device == "auto" and has_gpu()):
-            return cls(package, TorchRuntime(folder / "model"))
+            return cls(package, TorchRuntime(folder / "model"), faces)
         if device == "auto":
             log.info("there is no GPU here: the model runs on the CPU")
-        return cls(package, OpenVinoRuntime(folder / "graph" / "openvino.xml"))
+        return cls(package, OpenVinoRuntime(folder / "graph" / "openvino.xml"), faces)
+
+    @property
+    def finds_faces(self) -> bool:
+        """Whether each face is judged by itself."""
+        return self._faces is not None
 
     def predict(self, pictures: Sequence[Picture]) -> list[Prediction]:
-        """Judge pictures as one batch. Safe to call from several threads; they take turns."""
-        if not pictures:
-            return []
-        values = self.preprocess.normalise(np.stack([self.preprocess.pixels(picture.rgb) for picture in pictures]))
-        with self._lock:
-            logits, embeddings = self.runtime(values)
-        meta = self.package.meta
-        probabilities = probability(logits[:, 1] - logits[:, 0], meta.temperature)
-        answers = []
-        for picture, fake, embedding in zip(pictures, probabilities.tolist(), embeddings, strict=True):
-            seen = statistics(picture)
-            answers.append(Prediction(fake, verdict(fake, meta.thresholds), warnings(seen), embedding, seen))
-        return answers
+        """Judge pictures as one batch. Safe to call from several threads."""
+        return self.judge([self.prepare(picture) for picture in pictures])
 
-    def explain(self, picture: Picture) -> "Explanation":
-        """Where the model looked in a picture. Runs the network itself, because the exported graph gives no attention; slower."""
+    def prepare(self, picture: Picture) -> Prepared:
+        """Find the faces of a picture, and scale what is to be judged; after this the picture is not needed any more."""
+        faces = self._find(picture)
+        size = picture.rgb.size
+        if not faces:
+            return Prepared([self._part(picture, (0, 0, *size), None, None if faces is None else 0)], size)
+        return Prepared([self._part(picture, surroundings(face, size), face, len(faces)) for face in faces[:MOST_FACES]], size)
+
+    def judge(self, prepared: Sequence[Prepared]) -> list[Prediction]:
+        """Judge what was prepared as one batch. Safe to call from several threads; they take turns."""
+        parts = [part for one in prepared for part in one.parts]
+        if not parts:
+            return []
+        chunks = [np.stack([part.pixels for part in parts[start : start + ROWS]]) for start in range(0, len(parts), ROWS)]
+        with self._lock:
+            found = [self.runtime(self.preprocess.normalise(chunk)) for chunk in chunks]
+        logits, embeddings = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        probabilities = probability(logits[:, 1] - logits[:, 0], self.package.meta.temperature)
+        rows = iter(zip(parts, probabilities.tolist(), embeddings, strict=True))
+        return [self._answer(list(islice(rows, len(one.parts))), one.size) for one in prepared]
+
+    def explain(self, picture: Picture) -> tuple["Explanation", dict[str, float]]:
+        """Where the model looked in a picture; of several faces in the most suspicious one.
+
+        Runs the network itself, because the exported graph gives no attention; slower.
+
+        Returns:
+            The heat map, and the part of the picture that it lies over (pipeline.overlay.region).
+        """
         from pipeline.explain import explain
 
-        return explain(self._network(), self.preprocess.normalise(self.preprocess.pixels(picture.rgb)[None]))
+        prepared = self.prepare(picture)
+        part = prepared.parts[0]
+        if len(prepared.parts) > 1:
+            scores = [answer.probability_fake for answer in self.judge([Prepared([part], prepared.size) for part in prepared.parts])]
+            part = prepared.parts[int(np.argmax(scores))]
+        seen = explain(self._network(), self.preprocess.normalise(part.pixels[None]))
+        return seen, region(prepared.size, self.preprocess.keep_aspect, part.crop)
+
+    def _find(self, picture: Picture) -> list[FaceBox] | None:
+        """The faces, largest first; None if there is nothing to find them with."""
+        if self._faces is None:
+            return None
+        if min(picture.rgb.size) < LEAST_SIDE:
+            return []
+        if not hasattr(self._finder, "found"):  # each thread has its own: one is not for several threads at a time
+            self._finder.found = FaceDetector(self._faces)
+        found: list[FaceBox] = self._finder.found.find(picture.pixels)
+        return found
+
+    def _part(self, picture: Picture, crop: tuple[int, int, int, int], face: FaceBox | None, faces: int | None) -> Part:
+        shown = picture if face is None else replace(picture, rgb=picture.rgb.crop(crop))
+        seen = statistics(shown)
+        return Part(self.preprocess.pixels(shown.rgb), crop, face, seen, quality.warnings(seen, shown, faces))
+
+    def _answer(self, rows: list[tuple[Part, float, np.ndarray]], size: tuple[int, int]) -> Prediction:
+        part, fake, embedding = max(rows, key=lambda row: row[1])
+        meta = self.package.meta
+        needless = "no_face" not in part.warnings or meta.trained_on == "whole"
+        said = verdict(fake, meta.thresholds) if needless else "uncertain"
+        faces = [_scored(other.face, size, score) for other, score, _ in rows if other.face is not None]
+        return Prediction(fake, said, part.warnings, embedding, part.statistics, faces)
 
     def _network(self) -> "PreTrainedModel":
         """The network on the CPU, read at the first explanation: importing torch takes seconds that a verdict does not need."""
@@ -162,11 +276,7 @@ def verdict(probability_fake: float, thresholds: Thresholds) -> Verdict:
     return "real" if probability_fake < thresholds.real_below else "uncertain"
 
 
-def warnings(seen: dict[str, float]) -> list[str]:
-    """What in a picture makes an answer less reliable."""
-    found = {
-        "too_small": min(seen["width"], seen["height"]) < TOO_SMALL,
-        "too_dark": seen["brightness"] < TOO_DARK,
-        "too_blurry": seen["blur"] < TOO_BLURRY,
-    }
-    return [name for name, holds in found.items() if holds]
+def _scored(face: FaceBox, size: tuple[int, int], probability_fake: float) -> ScoredFace:
+    left, top = max(0, round(face.x)), max(0, round(face.y))
+    right, bottom = min(size[0], round(face.x + face.width)), min(size[1], round(face.y + face.height))
+    return ScoredFace(left, top, max(0, right - left), max(0, bottom - top), face.score, probability_fake)

@@ -69,6 +69,7 @@ def run(params: Params) -> dict[str, Any]:
         "thresholds": Thresholds.model_validate(calibration["thresholds"]),
         "figures": {name: dict(figure) for name, figure in evaluation["test"].items()},
         "lineage": lineage(),
+        "trained_on": "whole",
     }
     (PACKAGE / "card.md").write_text(card.write(params, parts, validation, evaluation, training, meta))
     # The answers that go into the package come from the very detector that will serve it.

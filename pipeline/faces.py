@@ -11,6 +11,9 @@ from pipeline.errors import StageError
 LONGEST = 640
 """Pixels: a larger picture is looked at scaled down to this, which still shows a face of a tenth of its side."""
 
+MARGIN = 0.3
+"""Of a face's size, on each side: chin, ears and the seam of a swapped face lie outside the detector's box."""
+
 
 @dataclass(frozen=True)
 class FaceBox:
@@ -48,3 +51,12 @@ class FaceDetector:
         rows = np.empty((0, 15)) if found is None else np.asarray(found, float)
         boxes = [FaceBox(x, y, w, h, score) for x, y, w, h, score in np.c_[rows[:, :4] / scale, rows[:, -1]].tolist()]
         return sorted(boxes, key=lambda box: -box.width * box.height)
+
+
+def surroundings(box: FaceBox, size: tuple[int, int], margin: float = MARGIN) -> tuple[int, int, int, int]:
+    """The square around a face that a network judges, as left, top, right, bottom in pixels; inside the picture of this (width, height)."""
+    width, height = size
+    side = max(1, min(round(max(box.width, box.height) * (1 + 2 * margin)), width, height))
+    left = round(min(max(box.x + box.width / 2 - side / 2, 0), width - side))
+    top = round(min(max(box.y + box.height / 2 - side / 2, 0), height - side))
+    return left, top, left + side, top + side

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict
 
 from pipeline import shards
@@ -24,6 +24,7 @@ class Limits(BaseModel):
 
     max_bytes: int = 20_000_000
     max_pixels: int = 50_000_000
+    formats: tuple[str, ...] = FORMATS
 
 
 class ImageError(ValueError):
@@ -42,10 +43,11 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image: `rgb` is upright, in mode RGB; `format` is that of the file."""
+    """A decoded image: `rgb` is upright, in mode RGB; `format` is that of the file; `luma_table` is how a JPEG's luma was quantised."""
 
     rgb: Image.Image
     format: str
+    luma_table: tuple[int, ...] | None = None
 
     @property
     def pixels(self) -> np.ndarray:
@@ -95,10 +97,10 @@ def identify(data: bytes, limits: Limits | None = None) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=limits.formats)
     except Image.DecompressionBombError:
         raise ImageError("too_many_pixels", f"The image has far more than {limits.max_pixels:,} pixels", "Scale it down first.") from None
-    except (UnidentifiedImageError, ValueError, OSError, SyntaxError, EOFError):
+    except Exception:  # mostly UnidentifiedImageError; AVIF's decoder raises RuntimeError, and others what they like
         raise ImageError("not_an_image", "The file is not an image that can be read", "Use JPEG, PNG or WebP.") from None
     if image.width * image.height > limits.max_pixels:
         raise ImageError(
@@ -115,7 +117,8 @@ def load(image: Image.Image) -> Picture:
         rgb = _rgb(ImageOps.exif_transpose(image))
     except Exception:  # a decoder fed with hostile bytes raises whatever it likes; all of it means a damaged file
         raise ImageError("truncated", "The image file is damaged or cut off", "Save or upload it again.") from None
-    return Picture(rgb, image.format or "")
+    tables: dict[int, list[int]] = getattr(image, "quantization", None) or {}
+    return Picture(rgb, image.format or "", tuple(tables[0]) if 0 in tables else None)
 
 
 def statistics(picture: Picture) -> dict[str, float]:

@@ -7,15 +7,20 @@ LONGEST = 1024
 OPACITY = 220
 
 
-def region(size: tuple[int, int], keep_aspect: bool) -> dict[str, float]:
+def region(size: tuple[int, int], keep_aspect: bool, crop: tuple[int, int, int, int] | None = None) -> dict[str, float]:
     """The part of a picture (width, height) that the model sees: left, top, width and height as fractions of its sides.
 
-    `keep_aspect` is that of pipeline.preprocess: the middle square, or the whole picture squeezed into a square.
+    Args:
+        size: of the picture.
+        keep_aspect: that of pipeline.preprocess: the middle square, or everything squeezed into a square.
+        crop: left, top, right, bottom of what preprocessing was given, if it was not the whole picture.
     """
-    width, height = size
-    side = min(width, height)
-    wide, high = (side / width, side / height) if keep_aspect else (1.0, 1.0)
-    return {"left": (1 - wide) / 2, "top": (1 - high) / 2, "width": wide, "height": high}
+    left, top, right, bottom = map(float, crop or (0, 0, *size))
+    wide, high = right - left, bottom - top
+    if keep_aspect:
+        side = min(wide, high)
+        left, top, wide, high = left + (wide - side) / 2, top + (high - side) / 2, side, side
+    return {"left": left / size[0], "top": top / size[1], "width": wide / size[0], "height": high / size[1]}
 
 
 def overlay(heat: np.ndarray, seen: dict[str, float], size: tuple[int, int]) -> bytes:

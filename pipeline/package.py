@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,6 +15,8 @@ PACKAGE = Path("models/package")
 """Where `dvc repro` leaves the package."""
 
 GOLDEN = "golden"
+FACES = "faces.onnx"
+"""The face detector that training cut its images out with, if it did."""
 
 
 class PackageError(ValueError):
@@ -51,6 +53,8 @@ class PackageMeta(BaseModel):
         figures: of the test part, name -> {value, low, high}.
         lineage: data_md5, splits_md5, git_commit, git_dirty, dvc_lock, run_id; null where unknown.
         files: path inside the package -> SHA-256.
+        trained_on: `whole` images as they were given, so that a picture in which no face is found gets a verdict like any other;
+            or `faces`, crops that a face detector found, so that such a picture gets at most `uncertain`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +67,7 @@ class PackageMeta(BaseModel):
     figures: dict[str, dict[str, float | None]]
     lineage: dict[str, Any]
     files: dict[str, str]
+    trained_on: Literal["whole", "faces"] = "whole"
 
 
 class Golden(BaseModel):

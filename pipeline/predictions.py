@@ -9,6 +9,7 @@ import queue
 import sqlite3
 import threading
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,15 @@ SCHEMA = f"""CREATE TABLE IF NOT EXISTS predictions (
     probability_fake REAL, embedding BLOB, {", ".join(f"{name} REAL" for name in STATISTICS)})"""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the record says of an answer."""
+
+    version: str
+    verdict: str
+    probability_fake: float
 
 
 def measures(prediction: "Prediction") -> dict[str, Any]:
@@ -94,6 +104,15 @@ class PredictionLog:
         except (sqlite3.Error, OSError) as error:
             self.dropped += len(rows)
             log.warning("%d predictions were not recorded in %s: %s", len(rows), self.path, error)
+
+
+def find(path: Path, id: str) -> Recorded | None:
+    """The answer with this id, if it was recorded in the SQLite file."""
+    if not path.is_file():
+        return None
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as database:
+        row = database.execute("SELECT version, verdict, probability_fake FROM predictions WHERE id = ?", (id,)).fetchone()
+    return Recorded(*row) if row else None
 
 
 def newest(path: Path, package: str, most: int) -> "pd.DataFrame":

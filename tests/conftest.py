@@ -52,7 +52,7 @@ def make_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Pat
     def make() -> Path:
         folder = tmp_path_factory.mktemp("workspace")
         ignore = shutil.ignore_patterns("__pycache__")
-        for name in ("pipeline", "flows", "web"):
+        for name in ("pipeline", "flows", "serving", "web"):
             shutil.copytree(ROOT / name, folder / name, ignore=ignore)
         for name in ("params.yaml", "dvc.yaml", "bentofile.yaml", "service.py", ".bentoignore", ".dvcignore", ".gitignore"):
             shutil.copy(ROOT / name, folder / name)

@@ -33,6 +33,14 @@ META = {
     "figures": {"f1": {"value": 0.5, "low": 0.4, "high": 0.6}, "auc": {"value": 0.5, "low": 0.4, "high": 0.6}},
     "lineage": LINEAGE,
 }
+CARD = """# Unmask: model card
+
+- **Network**: vit, untrained.
+
+| figure | value |
+| --- | --- |
+| auc | 0.500 |
+"""
 
 
 def tiny_package(folder: Path, **meta: object) -> Path:
@@ -46,6 +54,7 @@ def tiny_package(folder: Path, **meta: object) -> Path:
     preprocess = Preprocess.load(folder)
     graph = folder / "graph" / "openvino.xml"
     convert(folder / "model", graph, preprocess.normalise(np.stack([preprocess.pixels(picture) for picture in pictures])))
+    (folder / "card.md").write_text(CARD)
     (folder / GOLDEN).mkdir()
     for index, picture in enumerate(pictures):
         picture.save(folder / GOLDEN / f"{index}.png")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 @contextmanager
 def served(folder: Path, target: str = "service:Unmask", **environment: str) -> Iterator[httpx.Client]:
     """`bentoml serve` of a target from a folder with the service's sources, until the block ends. Yields a client for it."""
-    for name in ("service.py", "web", "pipeline"):
+    for name in ("service.py", "serving", "web", "pipeline"):
         if not (folder / name).exists() and target == "service:Unmask":
             (folder / name).symlink_to(ROOT / name)
     port = _free_port()

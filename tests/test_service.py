@@ -87,11 +87,11 @@ def test_before_any_model_is_promoted_it_says_what_to_run(service):
 def test_an_answer_names_verdict_thresholds_and_lineage(client, package):
     meta = json.loads((package / "package.json").read_text())
     answer = predict(client, PNG).json()
-    assert set(answer) == {"id", "verdict", "probability_fake", "thresholds", "faces", "warnings", "model", "timing_ms"}
+    assert set(answer) == {"id", "verdict", "probability_fake", "thresholds", "faces", "warnings", "credentials", "model", "timing_ms"}
     assert 0 <= answer["probability_fake"] <= 1 and answer["faces"] == [] and answer["timing_ms"] > 0
     assert answer["thresholds"] == {name: meta["thresholds"][name] for name in ("real_below", "fake_above")}
     lineage = {name: meta["lineage"][name] for name in ("run_id", "data_md5", "git_commit")}
-    assert answer["model"] == {"name": "unmask", "version": "1"} | lineage
+    assert answer["model"] == {"name": "unmask", "version": "1", "created": meta["created"]} | lineage
     assert predict(client, PNG).json()["id"] != answer["id"]
 
 
@@ -220,8 +220,9 @@ def test_it_follows_the_alias_and_refuses_a_broken_package(client, store, packag
     assert "Version 3 was refused" in (workspace / "service.log").read_text()
 
     promote(store, "1")
-    wait_for(lambda: predict(client, PNG).json()["model"]["version"] == "1")
-    assert client.get("/readyz").json() == {"ready": True, "version": "1", "trouble": None}
+    # The new version answers a moment before the trouble with the old one is forgotten.
+    wait_for(lambda: client.get("/readyz").json() == {"ready": True, "version": "1", "trouble": None})
+    assert predict(client, PNG).json()["model"]["version"] == "1"
 
 
 def test_without_mlflow_the_last_champion_is_served_after_a_restart(tmp_path, package):
@@ -279,7 +280,7 @@ def test_a_bento_runs_without_mlflow_prefect_and_dvc(tmp_path, package):
     source.mkdir()
     for name in ("service.py", "bentofile.yaml", ".bentoignore"):
         shutil.copy(ROOT / name, source / name)
-    for name in ("pipeline", "web"):
+    for name in ("pipeline", "serving", "web"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(package, source / "models" / "champion")
     environment = os.environ | {"BENTOML_HOME": str(home), "PYTHONPATH": ""}

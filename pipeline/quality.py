@@ -1,0 +1,68 @@
+"""What in a picture makes a verdict less reliable: found from its size, its light, its detail and the way it was stored."""
+
+import numpy as np
+
+from pipeline.images import Picture
+
+TOO_SMALL = 64
+"""Pixels of the shorter side of what is judged: networks look at 224 and more, and would see mostly interpolation."""
+
+TOO_DARK = 30.0
+"""Mean luma, of 255: below it the sensor's noise and the compression are all there is."""
+
+TOO_BLURRY = 8.0
+"""Variance of the Laplacian: below it traces of a forgery, which are finer than a face, are gone."""
+
+HEAVILY_COMPRESSED = 72.0
+"""Mean step of a JPEG's luma table, which is libjpeg's at quality 40: verdicts were seen to flip from there down."""
+
+MANY_FACES = 5
+"""The image's probability is that of its most suspicious face: with 5% false alarms a face, 5 real faces give one in 23% of images."""
+
+UPSCALED = 0.0055
+"""Of `fineness`. Below it are 0, 1 and 32 of 100 face crops as they were published (StyleGAN, DFDC, and UTKFace, whose makers scaled
+them), and 94 of the 100 sharpest, StyleGAN's, after they were enlarged twofold. JPEG after the enlarging hides it."""
+
+SAMPLE = 512
+"""Side of the middle part whose frequencies are looked at: enough for a mean, and quick."""
+
+
+def warnings(seen: dict[str, float], picture: Picture, faces: int | None) -> list[str]:
+    """The names of what is wrong.
+
+    Args:
+        seen: pipeline.images.statistics of what was judged.
+        picture: what was judged: the image, or the face in it.
+        faces: how many were found in the image; None if nobody looked.
+    """
+    found = {
+        "no_face": faces == 0,
+        "many_faces": faces is not None and faces >= MANY_FACES,
+        "too_small": min(seen["width"], seen["height"]) < TOO_SMALL,
+        "too_blurry": seen["blur"] < TOO_BLURRY,
+        "too_dark": seen["brightness"] < TOO_DARK,
+        "heavily_compressed": picture.luma_table is not None and float(np.mean(picture.luma_table)) > HEAVILY_COMPRESSED,
+    }
+    # A picture without any sharp edge says nothing of its history.
+    found["upscaled"] = not found["too_blurry"] and not found["too_small"] and fineness(picture) < UPSCALED
+    return [name for name, holds in found.items() if holds]
+
+
+def fineness(picture: Picture) -> float:
+    """How much fine detail a picture has for its coarser detail: 0 for none.
+
+    Enlarging adds pixels and no detail: what was the finest detail lies at lower frequencies afterwards, and above it there is almost
+    nothing. So the mean power above 0.6 of the highest frequency is compared with that between 0.2 and 0.4, where also a picture
+    enlarged twofold has detail.
+    """
+    luma = np.asarray(picture.rgb.convert("L"), np.float32)
+    top, left = (max(0, (side - SAMPLE) // 2) for side in luma.shape)
+    part = luma[top : top + SAMPLE, left : left + SAMPLE]
+    # Without a window the jump from one border to the opposite one would look like fine detail.
+    window = np.outer(np.hanning(part.shape[0]), np.hanning(part.shape[1])).astype(np.float32)
+    power = np.abs(np.fft.rfft2((part - part.mean()) * window)) ** 2
+    rows, columns = np.abs(np.fft.fftfreq(part.shape[0])) * 2, np.fft.rfftfreq(part.shape[1]) * 2
+    radius = np.maximum(rows[:, None], columns[None])
+    rounding = float((window**2).sum()) / 12  # the power of the noise that whole numbers bring
+    fine, coarse = (max(float(band.mean()) - rounding, 0.0) for band in (power[radius > 0.6], power[(radius > 0.2) & (radius < 0.4)]))
+    return fine / max(coarse, 1e-6)

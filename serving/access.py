@@ -1,0 +1,92 @@
+"""Who may ask, and how often."""
+
+import hmac
+import ipaddress
+import time
+from collections import OrderedDict
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+
+from serving.errors import ApiError
+from serving.settings import Settings
+
+REMEMBERED = 10_000
+"""Clients whose rate is known; the one that was silent for longest is forgotten first."""
+
+
+def check(request: Request, settings: Settings) -> str:
+    """Whether a request may be answered: it has a key or, where none is set, comes from this machine.
+
+    Returns:
+        The client's name for the rate limit, which is no secret.
+
+    Raises:
+        ApiError: unauthorized, loopback_only, cross_origin.
+    """
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        # CORS keeps a foreign page from reading an answer; this keeps it from asking in its visitor's name.
+        raise ApiError("cross_origin", f"A page of {origin[:100]} may not use this service", "Use the service's own page, or no browser.")
+    if settings.api_keys:
+        return f"key {_key(request, settings)}"
+    peer = request.client.host if request.client else "localhost"  # a Unix socket has no peer
+    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    if not is_loopback(peer) or not is_loopback(host):
+        raise ApiError(
+            "loopback_only",
+            "Without API keys this service answers only its own machine, under the name localhost",
+            "Set UNMASK_API_KEYS where the service is started, and send one of the keys.",
+        )
+    return peer
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine."""
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def _key(request: Request, settings: Settings) -> int:
+    """Which of the keys the request has. All are compared, so that the time says nothing of where a match lies."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+    # A header's bytes come decoded as Latin-1, whatever they mean.
+    matches = [hmac.compare_digest(given.encode("latin-1"), key.get_secret_value().encode()) for key in settings.api_keys]
+    if not any(matches):
+        raise ApiError(
+            "unauthorized",
+            "The API key is missing or wrong",
+            "Send `Authorization: Bearer KEY` or `X-API-Key: KEY`.",
+            {"WWW-Authenticate": "Bearer"},
+        )
+    return matches.index(True)
+
+
+class RateLimit:
+    """A token bucket for each client: a minute's worth at once, then as many as flow in."""
+
+    def __init__(self, a_minute: int) -> None:
+        self.a_minute = a_minute
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, client: str) -> None:
+        """Take a token. Raises ApiError: too_many_requests, with the seconds to wait."""
+        if not self.a_minute:
+            return
+        now = time.monotonic()
+        left, seen = self._buckets.pop(client, (float(self.a_minute), now))
+        left = min(left + (now - seen) * self.a_minute / 60, self.a_minute)
+        self._buckets[client] = (left - 1 if left >= 1 else left, now)
+        if len(self._buckets) > REMEMBERED:
+            self._buckets.popitem(last=False)
+        if left < 1:
+            wait = int((1 - left) * 60 / self.a_minute) + 1
+            message = f"More than {self.a_minute} requests a minute"
+            raise ApiError("too_many_requests", message, f"Wait {wait} s.", {"Retry-After": str(wait)})

@@ -1,0 +1,98 @@
+"""What stands before every route, BentoML's own included: access, limits, security headers, and one body for errors."""
+
+from pathlib import Path
+
+from starlette.datastructures import MutableHeaders, State
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.access import check
+from serving.answers import Ready
+from serving.context import Context
+from serving.errors import ApiError, http_error
+from serving.openapi import bentoml_schema
+
+WEB = Path(__file__).parent.parent / "web"
+HEALTH = {"/livez", "/healthz", "/readyz"}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+class Front:
+    """ASGI middleware. `state.context` is what the service's start put there."""
+
+    def __init__(self, app: ASGIApp, state: State) -> None:
+        self.app, self.state = app, state
+        # The page itself holds nothing to protect, and a browser has no key before the page has asked for it.
+        self.page = {"/", "/status"} | {f"/{path.name}" for path in WEB.iterdir()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        answer = _Answer(send)
+        context: Context = self.state.context
+        request = Request(scope)
+        uploading = False
+        try:
+            if scope["path"] == "/readyz":
+                await _ready(context)(scope, receive, answer)
+                return
+            if scope["path"] not in HEALTH and not (context.settings.api_keys and scope["path"] in self.page):
+                client = check(request, context.settings)
+                if scope["method"] == "POST":
+                    context.rate.take(client)
+                    context.enter()
+                    uploading = True
+            if scope["path"] == "/schema.json":
+                await JSONResponse(bentoml_schema())(scope, receive, answer)
+                return
+            await self.app(scope, receive, answer)
+        except ApiError as error:
+            context.metrics.refused(error.code)
+            await error.response()(scope, receive, answer)
+        finally:
+            if uploading:
+                context.leave()
+
+
+class _Answer:
+    """Sends on, with our headers; an error that a library words in its own way gets a body of ours instead."""
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.replaced = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            if message["status"] >= 400 and not headers.get("content-type", "").startswith("application/json"):
+                self.replaced = True
+                error = http_error(message["status"])
+                kept = {name: headers[name] for name in ("allow",) if name in headers}
+                response = error.response()
+                response.status_code = message["status"]
+                response.headers.update(HEADERS | kept)
+                await self.send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+                await self.send({"type": "http.response.body", "body": response.body})
+                return
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+        if not self.replaced:
+            await self.send(message)
+
+
+def _ready(context: Context) -> Response:
+    served, trouble = context.champion.served, context.champion.trouble
+    if served is None:
+        return ApiError("no_model", *(trouble or ("", ""))).response()
+    return JSONResponse(Ready(ready=True, version=served.version, trouble=" ".join(trouble) if trouble else None).model_dump())

@@ -1,0 +1,28 @@
+"""What /metrics counts, beside BentoML's own figures."""
+
+from prometheus_client import Counter, Histogram
+
+
+class Metrics:
+    """The counters of a worker; /metrics shows the sums over all workers."""
+
+    def __init__(self) -> None:
+        self._predictions = Counter("unmask_predictions", "Answers, by verdict and model version", ["verdict", "version"])
+        self._seconds = Histogram("unmask_prediction_seconds", "From the request's headers to the answer, by model version", ["version"])
+        self._errors = Counter("unmask_errors", "Refused requests and images, by code", ["code"])
+        self._feedback = Counter(
+            "unmask_feedback", "Statements of users, by the verdict they are about and their label", ["verdict", "label"]
+        )
+
+    def predicted(self, verdict: str, version: str, seconds: float) -> None:
+        """Count an answer."""
+        self._predictions.labels(verdict, version).inc()
+        self._seconds.labels(version).observe(seconds)
+
+    def refused(self, code: str) -> None:
+        """Count an error that a client was told of."""
+        self._errors.labels(code).inc()
+
+    def told(self, verdict: str, label: str) -> None:
+        """Count a user's statement."""
+        self._feedback.labels(verdict, label).inc()

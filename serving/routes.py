@@ -1,0 +1,236 @@
+"""The routes: a form in, an answer out."""
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, Literal, cast
+
+import anyio
+from pydantic import BaseModel
+from starlette.datastructures import FormData
+from starlette.endpoints import HTTPEndpoint
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from pipeline import credentials, feedback, predictions
+from pipeline.champion import Served
+from pipeline.detector import Prediction as Predicted
+from pipeline.images import ImageError, decode
+from pipeline.overlay import overlay
+from serving import answers, openapi, upload
+from serving.context import DRIFT_REPORT, FEEDBACK, Context
+from serving.errors import ApiError, internal
+from serving.front import WEB
+
+ONE = "-F image=@photo.jpg URL/predict"
+MAP = "-F image=@photo.jpg URL/explain"
+SEVERAL = "-F images=@a.jpg -F images=@b.jpg URL/predict/batch"
+LABEL = "-F id=ID -F label=real URL/feedback"
+FLUSH_SECONDS = 2 * predictions.FLUSH_SECONDS
+"""After this time an answer is in the log, from which feedback reads it."""
+
+log = logging.getLogger(__name__)
+
+
+class Predict(HTTPEndpoint):
+    """POST /predict."""
+
+    async def post(self, request: Request) -> Response:
+        """The verdict on the form's `image`."""
+        started, context = time.perf_counter(), _context(request)
+        context.served()  # without a model there is no use in receiving the picture
+        async with upload.form(request, context.settings, ONE) as form:
+            data = await upload.files(form, "image", 1, ONE)[0].read()
+        served = context.served()
+        async with _deadline(context):
+            found = await context.in_thread(lambda: served.detector.predict([decode(data, context.settings.images)])[0])
+            signed = await context.in_thread(lambda: credentials.read(data))
+        return _json(_noted(context, served, found, signed, started))
+
+
+class PredictBatch(HTTPEndpoint):
+    """POST /predict/batch."""
+
+    async def post(self, request: Request) -> Response:
+        """A verdict or an error for each of the form's `images`."""
+        started, context = time.perf_counter(), _context(request)
+        context.served()
+        most = context.settings.max_batch
+        async with upload.form(request, context.settings, SEVERAL, most) as form:
+            files = upload.files(form, "images", most, SEVERAL)
+            names = [file.filename and file.filename[:200] for file in files]
+            served = context.served()
+            async with _deadline(context):
+                # One after the other: decoded pictures are large, and a batch must not take every thread from single requests.
+                opened = [await _opened(context, served, await file.read()) for file in files]
+                good = [item for item in opened if not isinstance(item, ApiError)]
+                found = iter(await context.in_thread(lambda: served.detector.judge([prepared for prepared, _ in good])))
+        items = []
+        for index, (name, item) in enumerate(zip(names, opened, strict=True)):
+            if isinstance(item, ApiError):
+                context.metrics.refused(item.code)
+                items.append(answers.Item(index=index, name=name, error=answers.Problem(**item.body)))
+            else:
+                items.append(answers.Item(index=index, name=name, result=_noted(context, served, next(found), item[1], started)))
+        return _json(answers.Batch(results=items, timing_ms=round((time.perf_counter() - started) * 1000, 1)))
+
+
+class Explain(HTTPEndpoint):
+    """POST /explain."""
+
+    async def post(self, request: Request) -> Response:
+        """Where the model looked, as numbers or, if `Accept` asks for image/png, as a transparent picture to lay over the image."""
+        context = _context(request)
+        context.served()
+        async with upload.form(request, context.settings, MAP) as form:
+            data = await upload.files(form, "image", 1, MAP)[0].read()
+        served = context.served()
+
+        def look() -> tuple[Any, dict[str, float], tuple[int, int]]:
+            picture = decode(data, context.settings.images)
+            return *served.detector.explain(picture), picture.rgb.size
+
+        async with _deadline(context):
+            found, seen, size = await context.in_thread(look)
+        if "image/png" in request.headers.get("accept", ""):
+            return Response(overlay(found.heat, seen, size), media_type="image/png", headers={"X-Explanation-Method": found.method})
+        heat = [[round(float(value), 3) for value in row] for row in found.heat]
+        return _json(answers.Explanation(method=found.method, heat=heat, region=answers.Region(**seen), model=answers.Model.of(served)))
+
+
+class Feedback(HTTPEndpoint):
+    """POST /feedback."""
+
+    async def post(self, request: Request) -> Response:
+        """Note what a user says an image is, and keep the image if the user agrees."""
+        context = _context(request)
+        async with upload.form(request, context.settings, LABEL) as form:
+            id = upload.text(form, "id", (), LABEL)
+            label = cast(Literal["real", "fake"], upload.text(form, "label", ("real", "fake"), LABEL))
+            image = await _agreed(context, form)
+        answer = await _find(context, id)
+        context.metrics.told(answer.verdict, label)
+        folder = context.settings.var / FEEDBACK
+
+        def note() -> None:
+            said = {"version": answer.version, "verdict": answer.verdict}
+            feedback.record(folder, id=id, label=label, **said, probability_fake=answer.probability_fake, image=image)
+
+        await context.in_thread(note)
+        return _json(answers.Feedback(id=id, label=label, image_kept=image is not None))
+
+
+async def model(request: Request) -> Response:
+    """GET /model: what answers, and how good it was on its test part."""
+    context = _context(request)
+    served, trouble = context.served(), context.champion.trouble
+    detector, settings = served.detector, context.settings
+    meta = detector.package.meta
+    limits = {"megabytes": settings.max_megabytes, "megapixels": settings.max_megapixels, "batch": settings.max_batch}
+    about = answers.About(
+        **answers.Model.of(served).model_dump(),
+        runtime=detector.runtime.name,
+        trained_on=meta.trained_on,
+        face_detector=detector.finds_faces,
+        thresholds=meta.thresholds.model_dump(),
+        figures=meta.figures,
+        lineage=meta.lineage,
+        limits=limits | {"formats": settings.formats},
+        trouble=" ".join(trouble) if trouble else None,
+    )
+    return _json(about)
+
+
+async def card(request: Request) -> Response:
+    """GET /model/card: what a person should know before trusting the model, in Markdown."""
+    path = _context(request).served().detector.package.path / "card.md"
+    if not path.is_file():
+        raise ApiError("no_card", "The package of this model has no card", "Models that `make run` trains have one.")
+    return Response(path.read_text(), media_type="text/markdown")
+
+
+async def drift(request: Request) -> Response:
+    """GET /drift: what the drift flow found when it last ran."""
+    path = _context(request).settings.var / DRIFT_REPORT
+    try:
+        report, checked = json.loads(path.read_text()), datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except FileNotFoundError:
+        raise ApiError("no_report", "Drift was not checked yet", "The flow `drift` does it every hour where `make up` runs.") from None
+    return JSONResponse({"checked": checked.isoformat(timespec="seconds")} | report)
+
+
+async def schema(request: Request) -> Response:
+    """GET /openapi.json."""
+    return JSONResponse(openapi.document(_context(request).settings.max_batch))
+
+
+async def status(_: Request) -> Response:
+    """GET /status: the operators' page."""
+    return FileResponse(WEB / "status.html")
+
+
+def _context(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+def _json(body: BaseModel) -> Response:
+    return Response(body.model_dump_json(), media_type="application/json")
+
+
+@asynccontextmanager
+async def _deadline(context: Context) -> AsyncGenerator[None, None]:
+    seconds = context.settings.timeout
+    try:
+        with anyio.fail_after(seconds):
+            yield
+    except TimeoutError:
+        raise ApiError("timeout", f"No answer within {seconds:g} seconds", "Try again later, or send a smaller picture.") from None
+
+
+def _noted(
+    context: Context, served: Served, found: Predicted, signed: credentials.Credentials | None, started: float
+) -> answers.Prediction:
+    """The answer to an image, after it was counted and recorded."""
+    id, seconds = str(uuid.uuid4()), time.perf_counter() - started
+    context.metrics.predicted(found.verdict, served.version, seconds)
+    context.log.record(id=id, package=served.detector.package.digest, version=served.version, prediction=found)
+    return answers.Prediction.of(id, found, signed, served, seconds)
+
+
+async def _opened(context: Context, served: Served, data: bytes) -> Any:
+    """An image of a batch, ready for the network, and its credentials; or the error that it gets instead."""
+    try:
+        prepared = await context.in_thread(lambda: served.detector.prepare(decode(data, context.settings.images)))
+        return prepared, await context.in_thread(lambda: credentials.read(data))
+    except ImageError as error:
+        return ApiError(error.code, error.message, error.hint)
+    except Exception:  # whatever one image does, the others get their answers
+        log.exception("an image of a batch failed")
+        return internal()
+
+
+async def _agreed(context: Context, form: FormData) -> bytes | None:
+    """The image that may be kept, which is one that can be read."""
+    keep = upload.text(form, "keep_image", ("true", "false"), LABEL, default="false") == "true"
+    if "image" in form and not keep:
+        raise ApiError("bad_value", "An image came without `keep_image=true`", "Send no image, or the user's agreement with it.")
+    if not keep:
+        return None
+    data = await upload.files(form, "image", 1, LABEL)[0].read()
+    await context.in_thread(lambda: decode(data, context.settings.images))
+    return data
+
+
+async def _find(context: Context, id: str) -> predictions.Recorded:
+    """An answer in the log, where the youngest ones arrive a moment late."""
+    path = context.settings.var / predictions.FILE
+    for wait in (0.0, FLUSH_SECONDS):
+        await anyio.sleep(wait)
+        if (answer := await context.in_thread(lambda: predictions.find(path, id))) is not None:
+            return answer
+    raise ApiError("unknown_id", f"There is no answer with the id {id[:64]!r}", "Send the `id` of an answer of this service.")

@@ -1,0 +1,68 @@
+"""What a service may be told, from environment variables; read once, when it starts."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+
+from pipeline.errors import StageError
+from pipeline.images import FORMATS, Limits
+
+PREFIX = "UNMASK_"
+
+
+def _listed(value: object) -> object:
+    return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
+
+
+class Settings(BaseModel):
+    """The field `max_batch` is the variable UNMASK_MAX_BATCH, and so on. Limits hold for each worker process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    api_keys: Annotated[tuple[SecretStr, ...], BeforeValidator(_listed)] = Field(
+        (), description="comma separated; without any, only this machine is answered"
+    )
+    max_megabytes: float = Field(20, gt=0, description="of one image file")
+    max_megapixels: float = Field(50, gt=0, description="of one image, looked at before it is decoded")
+    formats: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        FORMATS, description="Pillow's names of the formats that are read"
+    )
+    max_batch: int = Field(64, gt=0, le=1024, description="images of one /predict/batch")
+    max_batch_megabytes: float = Field(100, gt=0, description="of a whole /predict/batch, which lies in memory")
+    rate: int | None = Field(
+        None,
+        ge=0,
+        description="requests a minute of one client, 0 for any number; by default 1200 where keys are set, any number otherwise",
+    )
+    queue: int = Field(128, gt=0, description="uploads that may be under way; further ones are answered 429")
+    timeout: float = Field(30, gt=0, le=300, description="seconds that the answer to an upload may take")
+    upload_timeout: float = Field(60, gt=0, le=300, description="seconds that an upload may take")
+    var: Path = Field(Path("var"), description="folder of the prediction log, feedback and downloads")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Read the variables; an empty one counts as unset.
+
+        Raises:
+            StageError: naming the variable and what it should be.
+        """
+        names = {field: PREFIX + field.upper() for field in cls.model_fields}
+        try:
+            return cls.model_validate({field: environment[name] for field, name in names.items() if environment.get(name)})
+        except ValidationError as error:
+            field = str(error.errors()[0]["loc"][0])
+            what = cls.model_fields[field].description
+            raise StageError(f"{names[field]}: {error.errors()[0]['msg']}; it is: {what}") from None
+
+    @property
+    def images(self) -> Limits:
+        """What an image may cost."""
+        return Limits(max_bytes=int(self.max_megabytes * 1e6), max_pixels=int(self.max_megapixels * 1e6), formats=self.formats)
+
+    @property
+    def requests_a_minute(self) -> int:
+        """Of one client; 0 for any number. Without keys the only client is this machine, whose user would limit himself."""
+        return self.rate if self.rate is not None else 1200 if self.api_keys else 0

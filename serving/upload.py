@@ -1,0 +1,91 @@
+"""Multipart forms, bounded while they are received and kept in memory: no picture touches the disk, no name steers a path."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from serving.errors import ApiError
+from serving.settings import Settings
+
+FORM_BYTES = 64_000
+"""What a multipart form may add to its files: boundaries, headers, small fields."""
+
+
+@asynccontextmanager
+async def form(request: Request, settings: Settings, example: str, most_files: int = 1) -> AsyncGenerator[FormData, None]:
+    """The request's form, until the block ends.
+
+    Args:
+        request: whose body is read.
+        settings: how large and how slow an upload may be.
+        example: arguments of curl for a right request, for error messages.
+        most_files: how many files the request may have; more than one share `max_batch_megabytes`.
+
+    Raises:
+        ApiError: not_multipart, too_large, too_many_images, upload_timeout, bad_form.
+    """
+    hint = _hint(example)
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise ApiError("not_multipart", "The request is not a multipart form", hint)
+    megabytes = settings.max_megabytes if most_files == 1 else settings.max_batch_megabytes
+    limit = int(megabytes * 1e6) + FORM_BYTES
+    too_large = ApiError("too_large", f"The upload is larger than {megabytes:g} MB", "Send a smaller file, or fewer at a time.")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large
+
+    async def bounded() -> AsyncGenerator[bytes, None]:
+        received = 0
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > limit:  # a chunked upload has no length to look at beforehand
+                raise too_large
+            yield chunk
+
+    # A few more than are allowed, so that the error can name the fields; from there on the parser stops.
+    parser = MultiPartParser(request.headers, bounded(), max_files=most_files + 8, max_fields=32)
+    parser.spool_max_size = limit
+    try:
+        with anyio.fail_after(settings.upload_timeout):
+            read = await parser.parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise ApiError("too_many_images", f"The form has more than {most_files} files", "Send fewer at a time.") from None
+        raise ApiError("bad_form", f"The multipart form cannot be read: {error.message}", hint) from None
+    except TimeoutError:
+        raise ApiError("upload_timeout", f"The upload took more than {settings.upload_timeout:g} seconds", "Try again.") from None
+    try:
+        yield read
+    finally:
+        await read.close()
+
+
+def files(form: FormData, field: str, most: int, example: str) -> list[UploadFile]:
+    """The form's files in a field, of which there is at least one. Raises ApiError: wrong_field, too_many_images."""
+    found = [value for value in form.getlist(field) if isinstance(value, UploadFile)]
+    if not found or len(found) != len(form.getlist(field)) or (most == 1 and len(found) > 1):
+        kinds = [(name, "file" if isinstance(value, UploadFile) else "text") for name, value in form.multi_items()]
+        names = ", ".join(f"`{name[:40]}` ({kind})" for name, kind in kinds[:8]) or "none"
+        number = "one file" if most == 1 else f"1 to {most} files"
+        raise ApiError("wrong_field", f"The form needs {number} in the field `{field}`; it has {names}", _hint(example))
+    if len(found) > most:
+        raise ApiError("too_many_images", f"The form has {len(found)} files, more than {most}", "Send fewer at a time.")
+    return found
+
+
+def text(form: FormData, field: str, allowed: tuple[str, ...], example: str, default: str | None = None) -> str:
+    """The form's text in a field. Raises ApiError: wrong_field if it is missing, bad_value if it is not one of the allowed ones, if any."""
+    value = form.get(field, default)
+    if not isinstance(value, str):
+        raise ApiError("wrong_field", f"The form needs a text in the field `{field}`", _hint(example))
+    if allowed and value not in allowed:
+        raise ApiError("bad_value", f"`{field}` is {value[:40]!r}", f"It should be one of: {', '.join(allowed)}.")
+    return value
+
+
+def _hint(example: str) -> str:
+    return f"Send it like `curl {example}`."

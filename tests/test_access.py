@@ -1,0 +1,177 @@
+"""Who is answered, and how much: keys, this machine alone, rates, queues."""
+
+import io
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import bentoml
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import StageError
+from serving.access import RateLimit, is_loopback
+from serving.errors import ApiError
+from serving.settings import Settings
+from tests.package_helpers import tiny_package
+from tests.service_helpers import served, wait_for
+
+KEY, OTHER = "first-key-0123456789", "schlüssel"
+BEARER = {"Authorization": f"Bearer {KEY}"}
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 100, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def refusal(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("workspace")
+
+
+@pytest.fixture(scope="module")
+def locked(folder, package) -> Iterator[httpx.Client]:
+    with served(folder, UNMASK_PACKAGE=str(package), UNMASK_API_KEYS=f"{KEY}, {OTHER}", UNMASK_RATE="30") as client:
+        wait_for(lambda: client.get("/readyz").is_success)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("workspace")
+
+
+@pytest.fixture(scope="module")
+def opened(alone, package) -> Iterator[httpx.Client]:
+    with served(alone, UNMASK_PACKAGE=str(package), UNMASK_QUEUE="2", UNMASK_UPLOAD_TIMEOUT="8") as client:
+        wait_for(lambda: client.get("/readyz").is_success)
+        yield client
+
+
+def test_with_keys_only_health_and_the_page_are_open(locked):
+    for path in ("/livez", "/readyz", "/", "/app.js", "/status", "/status.html"):
+        assert locked.get(path).is_success, path
+    for path in ("/model", "/model/card", "/metrics", "/openapi.json", "/schema.json", "/docs.json", "/drift"):
+        answer = locked.get(path)
+        assert refusal(answer) == (401, "unauthorized"), path
+        assert answer.headers["www-authenticate"] == "Bearer"
+    for path in ("/predict", "/predict/batch", "/explain", "/feedback"):
+        assert refusal(locked.post(path, files={"image": png()})) == (401, "unauthorized")
+
+
+def test_a_key_opens_in_either_header_and_a_wrong_one_does_not(locked):
+    assert locked.get("/model", headers=BEARER).is_success
+    assert locked.get("/model", headers={"X-API-Key": KEY}).is_success
+    assert locked.get("/model", headers={"X-API-Key": OTHER.encode()}).is_success
+    wrong = (
+        {"Authorization": f"Basic {KEY}"},
+        {"X-API-Key": KEY[:-1]},
+        {"X-API-Key": ""},
+        {"Authorization": "Bearer"},
+        {"X-API-Key": f"{KEY}, x"},
+    )
+    for headers in wrong:
+        assert refusal(locked.get("/model", headers=headers)) == (401, "unauthorized"), headers
+
+
+def test_bentos_own_client_sends_the_key(locked, tmp_path):
+    (tmp_path / "photo.png").write_bytes(png())
+    with bentoml.SyncHTTPClient(str(locked.base_url), token=KEY) as own:
+        assert own.predict(image=tmp_path / "photo.png")["verdict"] in ("real", "fake", "uncertain")
+
+
+def test_a_client_that_asks_too_often_is_told_when_to_come_back(locked):
+    answers = [locked.post("/predict", files={"image": png()}, headers={"X-API-Key": OTHER.encode()}) for _ in range(40)]
+    late = [answer for answer in answers if answer.status_code != 200]
+    assert late and refusal(late[0]) == (429, "too_many_requests") and int(late[0].headers["retry-after"]) >= 1
+    assert locked.post("/predict", files={"image": png()}, headers=BEARER).is_success  # another client is not held up
+
+
+def test_the_log_holds_no_key_and_no_picture(locked, folder):
+    locked.post("/predict", files={"image": ("secret-name.png", png())}, headers=BEARER)
+    log = (folder / "service.log").read_bytes()
+    assert KEY.encode() not in log and OTHER.encode() not in log and b"secret-name" not in log and b"IDAT" not in log
+
+
+def test_without_keys_only_this_machine_is_answered(opened, alone):
+    assert opened.get("/model").is_success
+    # A proxy on this machine passes on who asked; a page whose name was made to point here has another host.
+    for headers in ({"X-Forwarded-For": "203.0.113.9"}, {"Host": "evil.example"}, {"Host": "192.0.2.1:3000"}):
+        assert refusal(opened.get("/model", headers=headers)) == (403, "loopback_only"), headers
+        assert refusal(opened.get("/", headers=headers)) == (403, "loopback_only"), headers
+        assert opened.get("/livez", headers=headers).is_success
+    assert opened.get("/model", headers={"Host": "localhost:3000"}).is_success
+    assert "UNMASK_API_KEYS is not set: only this machine is answered" in (alone / "service.log").read_text()
+
+
+def test_what_is_this_machine():
+    assert is_loopback("127.8.9.1") and is_loopback("::1") and is_loopback("::ffff:127.0.0.1")
+    assert not is_loopback("10.0.0.1") and not is_loopback("::ffff:10.0.0.1") and not is_loopback("localhost.evil.example")
+
+
+def test_another_sites_page_is_refused_and_gets_no_cors(opened):
+    foreign = {"Origin": "https://evil.example"}
+    assert refusal(opened.post("/predict", files={"image": png()}, headers=foreign)) == (403, "cross_origin")
+    asked = opened.options("/predict", headers=foreign | {"Access-Control-Request-Method": "POST"})
+    assert not asked.is_success and "access-control-allow-origin" not in asked.headers
+    own = {"Origin": str(opened.base_url).rstrip("/")}
+    assert opened.post("/predict", files={"image": png()}, headers=own).is_success
+
+
+def test_a_full_queue_is_answered_at_once(opened):
+    address = ("127.0.0.1", opened.base_url.port)
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000\r\n\r\n--x"
+    slow = [socket.create_connection(address) for _ in range(2)]
+    for connection in slow:
+        connection.sendall(head)
+
+    def full() -> bool:
+        answer = opened.post("/predict", files={"image": png()})
+        return answer.status_code == 429 and refusal(answer) == (429, "busy") and answer.headers["retry-after"] == "1"
+
+    wait_for(full, seconds=8)
+    assert b"408" in slow[0].recv(4096).split(b"\r\n")[0]  # an upload that never ends is ended
+    for connection in slow:
+        connection.close()
+    wait_for(lambda: opened.post("/predict", files={"image": png()}).is_success, seconds=10)
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(lambda _: opened.post("/predict", files={"image": png()}).is_success, range(6)))
+
+
+def test_a_bucket_fills_again(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("serving.access.time.monotonic", lambda: now[0])
+    limit = RateLimit(60)
+    for _ in range(60):
+        limit.take("a")
+    with pytest.raises(ApiError) as caught:
+        limit.take("a")
+    assert caught.value.headers == {"Retry-After": "2"}
+    limit.take("b")
+    now[0] = 2.0
+    limit.take("a")
+    RateLimit(0).take("a")
+
+
+def test_settings_name_the_variable_that_is_wrong():
+    assert Settings.from_environment({"UNMASK_API_KEYS": ""}).api_keys == ()
+    keys = Settings.from_environment({"UNMASK_API_KEYS": " a ,b,"})
+    assert [key.get_secret_value() for key in keys.api_keys] == ["a", "b"] and "a" not in repr(keys.api_keys)
+    assert Settings.from_environment({"UNMASK_MAX_MEGABYTES": "3.5"}).images.max_bytes == 3_500_000
+    for name, value in {"UNMASK_QUEUE": "0", "UNMASK_TIMEOUT": "soon", "UNMASK_RATE": "-1"}.items():
+        with pytest.raises(StageError, match=name):
+            Settings.from_environment({name: value})

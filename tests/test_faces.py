@@ -1,0 +1,188 @@
+"""Faces: found, judged one by one; and what is said where there is none."""
+
+import io
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from pipeline import quality
+from pipeline.detector import Detector
+from pipeline.errors import StageError
+from pipeline.faces import FaceBox, FaceDetector, surroundings
+from pipeline.images import Picture, decode, statistics
+from pipeline.package import FACES
+from tests.package_helpers import META, tiny_package
+from tests.service_helpers import ROOT, served, wait_for
+
+YUNET = Path(os.environ.get("YUNET", ROOT.parent / "shared" / "weights" / "yunet" / "yunet_n_dynamic.onnx"))
+FACE = ROOT.parent / "shared" / "data" / "stylegan-faces"
+needs_yunet = pytest.mark.skipif(not YUNET.is_file(), reason="there is no YuNet here: set YUNET to its ONNX file")
+SURE = META["thresholds"] | {"real_below": 0.0, "fake_above": 0.001}  # whatever the network says, it is fake
+
+
+def noise(width: int = 300, height: int = 200, seed: int = 0) -> Image.Image:
+    """A natural picture's spectrum and no face."""
+    rng = np.random.default_rng(seed)
+    spectrum = np.fft.rfft2(rng.normal(size=(height, width, 3)), axes=(0, 1))
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    values = np.fft.irfft2(spectrum / np.maximum(radius, 1 / width)[..., None], s=(height, width), axes=(0, 1))
+    values = 127 + 45 * (values - values.mean()) / values.std()
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+def picture(image: Image.Image, kind: str = "PNG", **options) -> Picture:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return decode(file.getvalue())
+
+
+def warned(image: Image.Image, kind: str = "PNG", **options) -> list[str]:
+    found = picture(image, kind, **options)
+    return quality.warnings(statistics(found), found, None)
+
+
+@dataclass
+class Found:
+    """A detector that finds the same faces in every picture."""
+
+    boxes: list[FaceBox]
+
+    def find(self, pixels: np.ndarray) -> list[FaceBox]:
+        return self.boxes
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
+
+
+def with_faces(package: Path, *boxes: FaceBox) -> Detector:
+    """A detector to whose threads a finder is given that finds these faces."""
+    detector = Detector.load(package, device="cpu")
+    detector._faces = YUNET
+    detector._finder.found = Found(list(boxes))  # type: ignore[assignment]
+    return detector
+
+
+def test_the_images_probability_is_that_of_its_most_suspicious_face(package):
+    image = noise()
+    boxes = [FaceBox(20, 20, 100, 120, 0.9), FaceBox(180, 60, 70, 80, 0.8)]
+    found = with_faces(package, *boxes).predict([Picture(image, "PNG")])[0]
+    assert [(face.x, face.y, face.width, face.height, face.score) for face in found.faces] == [
+        (20, 20, 100, 120, 0.9),
+        (180, 60, 70, 80, 0.8),
+    ]
+    crops = [Picture(image.crop(surroundings(box, image.size)), "PNG") for box in boxes]
+    alone = [answer.probability_fake for answer in Detector.load(package, device="cpu").predict(crops)]
+    assert [face.probability_fake for face in found.faces] == pytest.approx(alone, abs=1e-5)
+    assert found.probability_fake == pytest.approx(max(alone), abs=1e-5)
+    worst = crops[int(np.argmax(alone))].rgb
+    assert found.statistics["width"] == worst.width
+
+
+def test_pictures_with_and_without_faces_go_in_one_batch(package):
+    images = [noise(seed=seed) for seed in range(3)]
+    detector = with_faces(package)
+    prepared = [detector.prepare(Picture(image, "PNG")) for image in images]
+    detector._finder.found.boxes = [FaceBox(10, 10, 90, 90, 0.9), FaceBox(150, 20, 80, 80, 0.9)]
+    prepared.insert(1, detector.prepare(Picture(images[0], "PNG")))
+    assert [len(answer.faces) for answer in detector.judge(prepared)] == [0, 2, 0, 0]
+
+
+def test_the_map_lies_over_the_face(package):
+    image = noise()
+    box = FaceBox(180, 60, 70, 80, 0.8)
+    left, top, right, bottom = surroundings(box, image.size)
+    _, seen = with_faces(package, box).explain(Picture(image, "PNG"))
+    assert seen == pytest.approx({"left": left / 300, "top": top / 200, "width": (right - left) / 300, "height": (bottom - top) / 200})
+
+
+@pytest.mark.parametrize("trained_on", ["whole", "faces"])
+def test_without_a_face_the_verdict_depends_on_what_was_trained_on(tmp_path, trained_on):
+    package = tiny_package(tmp_path / "package", thresholds=SURE, trained_on=trained_on)
+    answer = with_faces(package).predict([Picture(noise(), "PNG")])[0]
+    assert answer.warnings == ["no_face"] and answer.faces == []
+    assert answer.verdict == ("fake" if trained_on == "whole" else "uncertain")
+    unasked = Detector.load(package, device="cpu").predict([Picture(noise(), "PNG")])[0]
+    assert unasked.warnings == [] and unasked.verdict == "fake" and unasked.probability_fake == answer.probability_fake
+
+
+def test_a_crowd_is_warned_of_and_bounded(package):
+    boxes = [FaceBox(10 + index, 10, 80, 80, 0.9) for index in range(50)]
+    answer = with_faces(package, *boxes).predict([Picture(noise(), "PNG")])[0]
+    assert "many_faces" in answer.warnings and len(answer.faces) == 32
+
+
+def test_surroundings_are_a_square_inside_the_picture():
+    assert surroundings(FaceBox(100, 100, 50, 60, 1), (400, 300)) == (77, 82, 173, 178)
+    for box in (FaceBox(-20, -10, 90, 90, 1), FaceBox(280, 150, 60, 80, 1), FaceBox(0, 0, 300, 200, 1), FaceBox(299, 199, 0.1, 0.1, 1)):
+        left, top, right, bottom = surroundings(box, (300, 200))
+        assert 0 <= left < right <= 300 and 0 <= top < bottom <= 200 and right - left == bottom - top
+
+
+def test_a_wrong_face_detector_is_named(tmp_path, package):
+    with pytest.raises(StageError, match=r"missing\.onnx does not exist"):
+        Detector.load(package, device="cpu", faces=tmp_path / "missing.onnx")
+    (tmp_path / "wrong.onnx").write_bytes(b"hello")
+    with pytest.raises(StageError, match=r"wrong\.onnx cannot be loaded"):
+        Detector.load(package, device="cpu", faces=tmp_path / "wrong.onnx")
+
+
+@needs_yunet
+@pytest.mark.skipif(not FACE.is_dir(), reason="there are no pictures of faces here")
+def test_a_real_detector_finds_a_face_where_it_is(package, tmp_path):
+    face = Image.open(next(path for path in sorted(FACE.rglob("*")) if path.suffix in (".jpg", ".png"))).convert("RGB").resize((200, 200))
+    scene = noise(640, 480)
+    scene.paste(face, (380, 60))
+    file = io.BytesIO()
+    scene.save(file, "PNG")
+    with served(tmp_path, UNMASK_PACKAGE=str(package), UNMASK_FACE_DETECTOR=str(YUNET)) as client:
+        wait_for(lambda: client.get("/readyz").is_success)
+        answer = client.post("/predict", files={"image": file.getvalue()}).json()
+        box = answer["faces"][0]["box"]
+        assert len(answer["faces"]) == 1 and box["x"] >= 380 and box["x"] + box["width"] <= 580 and box["y"] < 200
+        assert answer["probability_fake"] == answer["faces"][0]["probability_fake"] and "no_face" not in answer["warnings"]
+        file = io.BytesIO()
+        noise().save(file, "PNG")
+        assert client.post("/predict", files={"image": file.getvalue()}).json()["warnings"] == ["no_face"]
+        for size in ((1, 1), (15, 400), (20, 20), (3000, 17)):
+            file = io.BytesIO()
+            Image.new("RGB", size).save(file, "PNG")
+            assert client.post("/predict", files={"image": file.getvalue()}).is_success, size
+        assert client.get("/model").json()["face_detector"] is True
+
+
+@needs_yunet
+def test_a_package_brings_its_own_face_detector(tmp_path):
+    from pipeline.package import seal
+
+    folder = tiny_package(tmp_path / "package")
+    shutil.copy(YUNET, folder / FACES)
+    seal(folder, META | {"trained_on": "faces"})
+    assert Detector.load(folder, device="cpu").finds_faces
+    assert FaceDetector(folder / FACES).find(np.zeros((64, 64, 3), np.uint8)) == []
+
+
+def test_a_good_picture_is_not_warned_of():
+    assert warned(noise()) == [] and warned(noise(), "JPEG", quality=90) == []
+
+
+def test_each_flaw_is_named():
+    assert warned(noise().resize((60, 40))) == ["too_small"]
+    assert warned(noise().point(lambda value: value // 8)) == ["too_dark"]
+    assert "too_blurry" in warned(noise().filter(ImageFilter.GaussianBlur(6)))
+    assert warned(noise(), "JPEG", quality=30) == ["heavily_compressed"] and warned(noise(), "JPEG", quality=60) == []
+
+
+@pytest.mark.parametrize("kernel", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS])
+@pytest.mark.parametrize("factor", [2, 4])
+def test_an_enlarged_picture_is_noticed(kernel, factor):
+    for seed in range(3):
+        small = noise(seed=seed)
+        assert warned(small.resize((300 * factor, 200 * factor), kernel)) == ["upscaled"]
+        assert warned(small.resize((200, 133), kernel)) == []

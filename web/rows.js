@@ -1,0 +1,75 @@
+// The list of all pictures of this visit, and its export.
+
+import { describe, percent, text } from "./i18n.js";
+
+const $ = (id) => document.getElementById(id);
+
+/** Bring the list to what the items say; `select` is called with the item that the user picks. */
+export function showRows(items, selected, select) {
+  $("list").hidden = items.length < 2;
+  const done = items.filter((item) => item.answer || item.problem).length;
+  $("progress").max = items.length || 1;
+  $("progress").value = done;
+  $("progress").hidden = done === items.length;
+  $("progress-text").textContent = text("progress", { done, all: items.length });
+  $("csv").disabled = done === 0;
+  for (const item of items) {
+    item.row ??= row(item, select);
+    fill(item, item === selected);
+  }
+  const rows = items.map((item) => item.row);
+  // Rows that stay are not moved: a button that is moved loses the focus.
+  if (rows.length !== $("rows").children.length || rows.some((made, index) => made !== $("rows").children[index])) $("rows").replaceChildren(...rows);
+}
+
+function row(item, select) {
+  const made = document.createElement("li");
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "row";
+  button.addEventListener("click", () => select(item));
+  const thumbnail = document.createElement("img");
+  Object.assign(thumbnail, { src: item.url, alt: "", width: 48, height: 48, loading: "lazy", decoding: "async" });
+  thumbnail.onerror = () => thumbnail.classList.add("none");
+  const [name, said, figure] = ["name", "said", "number"].map((kind) => {
+    const part = document.createElement("span");
+    part.className = kind;
+    return part;
+  });
+  name.textContent = item.file.name;
+  button.append(thumbnail, name, said, figure);
+  made.append(button);
+  return made;
+}
+
+function fill({ row: made, answer, problem }, chosen) {
+  const button = made.firstChild;
+  button.setAttribute("aria-current", String(chosen));
+  const said = button.querySelector(".said");
+  said.className = `said ${answer?.verdict ?? (problem ? "bad" : "")}`;
+  said.textContent = answer ? text(answer.verdict) : problem ? describe(problem).title : text("waitingShort");
+  button.querySelector(".number").textContent = answer ? percent(answer.probability_fake) : "";
+}
+
+/** Save the answers as a CSV file, one row a picture. */
+export function exportCsv(items) {
+  const columns = ["file", "verdict", "probability_fake", "real_below", "fake_above", "faces", "warnings", "model_version", "id", "error"];
+  const lines = items.map(({ file, answer, problem }) =>
+    answer
+      ? [file.name, answer.verdict, answer.probability_fake, answer.thresholds.real_below, answer.thresholds.fake_above, answer.faces.length,
+          answer.warnings.join(" "), answer.model.version, answer.id, ""]
+      : [file.name, "", "", "", "", "", "", "", "", problem?.code ?? ""]);
+  const content = [columns, ...lines].map((line) => line.map(cell).join(",")).join("\r\n");
+  const link = document.createElement("a");
+  // With the byte order mark spreadsheets read names that are not ASCII.
+  link.href = URL.createObjectURL(new Blob(["\ufeff", content, "\r\n"], { type: "text/csv" }));
+  link.download = "unmask.csv";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+/** A value as a cell; a name that a spreadsheet would run as a formula is made text. */
+function cell(value) {
+  const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
+  return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+}

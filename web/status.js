@@ -1,0 +1,102 @@
+// The operators' page: /model, /metrics and /drift in plain words.
+
+import { call, request } from "./api.js";
+import { date, speak, text, translate } from "./i18n.js";
+
+const SECONDS = 10;
+const QUANTILES = [0.5, 0.9, 0.99];
+const $ = (id) => document.getElementById(id);
+let known = { samples: [] };
+
+async function look() {
+  const [model, metrics, drift] = await Promise.allSettled([call("model"), request("metrics", { headers: { Accept: "text/plain" } }).then((found) => found.text()), call("drift")]);
+  known = { model: model.value, problem: model.reason, samples: parse(metrics.value ?? ""), drift: drift.value };
+  show();
+  setTimeout(look, 1000 * SECONDS);
+}
+
+/** Samples of Prometheus' text format: name, labels, value. */
+function parse(content) {
+  const samples = [];
+  for (const line of content.split("\n")) {
+    const found = line.match(/^(\w+)(?:\{(.*)\})? (\S+)$/);
+    if (!found) continue;
+    const labels = Object.fromEntries([...(found[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, name, value]) => [name, value]));
+    samples.push({ name: found[1], labels, value: Number(found[3]) });
+  }
+  return samples;
+}
+
+/** Sums of a metric's samples, by what `key` makes of their labels. */
+function sums(name, key) {
+  const found = new Map();
+  for (const sample of known.samples) {
+    if (sample.name === name) found.set(key(sample.labels), (found.get(key(sample.labels)) ?? 0) + sample.value);
+  }
+  return found;
+}
+
+/** The upper bound of the bucket in which a quantile lies. */
+function quantile(buckets, share) {
+  const sorted = [...buckets].map(([bound, count]) => [bound === "+Inf" ? Infinity : Number(bound), count]).sort(([a], [b]) => a - b);
+  const all = sorted.at(-1)?.[1] ?? 0;
+  return all ? sorted.find(([, count]) => count >= share * all)[0] : null;
+}
+
+function show() {
+  const { model, problem, drift } = known;
+  $("model-version").textContent = model ? text("modelChip", { version: model.version }) : text("noModelTitle");
+  $("trouble").textContent = model ? model.trouble ?? text("statusWell") : problem ? `${problem.message} ${problem.hint ?? ""}` : "";
+  list("model-facts", model ? [[text("made"), date(model.created, true)], [text("statusRuntime"), model.runtime],
+    [text("statusFaces"), text(model.face_detector ? "statusFacesOn" : "statusFacesOff")]] : []);
+
+  const verdicts = sums("unmask_predictions_total", (labels) => labels.verdict);
+  const all = [...verdicts.values()].reduce((sum, value) => sum + value, 0);
+  const kinds = ["real", "uncertain", "fake"].map((kind) => ({ kind, share: all ? (verdicts.get(kind) ?? 0) / all : 0 }));
+  $("shares").replaceChildren(...kinds.map(({ kind, share }) => {
+    const zone = document.createElement("i");
+    zone.className = `zone ${kind}`;
+    zone.style.width = `${share * 100}%`;
+    return zone;
+  }));
+  const named = kinds.map(({ kind, share }) => [kind, `${text(kind)} ${all ? `${(share * 100).toFixed(1)}%` : "–"}`]);
+  $("shares").setAttribute("aria-label", named.map(([, said]) => said).join(", "));
+  $("verdicts").replaceChildren(...named.map(([kind, said]) => Object.assign(document.createElement("li"), { className: kind, textContent: said })));
+  $("answers").textContent = text("statusAnswers", { value: all });
+
+  const buckets = sums("unmask_prediction_seconds_bucket", (labels) => labels.le);
+  list("latency", QUANTILES.map((share) => {
+    const value = quantile(buckets, share);
+    return [text("statusQuantile", { share: `${share * 100}%` }), value === null ? "–" : text("statusSeconds", { value: value === Infinity ? "> 10" : value })];
+  }));
+
+  // This page itself asks for a report that may not be there.
+  const errors = [...sums("unmask_errors_total", (labels) => labels.code)].filter(([code, count]) => count && code !== "no_report");
+  list("errors", errors.sort(([, a], [, b]) => b - a));
+  $("no-errors").textContent = errors.length ? "" : text("statusNoErrors");
+  const told = sums("unmask_feedback_total", ({ verdict, label }) => text("statusTold", { verdict: text(verdict), label: text(`label_${label}`) }));
+  list("told", [...told]);
+  $("no-feedback").textContent = told.size ? "" : text("statusNone");
+
+  $("drift").textContent = text(drift ? (drift.drift ? "statusDriftYes" : "statusDriftNo") : "statusDriftNever");
+  $("drift").className = drift?.drift ? "verdict-text fake" : "";
+  $("drift-about").textContent = drift
+    ? text("statusDriftAbout", { window: drift.window, version: drift.version, p: drift.p_value.toPrecision(2), date: date(drift.checked, true) })
+    : "";
+}
+
+function list(id, rows) {
+  $(id).replaceChildren(...rows.flatMap(([name, value]) => [
+    Object.assign(document.createElement("dt"), { textContent: name }),
+    Object.assign(document.createElement("dd"), { textContent: value }),
+  ]));
+}
+
+for (const button of document.querySelectorAll("[data-language]")) {
+  button.addEventListener("click", () => {
+    speak(button.dataset.language);
+    show();
+  });
+}
+translate();
+look();
