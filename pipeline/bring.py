@@ -20,7 +20,7 @@ from pipeline.faces import FaceDetector
 from pipeline.fingerprint import fingerprint
 from pipeline.images import ImageError, Limits, read_bytes
 from pipeline.ledger import Ledger, stamp_of
-from pipeline.params import Ingest, Normalise
+from pipeline.params_data import Ingest, Normalise
 from pipeline.staging import write
 
 CODE = ("bring.py", "describe.py", "faces.py", "images.py", "shards.py")

@@ -12,7 +12,8 @@ from pipeline import manifest
 from pipeline.bring import bring
 from pipeline.errors import StageError
 from pipeline.manifest import LABELS
-from pipeline.params import FORGED, FolderSource, Params
+from pipeline.params import Params
+from pipeline.params_data import FORGED, FolderSource
 from pipeline.sources import forged, listing
 from pipeline.staging import STAGING
 

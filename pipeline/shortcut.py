@@ -7,10 +7,11 @@ import pandas as pd
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, cross_val_predict
+from threadpoolctl import threadpool_limits
 
 from pipeline.manifest import LABEL2ID, LABELS
 from pipeline.metrics import Figure, judge
-from pipeline.params import Ingest
+from pipeline.params_data import Ingest
 
 CATEGORIES = ("format", "quantisation", "subsampling")
 NUMBERS = ("jpeg_quality", "width", "height", "metadata_bytes", "red", "green", "blue")
@@ -62,6 +63,13 @@ def audit(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     if any(len(set(labels[train])) < len(LABELS) for train, _ in folds):
         return unjudged | {"unjudged": "a few groups hold nearly all images of a class, so that no part of the data could judge another"}
     found = features(table)
+    with threadpool_limits(1, user_api="openmp"):  # beside other work, threads that wait for each other take minutes, not seconds
+        return _judged(found, labels, groups, folds, seed)
+
+
+def _judged(
+    found: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]], seed: int
+) -> dict[str, Any]:
     scores = _scores(found, labels, folds, rounds=60, seed=seed)
     auc: Figure = judge(labels, scores, groups, 0.5, draws=300, seed=seed)["auc"]
     alone = {name: float(roc_auc_score(labels, _scores(found[[name]], labels, folds, rounds=10, seed=seed))) for name in found}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.manifest import NO_GENERATOR
-from pipeline.params import FeedbackSource, FolderSource, HuggingFaceSource, LfwSource, ProceduralSource, Source
+from pipeline.params_data import FeedbackSource, FolderSource, HuggingFaceSource, LfwSource, ProceduralSource, Source
 from pipeline.sources import feedback, folder, huggingface, lfw, procedural
 
 

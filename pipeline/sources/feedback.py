@@ -3,7 +3,7 @@
 import pandas as pd
 
 from pipeline import feedback
-from pipeline.params import FeedbackSource
+from pipeline.params_data import FeedbackSource
 
 
 def listing(source: FeedbackSource) -> pd.DataFrame:

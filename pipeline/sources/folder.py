@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.errors import StageError
 from pipeline.manifest import LABELS
-from pipeline.params import FolderSource
+from pipeline.params_data import FolderSource
 
 MANIFEST_NAME = "manifest.csv"
 

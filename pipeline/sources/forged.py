@@ -17,7 +17,7 @@ from pipeline.fingerprint import fingerprint
 from pipeline.forge import METHODS
 from pipeline.forge.face import Face
 from pipeline.images import Picture, decode, read_bytes
-from pipeline.params import Forge
+from pipeline.params_data import Forge
 from pipeline.staging import write
 
 FAMILY = 8

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from pipeline.errors import StageError
 from pipeline.fingerprint import fingerprint
-from pipeline.params import HuggingFaceSource
+from pipeline.params_data import HuggingFaceSource
 from pipeline.staging import keep
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.errors import StageError
-from pipeline.params import LfwSource
+from pipeline.params_data import LfwSource
 
 
 def listing(source: LfwSource) -> pd.DataFrame:

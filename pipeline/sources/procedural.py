@@ -16,7 +16,7 @@ from pipeline.fingerprint import fingerprint
 from pipeline.forge import METHODS
 from pipeline.forge.face import Face
 from pipeline.manifest import NO_GENERATOR
-from pipeline.params import ProceduralSource
+from pipeline.params_data import ProceduralSource
 from pipeline.sources.camera import photograph
 from pipeline.sources.faces import render
 
