@@ -1,6 +1,7 @@
 """Where work on many images runs: processes on this machine, or a Ray cluster. The results are the same, in the same order."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -35,7 +36,10 @@ def run(function: Callable[[Task], Result], tasks: Iterable[Task], engine: Engin
 
 def _local(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
     workers = os.cpu_count() or 1
-    with ProcessPoolExecutor(workers, initializer=_prepare_worker, initargs=(os.getpid(),)) as pool:
+    # Not forks of this process, which may hold threads: a lock that one of them held would stay shut in the fork for ever.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.bring", "pipeline.sources.procedural"])
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
         yield from _in_order(lambda task: pool.submit(function, task), lambda future: future.result(), tasks, workers)
 
 
@@ -73,12 +77,10 @@ def _in_order(submit: Callable[[Any], Any], result: Callable[[Any], Any], tasks:
         yield result(waiting.popleft())
 
 
-def _prepare_worker(parent: int) -> None:
+def _prepare_worker() -> None:
     import cv2
 
     cv2.setNumThreads(1)  # the processes are the parallelism
     if sys.platform == "linux":
-        # A killed stage must not leave workers behind that write beside the next run's.
+        # The fork server ends with a killed stage, and its workers with it: they must not write beside the next run's.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)

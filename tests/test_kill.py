@@ -27,7 +27,7 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("shard", [False, True])
 def test_a_killed_ingest_ends_with_the_bytes_of_an_undisturbed_one(tmp_path: Path, shard: bool):
     faces = tmp_path / "faces"
-    for index in range(400):
+    for index in range(240):
         picture(faces / "real" / f"{index}.jpg", seed=index, quality=90)
     (faces / "real" / "broken.jpg").write_bytes(b"broken")
     folder = tmp_path / "workspace"
@@ -59,7 +59,6 @@ def test_a_killed_ingest_ends_with_the_bytes_of_an_undisturbed_one(tmp_path: Pat
                 shutil.rmtree(folder / made)
         except subprocess.TimeoutExpired:
             process.kill()
-            assert process.wait() == -signal.SIGKILL
-            killed += 1
+            killed += process.wait() == -signal.SIGKILL  # it may have ended just before
     assert start().wait() == 0
     assert digests(folder) == undisturbed

@@ -13,7 +13,7 @@ from pipeline.manifest import PARTS, UNSEEN
 from pipeline.split import NOTHING, Division, Earlier, divide
 from tests.split_helpers import SETTINGS, image, table
 
-settings.register_profile("split", max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile("split", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("split")
 
 HOLDOUT = SETTINGS.model_copy(update={"holdout_generators": ["gan"]})
