@@ -136,6 +136,10 @@ class History(TrainerCallback):
         """Augmentation depends on the epoch."""
         self.pairs.epoch = int((state.epoch or 0) + 1e-6)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Log the loss with each checkpoint: Trainer's running sum is not part of it, and a resumed training would begin a new one."""
+        control.should_log |= state.global_step % args.save_steps == 0
+
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the epoch; keep its weights if they are the best."""
         metrics: dict[str, float] = kwargs["metrics"]
@@ -144,7 +148,7 @@ class History(TrainerCallback):
         epoch = round(state.epoch)
         row = {
             "epoch": epoch,
-            "loss": round(losses[-1]["loss"], 5) if losses else float("nan"),
+            "loss": round(_mean_loss(losses, state.global_step, args.eval_steps), 5),
             "lr": losses[-1]["learning_rate"] if losses else 0.0,
             **{f"val_{name}": round(metrics[f"eval_{name}"], 5) for name in ("loss", "accuracy", "f1", "auc")},
         }
@@ -156,6 +160,16 @@ class History(TrainerCallback):
         part.replace(self.file)
         self.record.epoch(row)
         log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch"))
+
+
+def _mean_loss(losses: list[dict[str, float]], end: int, steps: int) -> float:
+    """The mean over the steps up to `end` of losses that are each a mean since the one before."""
+    total, before = 0.0, end - steps
+    for entry in losses:
+        if entry["step"] > before:
+            total += entry["loss"] * (entry["step"] - before)
+            before = entry["step"]
+    return total / steps if before == end else float("nan")
 
 
 class Progress(ProgressCallback):

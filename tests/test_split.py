@@ -244,8 +244,7 @@ split.run(params(seed=int(sys.argv[2])))
 """
 
 
-@pytest.mark.parametrize("seed", [7, 8])
-@pytest.mark.parametrize("moves", [0, 1, 3])
+@pytest.mark.parametrize(("seed", "moves"), [(7, 1), (8, 0), (8, 3)])
 def test_a_killed_run_leaves_no_wrong_memory(run, seed: int, moves: int):
     """With the old settings the old places are kept, whatever files were replaced. With others the mixture is nobody's memory."""
     run(people(40))
