@@ -164,7 +164,7 @@ class History(TrainerCallback):
 
 def _mean_loss(losses: list[dict[str, float]], end: int, steps: int) -> float:
     """The mean over the steps up to `end` of losses that are each a mean since the one before."""
-    total, before = 0.0, end - steps
+    total, before = 0.0, float(end - steps)
     for entry in losses:
         if entry["step"] > before:
             total += entry["loss"] * (entry["step"] - before)
