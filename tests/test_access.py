@@ -57,7 +57,7 @@ def alone(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def opened(alone, package) -> Iterator[httpx.Client]:
-    with served(alone, UNMASK_PACKAGE=str(package), UNMASK_QUEUE="2", UNMASK_UPLOAD_TIMEOUT="8") as client:
+    with served(alone, UNMASK_PACKAGE=str(package), UNMASK_QUEUE="2", UNMASK_UPLOAD_TIMEOUT="20") as client:
         wait_for(lambda: client.get("/readyz").is_success)
         yield client
 
@@ -143,7 +143,7 @@ def test_a_full_queue_is_answered_at_once(opened):
         answer = opened.post("/predict", files={"image": png()})
         return answer.status_code == 429 and refusal(answer) == (429, "busy") and answer.headers["retry-after"] == "1"
 
-    wait_for(full, seconds=8)
+    wait_for(full, seconds=20)
     assert b"408" in slow[0].recv(4096).split(b"\r\n")[0]  # an upload that never ends is ended
     for connection in slow:
         connection.close()
