@@ -5,7 +5,6 @@ have kept. Lines are only ever appended: a user who changes his mind adds a line
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import StageError
+from pipeline.staging import write
 
 FILE = "feedback.jsonl"
 IMAGES = "images"
@@ -59,9 +59,7 @@ def record(
     )
     (folder / IMAGES).mkdir(parents=True, exist_ok=True)
     if image is not None and digest is not None and not (folder / IMAGES / digest).exists():
-        part = folder / IMAGES / f"{digest}.{os.getpid()}.part"
-        part.write_bytes(image)
-        part.replace(folder / IMAGES / digest)
+        write(folder / IMAGES / digest, image)
     # One write of one line in append mode: lines of several workers never mix.
     with (folder / FILE).open("ab", buffering=0) as file:
         file.write(statement.model_dump_json().encode() + b"\n")

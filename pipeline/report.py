@@ -19,7 +19,7 @@ from pipeline.images import read
 from pipeline.manifest import LABEL2ID
 from pipeline.preprocess import Preprocess
 
-TEMPLATE = Path(__file__).parent / "templates" / "evaluation.html"
+TEMPLATES = Path(__file__).parent / "templates"
 TRAINING = Path("reports/train.json")
 SHOWN = 8
 """Pictures of each kind."""
@@ -49,9 +49,9 @@ def page(
         drawings.append(plots.svg(lambda axes: plots.training(epochs, axes)))
     error = np.where(labels == 1, 1 - probabilities, probabilities)
     worst, best = np.argsort(-error)[:SHOWN], np.argsort(error)[:SHOWN]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["figure"] = _figure
-    return environment.from_string(TEMPLATE.read_text()).render(
+    return environment.get_template("evaluation.html").render(
         result=result,
         drawings=drawings,
         mistakes=[_card(test.iloc[index], network, preprocess) for index in worst if error[index] > 0.5],

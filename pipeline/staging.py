@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 STAGING = Path("var/sources")
@@ -10,7 +11,7 @@ STAGING = Path("var/sources")
 
 def write(path: Path, data: bytes) -> None:
     """Write a file under another name first and move it into place; its folder has to exist."""
-    part = path.with_name(f"{hashlib.sha256(path.name.encode()).hexdigest()[:16]}.{os.getpid()}.part")
+    part = path.with_name(f"{hashlib.sha256(path.name.encode()).hexdigest()[:16]}.{os.getpid()}-{threading.get_ident()}.part")
     part.write_bytes(data)
     part.replace(path)
 

@@ -18,7 +18,7 @@ from pipeline.manifest import LABELS, NO_GENERATOR
 from pipeline.params import Shortcut
 from pipeline.versions import QUALITY
 
-TEMPLATE = Path(__file__).parent / "templates" / "validation.html"
+TEMPLATES = Path(__file__).parent / "templates"
 QUARANTINE = Path("reports/quarantine.csv")
 SIDE = 144
 """Pixels of an example's longer side."""
@@ -46,8 +46,8 @@ def page(report: dict[str, Any], table: pd.DataFrame, bounds: Shortcut) -> str:
         classes = {label: table.loc[table["label"] == label, column] for label in LABELS}
         if table[column].notna().any():
             drawings.append(plots.svg(lambda axes, column=column, classes=classes: histogram(classes, COLOURS, column, axes)))
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(TEMPLATE.read_text()).render(
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template("validation.html").render(
         report=report,
         failures=sorted(failures, key=lambda finding: finding["severity"]),
         examples=examples,

@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -12,8 +11,6 @@ from pipeline import ingest, validate
 from pipeline.errors import StageError
 from pipeline.manifest import COLUMNS, ManifestError, check, read
 from tests.data_helpers import picture, quarantined
-
-RNG = np.random.default_rng(0)
 
 
 def test_broken_files_are_listed_and_the_rest_goes_on(faces: Path, prepare):

@@ -246,7 +246,7 @@ def test_one_person_in_two_folders_is_one_group_and_equal_names_in_two_sources_a
     assert set(table["source"]) == {"faces", "other"}
 
 
-def test_faces_are_counted_where_a_detector_is_set(faces: Path, prepare: Callable[..., Params]):
+def test_a_face_detector_that_is_missing_is_named(faces: Path, prepare: Callable[..., Params]):
     with pytest.raises(StageError, match=r"absent.onnx does not exist; it should be YuNet's ONNX file"):
         ingest.run(prepare(ingest__face_detector="absent.onnx"))
 

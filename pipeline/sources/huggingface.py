@@ -1,5 +1,6 @@
 """A dataset in the hub's format, by name or local folder, read as a stream: nothing but one row is ever in memory."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,8 +92,6 @@ def _state(source: HuggingFaceSource) -> str:
     folder = Path(source.dataset)
     if not folder.is_dir():
         return source.revision or "hub"
-    import hashlib
-
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     stamps = [f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
     return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:12]

@@ -1,7 +1,6 @@
 """The embedded data set: rendered and photographed faces, and forgeries of them that differ from them in nothing but the forging."""
 
 import io
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipeline.manifest import NO_GENERATOR
 from pipeline.params_data import ProceduralSource
 from pipeline.sources.camera import photograph
 from pipeline.sources.faces import render
+from pipeline.staging import write
 
 CODE = ("camera", "faces", "procedural")
 GROUP_SIZE = 3
@@ -74,6 +74,4 @@ def _shot(source: ProceduralSource, index: int) -> tuple[np.ndarray, Face, dict[
 def _save(pixels: np.ndarray, path: Path, quality: int) -> None:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
-    partial_file = path.with_suffix(f".{os.getpid()}.part")
-    partial_file.write_bytes(buffer.getvalue())
-    partial_file.replace(path)
+    write(path, buffer.getvalue())
