@@ -48,12 +48,14 @@ def plain_loop(folder: Path) -> int:
     return len(rows)
 
 
-def ingest_stage(folder: Path, workspace: Path) -> int:
-    """The stage, with everything it does: copy, hashes, quality columns, manifest."""
+def ingest_stage(folder: Path, workspace: Path, in_place: bool) -> int:
+    """The stage, with everything it does: hashes, quality columns, manifest and, unless the folder is read in place, copies."""
     root = Path.cwd()
     workspace.mkdir()
     shutil.copy(root / "params.yaml", workspace)
-    apply(folder_source(folder), workspace / "params.yaml")
+    values = folder_source(folder)
+    values["data.sources"][0]["in_place"] = in_place
+    apply(values, workspace / "params.yaml")
     os.chdir(workspace)
     return int(ingest.run(load_params())["images"])
 
@@ -65,11 +67,16 @@ def bench_ingest(counts: list[int]) -> dict[str, Any]:
         for count in counts:
             folder = Path(name) / f"images-{count}"
             make_images(folder, count)
-            ours = measured(ingest_stage, folder, Path(name) / f"workspace-{count}")
-            rows[str(count)] = _figures(ours, count)
+            ours = measured(ingest_stage, folder, Path(name) / f"in-place-{count}", True)
+            copied = measured(ingest_stage, folder, Path(name) / f"copied-{count}", False)
+            rows[str(count)] = _figures(ours, count) | {"with_copies_seconds": round(copied.seconds, 2)}
             if count <= 10_000:
                 peer = measured(plain_loop, folder)
-                rows[str(count)] |= {"plain_loop_seconds": round(peer.seconds, 2), "ratio": round(peer.seconds / ours.seconds, 2)}
+                rows[str(count)] |= {
+                    "plain_loop_seconds": round(peer.seconds, 2),
+                    "ratio": round(peer.seconds / ours.seconds, 2),
+                    "ratio_with_copies": round(peer.seconds / copied.seconds, 2),
+                }
             print(count, rows[str(count)], flush=True)
             shutil.rmtree(folder)
     return {"ingest": rows}

@@ -44,3 +44,13 @@ def test_only_the_first_of_many_frames_is_decoded():
     frames = [Image.new("P", (8, 8), index % 2) for index in range(3000)]
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
     assert decode(file.getvalue()).rgb.size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    "options", [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2, "quality": 40}, {"progressive": True}, {"optimize": True}]
+)
+@pytest.mark.parametrize("size", [(90, 120), (33, 47)])
+def test_a_jpeg_has_the_pixels_that_pillow_gives_it(options, size):
+    file = io.BytesIO()
+    Image.fromarray(PIXELS[: size[0], : size[1]]).save(file, "JPEG", **options)
+    assert np.array_equal(decode(file.getvalue()).pixels, np.asarray(Image.open(file)))
