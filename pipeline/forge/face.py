@@ -41,6 +41,12 @@ class Face:
         v = (-dx * np.sin(angle) + dy * np.cos(angle)) / self.half_height
         return u, v
 
+    def place(self, u: float, v: float) -> tuple[float, float]:
+        """The inverse of `axes`: where a point of the ellipse's own coordinates lies in the picture."""
+        cos, sin = np.cos(np.deg2rad(self.tilt)), np.sin(np.deg2rad(self.tilt))
+        across, down = u * self.half_width, v * self.half_height
+        return self.x + across * cos - down * sin, self.y + across * sin + down * cos
+
     def _corners(self) -> np.ndarray:
         angle = np.deg2rad(self.tilt)
         across = self.half_width * np.array([np.cos(angle), np.sin(angle)])
