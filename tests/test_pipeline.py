@@ -17,6 +17,12 @@ from tests.conftest import run
 DVC = (sys.executable, "-m", "dvc")
 
 
+@pytest.fixture(scope="module")
+def finished(finished: Path, copy_workspace) -> Path:
+    """Of this file's own: its tests remove what was made and pull it back."""
+    return copy_workspace(finished)
+
+
 def test_every_promised_file_is_there(finished: Path):
     manifest = pd.read_parquet(finished / "data/manifest.parquet")
     assert list(COLUMNS) == list(manifest.columns[: len(COLUMNS)])
