@@ -74,7 +74,7 @@ def check(table: pd.DataFrame, origin: str) -> pd.DataFrame:
     missing = [column for column in COLUMNS if column not in table.columns]
     if missing:
         raise ManifestError(f"{origin}: column {', '.join(missing)} is missing")
-    unknown = sorted(set(table["label"]) - set(LABELS))
+    unknown = sorted(set(table["label"].unique()) - set(LABELS))
     if unknown:
         raise ManifestError(f"{origin}: label {', '.join(map(repr, unknown))}; allowed are {', '.join(LABELS)}")
     return table[[*COLUMNS, *attributes(table)]].astype(COLUMNS)
