@@ -77,7 +77,7 @@ def perceptual_hash(luma: np.ndarray) -> str:
 def pixel_hash(luma: np.ndarray, means: tuple[float, float, float]) -> str:
     """16 hex digits that are equal where luma, uint8 (height, width), and the mean of each channel are: one picture in two files."""
     digest = hashlib.sha256(np.array(luma.shape, np.int32).tobytes() + np.array(means).tobytes())
-    digest.update(luma)
+    digest.update(luma.data)
     return digest.hexdigest()[:16]
 
 
