@@ -24,12 +24,20 @@ def augment(pictures: Sequence[np.ndarray], settings: Augment, rng: np.random.Ge
         uint8 arrays of the same shape.
     """
     changes: list[Change] = [_geometry(settings, pictures[0].shape[0], rng), _colour(settings, rng)]
-    degradations = [
+    degradations: list[tuple[float, Callable[[float, np.random.Generator], Change], tuple[float, float]]] = [
         (settings.resize, _resize, settings.resize_factor),
         (settings.blur, _blur, settings.blur_sigma),
         (settings.noise, _noise, settings.noise_sigma),
         (settings.jpeg, _jpeg, settings.jpeg_quality),
+        (settings.webp, _webp, settings.jpeg_quality),
+        (settings.gamma, _gamma, (0.7, 1.4)),
+        (settings.hue, _hue, (-10, 10)),
+        (settings.sharpen, _sharpen, (0.2, 1.0)),
+        (settings.thumbnail, _thumbnail, settings.thumbnail_share),
+        (settings.frequency, _frequency, (0.1, 0.9)),
+        (settings.cutout, _cutout, (0.1, 0.35)),
     ]
+    degradations = [degradation for degradation in degradations if degradation[0]]
     for position in rng.permutation(len(degradations)):
         probability, make, bounds = degradations[position]
         if rng.random() < probability:
@@ -105,9 +113,7 @@ def _jpeg(quality: float, rng: np.random.Generator) -> Change:
     if rng.random() < 0.5:
 
         def with_pillow(picture: np.ndarray) -> np.ndarray:
-            buffer = io.BytesIO()
-            Image.fromarray(picture).save(buffer, "JPEG", quality=round(quality))
-            return np.asarray(Image.open(buffer))
+            return _through(picture, "JPEG", round(quality))
 
         return with_pillow
 
@@ -118,3 +124,72 @@ def _jpeg(quality: float, rng: np.random.Generator) -> Change:
         return decoded
 
     return with_opencv
+
+
+def _webp(quality: float, rng: np.random.Generator) -> Change:
+    return lambda picture: _through(picture, "WEBP", round(quality))
+
+
+def _through(picture: np.ndarray, kind: str, quality: int) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, kind, quality=quality)
+    return np.asarray(Image.open(buffer).convert("RGB"))
+
+
+def _gamma(power: float, rng: np.random.Generator) -> Change:
+    table = np.rint(255 * (np.arange(256) / 255) ** power).astype(np.uint8)
+    return lambda picture: cv2.LUT(picture, table)
+
+
+def _hue(degrees: float, rng: np.random.Generator) -> Change:
+    gain = rng.uniform(0.7, 1.3)
+
+    def change(picture: np.ndarray) -> np.ndarray:
+        hsv = cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)  # hue in 0..360
+        hsv[..., 0] = (hsv[..., 0] + degrees) % 360
+        hsv[..., 1] = np.clip(hsv[..., 1] * gain, 0, 1)
+        return np.rint(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255).astype(np.uint8)
+
+    return change
+
+
+def _sharpen(amount: float, rng: np.random.Generator) -> Change:
+    return lambda picture: cv2.addWeighted(picture, 1 + amount, cv2.GaussianBlur(picture, (0, 0), 1.0), -amount, 0)
+
+
+def _thumbnail(share: float, rng: np.random.Generator) -> Change:
+    quality = int(rng.integers(60, 91))
+
+    def change(picture: np.ndarray) -> np.ndarray:
+        side = picture.shape[0]
+        small = cv2.resize(picture, (max(16, round(side * share)),) * 2, interpolation=cv2.INTER_AREA)
+        return cv2.resize(_through(small, "JPEG", quality), (side, side), interpolation=cv2.INTER_CUBIC)
+
+    return change
+
+
+def _frequency(centre: float, rng: np.random.Generator) -> Change:
+    width = rng.uniform(0.03, 0.1)
+
+    def change(picture: np.ndarray) -> np.ndarray:
+        height, across = picture.shape[:2]
+        radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(across)[None]) / 0.5
+        kept = (np.abs(radius - centre) > width / 2)[..., None]
+        filtered = np.fft.irfft2(np.fft.rfft2(picture, axes=(0, 1)) * kept, s=(height, across), axes=(0, 1))
+        return np.clip(np.rint(filtered), 0, 255).astype(np.uint8)
+
+    return change
+
+
+def _cutout(share: float, rng: np.random.Generator) -> Change:
+    top, left, taller = rng.uniform(), rng.uniform(), rng.uniform(0.7, 1.4)
+
+    def change(picture: np.ndarray) -> np.ndarray:
+        side = picture.shape[0]
+        height, width = round(side * share), min(side, round(side * share * taller))
+        y, x = round(top * (side - height)), round(left * (side - width))
+        changed = picture.copy()
+        changed[y : y + height, x : x + width] = 128
+        return changed
+
+    return change

@@ -13,9 +13,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from pipeline.augment import augment
+from pipeline.forge import METHODS, Face
 from pipeline.images import read
 from pipeline.manifest import LABEL2ID
-from pipeline.params import Augment
+from pipeline.params import Augment, TrainForge
 from pipeline.preprocess import Preprocess
 
 CACHE = Path("var/cache")
@@ -46,12 +47,21 @@ class Pairs(Dataset):
     """Training examples: a real and a fake, changed by the same augmentation.
 
     An epoch shows every image of the larger class once. The partner comes from the same group where the group has one (with `pairing`),
-    otherwise it is any image of the other class, so that batches are balanced whatever the data set.
+    otherwise it is any image of the other class, so that batches are balanced whatever the data set. With `forge`, a share of the fakes
+    is forged on the spot from the real beside it.
     """
 
     def __init__(
-        self, table: pd.DataFrame, images: np.ndarray, preprocess: Preprocess, settings: Augment, pairing: bool, seed: int
+        self,
+        table: pd.DataFrame,
+        images: np.ndarray,
+        preprocess: Preprocess,
+        settings: Augment,
+        pairing: bool,
+        seed: int,
+        forge: TrainForge | None = None,
     ) -> None:
+        self.forge = forge
         self.images, self.preprocess, self.settings, self.seed, self.epoch = images, preprocess, settings, seed, 0
         labels = table["label"].map(LABEL2ID).to_numpy()
         self.of_class = [np.flatnonzero(labels == label) for label in (0, 1)]
@@ -73,8 +83,22 @@ class Pairs(Dataset):
         same = [candidate for candidate in candidates if self.stems[candidate] == self.stems[first]] if len(candidates) < 50 else []
         second = int(rng.choice(same or candidates))
         real, fake = (first, second) if self.larger == 0 else (second, first)
-        changed = augment([self.images[real], self.images[fake]], self.settings, rng)
+        pictures = [self.images[real], self.images[fake]]
+        if self.forge:
+            pictures[1] = self._forged(real, index, self.forge, otherwise=pictures[1])
+        changed = augment(pictures, self.settings, rng)
         return {"pixel_values": torch.from_numpy(self.preprocess.normalise(np.stack(changed))), "labels": torch.tensor([0, 1])}
+
+    def _forged(self, real: int, index: int, forge: TrainForge, otherwise: np.ndarray) -> np.ndarray:
+        """A fake of the real, or in the other part of the pairs, and where nothing came of it, the one that the data has."""
+        rng = np.random.default_rng([self.seed, self.epoch, index, 1])  # of its own: the pair's other draws stay what they are
+        if rng.random() >= forge.share:
+            return otherwise
+        method = METHODS[str(rng.choice(list(forge.methods), p=list(forge.methods.values())))]
+        picture, donor = self.images[real], self.images[int(rng.choice(self.of_class[0]))]
+        face = Face.centred(self.preprocess.size, self.preprocess.size)
+        fake, mask = method(picture, face, donor, face, rng)
+        return fake if mask.max() > 0 and not np.array_equal(fake, picture) else otherwise
 
 
 class Singles(Dataset):

@@ -11,6 +11,7 @@ from pipeline import params
 from pipeline.errors import StageError
 from pipeline.manifest import ID2LABEL, LABEL2ID
 from pipeline.preprocess import Preprocess
+from pipeline.tuning import normalise_head
 
 TRAINED = Path("models/trained")
 """Where training leaves the network."""
@@ -38,6 +39,7 @@ def build(settings: params.Model) -> tuple[PreTrainedModel, Any]:
             config = AutoConfig.for_model(settings.name, **HEAD, **settings.config)
         else:
             config = AutoConfig.from_pretrained(settings.name, **HEAD, **settings.config)
+        config.architectures = config.architectures or []  # DeiT has two classifiers, and None is no list to choose from
         model = AutoModelForImageClassification.from_config(config)
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -51,7 +53,9 @@ def build(settings: params.Model) -> tuple[PreTrainedModel, Any]:
 
 def load(folder: Path) -> PreTrainedModel:
     """Read a trained model from a folder that `save` wrote, in evaluation mode, with attentions that can be looked at."""
-    return AutoModelForImageClassification.from_pretrained(folder, attn_implementation="eager").eval()
+    network = AutoModelForImageClassification.from_pretrained(folder, attn_implementation="eager")
+    normalise_head(network)
+    return network.eval()
 
 
 def save(model: PreTrainedModel, processor: Any, folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from pipeline.params_data import Data, FolderSource, Ingest, Range, Section, Share
+from pipeline.params_data import Data, FolderSource, Ingest, Range, Section, Share, sum_to_one
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -66,6 +66,22 @@ class Model(Section):
     config: dict[str, Any] = Field(default_factory=dict, description="overrides of the transformers config")
 
 
+class Adversarial(Section):
+    """Projected gradient descent on each batch (Madry et al., ICLR 2018)."""
+
+    eps: float = Field(gt=0, le=32, description="largest change of a pixel, out of 255")
+    steps: int = Field(gt=0)
+
+
+class TrainForge(Section):
+    """Fakes forged while training goes on, each from the real that it stands beside."""
+
+    share: Share = Field(description="of the pairs whose fake is forged")
+    methods: dict[str, Share] = Field(description="forge method -> share of these fakes; shares sum to 1")
+
+    _sums = model_validator(mode="after")(lambda self: sum_to_one(self, "methods"))
+
+
 class Train(Section):
     """The recipe."""
 
@@ -77,6 +93,14 @@ class Train(Section):
     pairing: bool = Field(description="each real beside a fake of its own group, with the same augmentation")
     rank_weight: float = Field(ge=0, description="weight of softplus(-(s_fake - s_real)) over the pairs of a batch")
     label_smoothing: Share
+    tune: Literal["full", "head", "last_blocks", "layernorm", "lora"] = Field("full", description="which weights move (pipeline/tuning.py)")
+    last_blocks: int = Field(2, gt=0, description="how many move with `tune: last_blocks`")
+    lora_rank: int = Field(8, gt=0, description="of the addition with `tune: lora`")
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = Field("cosine", description="of the learning rate")
+    patience: int | None = Field(None, gt=0, description="epochs without a better validation AUC after which training ends; null is never")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the running average of the weights, which is then judged and kept")
+    adversarial: Adversarial | None = Field(None, description="train on images that an attacker has changed; null does not")
+    forge: TrainForge | None = Field(None, description="make fakes from the training reals on the fly; null does not")
     bf16: bool | Literal["auto"] = Field(description="`auto`: where the processor has it")
     checkpoints_per_epoch: int = Field(gt=0, description="how often a killed run can go on from")
     seed: int
@@ -102,6 +126,14 @@ class Augment(Section):
     noise_sigma: Range = Field(description="in units of 0..255")
     resize: Share = Field(description="probability of scaling down and up again")
     resize_factor: Range
+    webp: Share = Field(0, description="probability; quality as `jpeg_quality`")
+    gamma: Share = Field(0, description="probability of a power of 0.7 to 1.4 on the brightness")
+    hue: Share = Field(0, description="probability of a turn of the hue by up to 10 degrees and of the saturation by up to 30%")
+    sharpen: Share = Field(0, description="probability of an unsharp mask of 0.2 to 1")
+    thumbnail: Share = Field(0, description="probability of shrinking to thumbnail_share of the side, JPEG, and back: a preview on the web")
+    thumbnail_share: Range = (0.4, 0.8)
+    cutout: Share = Field(0, description="probability of a gray rectangle (DeVries and Taylor 2017) of 10% to 35% of a side")
+    frequency: Share = Field(0, description="probability of taking a random ring of frequencies away (Doloriel and Cheung, ICASSP 2024)")
 
 
 class Evaluate(Section):

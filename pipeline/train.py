@@ -15,15 +15,23 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.metrics import roc_auc_score
-from torch.nn import functional
-from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PreTrainedModel,
+    ProgressCallback,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
-from pipeline import manifest, model, params
+from pipeline import manifest, model, params, tuning
 from pipeline.dataset import Pairs, Singles, collate, pixels, sheet
 from pipeline.metrics import figures
 from pipeline.model import TRAINED
 from pipeline.preprocess import Preprocess
 from pipeline.record import Record
+from pipeline.trainer import AVERAGE, PairTrainer
 
 REPORT = Path("reports/train.json")
 CURVES = Path("reports/plots/training.csv")
@@ -49,16 +57,14 @@ def run(settings: params.Params) -> dict[str, Any]:
 
 def _train(settings: params.Params, parts: dict[str, pd.DataFrame], folder: Path, record: Record) -> dict[str, Any]:
     recipe = settings.train
-    set_seed(recipe.seed)
     checkpoint = _last_checkpoint(folder)
-    network, processor = model.build(settings.model)
+    untrained, processor = _untrained(settings)
+    network = tuning.prepare(untrained, recipe, checkpoint)
     if checkpoint:
-        # Trainer's own loading misses weights that were renamed since the checkpoint's format; from_pretrained converts them.
-        network = type(network).from_pretrained(checkpoint)
         log.info("going on from %s", checkpoint)
     preprocess = Preprocess.from_processor(processor)
     train, val = (pixels(parts[part], preprocess) for part in ("train", "val"))
-    pairs = Pairs(parts["train"], train, preprocess, settings.augment, recipe.pairing, recipe.seed)
+    pairs = Pairs(parts["train"], train, preprocess, settings.augment, recipe.pairing, recipe.seed, recipe.forge)
     sheet(pairs, SHEET)
 
     rate = learning_rate(recipe, network)
@@ -70,15 +76,16 @@ def _train(settings: params.Params, parts: dict[str, pd.DataFrame], folder: Path
         eval_dataset=Singles(parts["val"], val, preprocess),
         data_collator=collate,
         compute_metrics=_validation,
-        callbacks=[history],
-        rank_weight=recipe.rank_weight,
-        smoothing=recipe.label_smoothing,
+        callbacks=[history, *([EarlyStoppingCallback(recipe.patience)] if recipe.patience else [])],
+        recipe=recipe,
+        preprocess=preprocess,
+        average=checkpoint and checkpoint / AVERAGE,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Progress)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    best = type(network).from_pretrained(history.best)
+    best = tuning.finish(_untrained(settings)[0], recipe, history.best)
     shutil.rmtree(TRAINED, ignore_errors=True)
     model.save(best, processor, TRAINED)
 
@@ -88,7 +95,8 @@ def _train(settings: params.Params, parts: dict[str, pd.DataFrame], folder: Path
         "best_epoch": max(history.epochs, key=lambda epoch: epoch["val_auc"])["epoch"],
         "seconds": round(time.monotonic() - started, 1),
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
-        "parameters": sum(weight.numel() for weight in network.parameters()),
+        "parameters": sum(weight.numel() for weight in best.parameters()),
+        "trained_parameters": sum(weight.numel() for weight in network.parameters() if weight.requires_grad),
         "lr": rate,
         "device": trainer.args.device.type,
         "precision": "bf16" if trainer.args.bf16 else "fp32",
@@ -101,27 +109,10 @@ def _train(settings: params.Params, parts: dict[str, pd.DataFrame], folder: Path
     return report
 
 
-class PairTrainer(Trainer):
-    """Trainer with a ranking term: in each pair the fake has to score above its real."""
-
-    def __init__(self, *args: Any, rank_weight: float, smoothing: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.rank_weight, self.smoothing = rank_weight, smoothing
-
-    def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Cross entropy + rank_weight * softplus(-(s_fake - s_real)), s being the difference of an image's logits."""
-        outputs = model(pixel_values=inputs["pixel_values"])
-        logits = outputs.logits.float()
-        loss = functional.cross_entropy(logits, inputs["labels"], label_smoothing=self.smoothing if model.training else 0.0)
-        if model.training and self.rank_weight:
-            score = logits[:, 1] - logits[:, 0]
-            loss = loss + self.rank_weight * functional.softplus(score[0::2] - score[1::2]).mean()
-        return (loss, {"logits": logits}) if return_outputs else loss
-
-    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """The network was built from the checkpoint already; see `_train`."""
+def _untrained(settings: params.Params) -> tuple[PreTrainedModel, Any]:
+    """The same network at each call, from scratch too: what `lora` adds is added to these very weights."""
+    set_seed(settings.train.seed)
+    return model.build(settings.model)
 
 
 class History(TrainerCallback):
@@ -203,7 +194,7 @@ def _arguments(recipe: params.Train, folder: Path, rate: float, examples: int) -
         per_device_eval_batch_size=64,
         learning_rate=rate,
         weight_decay=recipe.weight_decay,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=recipe.schedule,
         warmup_steps=int(recipe.warmup * steps * recipe.epochs),
         bf16=bf16_is_native() if recipe.bf16 == "auto" else recipe.bf16,
         use_cpu=not torch.cuda.is_available(),
@@ -215,6 +206,7 @@ def _arguments(recipe: params.Train, folder: Path, rate: float, examples: int) -
         save_strategy="steps",
         save_steps=max(1, steps // recipe.checkpoints_per_epoch),
         save_total_limit=2,
+        metric_for_best_model="auc",
         seed=recipe.seed,
         report_to=[],
         remove_unused_columns=False,

@@ -149,7 +149,7 @@ def _face(picture: Picture, detector: FaceDetector | None) -> Face | None:
     """The ellipse of the largest face; without a detector, where a crop of a face has it."""
     width, height = picture.rgb.size
     if detector is None:
-        return Face(width / 2, height * 0.52, width * 0.3, height * 0.38)
+        return Face.centred(width, height)
     found = detector.find(picture.pixels)
     if not found:
         return None
