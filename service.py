@@ -8,12 +8,16 @@ import logging
 from pathlib import Path
 
 import bentoml
+import click
 import yaml
+from bentoml.exceptions import BentoMLConfigException
 
 from pipeline import telemetry
 from pipeline.champion import Champion, champion
+from pipeline.errors import StageError
 from pipeline.tracking import MODEL
 from serving import app
+from serving.access import is_loopback
 from serving.context import Context
 from serving.front import Front
 from serving.settings import Settings
@@ -40,6 +44,22 @@ def _champion() -> Champion:
 @bentoml.asgi_app(routes, path="/")
 class Unmask:
     """The detector behind HTTP: the champion of MLflow, or the package inside the bento."""
+
+    @bentoml.on_deployment
+    def may_start() -> None:  # type: ignore[misc]
+        """Before any worker: wrong settings, or a door that is open to everybody, end the start here."""
+        try:
+            settings = Settings.from_environment()
+        except StageError as error:
+            raise BentoMLConfigException(str(error)) from None
+        # BentoML tells the service nothing of where it shall listen; its command line knows.
+        command = click.get_current_context(silent=True)
+        host = command.params.get("host") if command else None
+        if host and not settings.api_keys and not is_loopback(host):
+            raise BentoMLConfigException(
+                f"without UNMASK_API_KEYS the service listens only on this machine, and not on {host}. "
+                "Set UNMASK_API_KEYS=$(openssl rand -hex 24), or start it with --host 127.0.0.1"
+            )
 
     def __init__(self) -> None:
         logging.getLogger("pipeline").setLevel(logging.INFO)

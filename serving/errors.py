@@ -29,6 +29,7 @@ STATUS = {
     "internal": 500,
     "no_model": 503,
     "timeout": 504,
+    "no_room": 507,
 }
 """Code, which stays the same for programs -> HTTP status."""
 

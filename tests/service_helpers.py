@@ -22,7 +22,7 @@ def served(folder: Path, target: str = "service:Unmask", **environment: str) -> 
     for name in ("service.py", "serving", "web", "pipeline"):
         if not (folder / name).exists() and target == "service:Unmask":
             (folder / name).symlink_to(ROOT / name)
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1", "--port", str(port)]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "UNMASK_"))}
     # A service that starts wipes the metrics of any other one with the same home.
@@ -76,7 +76,8 @@ def _alive(client: httpx.Client) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
