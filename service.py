@@ -6,6 +6,7 @@ size, before a method sees it, and answer a bad file or a wrong field with bodie
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import bentoml
 import click
@@ -24,8 +25,15 @@ from serving.settings import Settings
 
 telemetry.off()
 HERE = Path(__file__).parent
-SLOWEST = 700
-"""Seconds, more than the settings allow for an upload and its answer: BentoML's own time limit, whose error has no body of ours."""
+CONFIG: dict[str, Any] = {
+    # More seconds than the settings allow for an upload and its answer: this limit's error has no body of ours.
+    "traffic": {"timeout": 250},
+    # BentoML counts by the path as it was asked for, so that whoever asks for many paths fills the memory. Ours are in serving/metrics.py.
+    "metrics": {"enabled": False},
+    # A span for each request, which goes nowhere unless somebody sets an exporter, costs half a millisecond.
+    "tracing": {"excluded_urls": ".*"},
+}
+"""What BentoML does around the routes; BENTOML_CONFIG_OPTIONS="services.unmask.tracing.excluded_urls=none" and the like change it."""
 
 log = logging.getLogger("pipeline.service")
 routes = app.make()
@@ -40,7 +48,7 @@ def _champion() -> Champion:
     return champion(HERE / "models" / "champion", labels.get("model_version", ""))
 
 
-@bentoml.service(name=MODEL, workers=1, traffic={"timeout": SLOWEST})
+@bentoml.service(name=MODEL, workers=1, **CONFIG)
 @bentoml.asgi_app(routes, path="/")
 class Unmask:
     """The detector behind HTTP: the champion of MLflow, or the package inside the bento."""

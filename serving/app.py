@@ -30,6 +30,7 @@ def make() -> Starlette:
             Route("/model", routes.model),
             Route("/model/card", routes.card),
             Route("/drift", routes.drift),
+            Route("/metrics", routes.metrics),
             Route("/openapi.json", routes.schema),
             Route("/status", routes.status),
             Mount("/", StaticFiles(directory=WEB, html=True)),

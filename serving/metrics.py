@@ -1,6 +1,7 @@
-"""What /metrics counts, beside BentoML's own figures."""
+"""What /metrics counts."""
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 
 class Metrics:
@@ -14,6 +15,12 @@ class Metrics:
         self._feedback = Counter(
             "unmask_feedback", "Statements of users, by the verdict they are about and their label", ["verdict", "label"]
         )
+
+    def text(self) -> bytes:
+        """The sums over all workers, as Prometheus reads them. BentoML sets the folder in which the workers' figures lie."""
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        return generate_latest(registry)
 
     def predicted(self, verdict: str, version: str, seconds: float) -> None:
         """Count an answer."""

@@ -162,6 +162,12 @@ async def card(request: Request) -> Response:
     return Response(path.read_text(), media_type="text/markdown")
 
 
+async def metrics(request: Request) -> Response:
+    """GET /metrics: figures for Prometheus."""
+    context = _context(request)
+    return Response(await context.in_thread(context.metrics.text), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
 async def drift(request: Request) -> Response:
     """GET /drift: what the drift flow found when it last ran."""
     path = _context(request).settings.var / DRIFT_REPORT
