@@ -57,7 +57,13 @@ class Champion:
         self._thread = threading.Thread(target=self._follow, name="champion", daemon=True)
 
     def start(self) -> None:
-        """Begin to follow."""
+        """Serve what is wanted, if it can be had now, and begin to follow.
+
+        It returns after the first package is loaded: a worker that takes the place of another one must not take requests before.
+        """
+        self._guarded(self.look)
+        if self.served is None:
+            self._guarded(self._go_on)
         self._thread.start()
 
     def stop(self) -> None:
@@ -80,9 +86,6 @@ class Champion:
             self.trouble = None
 
     def _follow(self) -> None:
-        self._guarded(self.look)
-        if self.served is None:
-            self._guarded(self._go_on)
         while not self._end.wait(self.seconds):
             self._guarded(self.look)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.hostile import chunk, png_of
 from pipeline.images import HEIF
 from tests.package_helpers import tiny_package
 from tests.service_helpers import promote, register, served, wait_for
@@ -141,8 +142,8 @@ def test_a_bad_file_is_refused(client, data, expected):
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(client):
-    assert refusal(predict(client, _png_claiming(60_000, 60_000))) == (413, "too_many_pixels")
-    assert refusal(predict(client, _png_claiming(2**31 - 1, 2**31 - 1)))[0] in (413, 415)
+    assert refusal(predict(client, png_of(60_000, 60_000, zlib.compress(bytes(1000))))) == (413, "too_many_pixels")
+    assert refusal(predict(client, png_of(2**31 - 1, 2**31 - 1, b"")))[0] in (413, 415)
 
 
 def test_a_bad_request_is_refused(client):
@@ -220,18 +221,8 @@ def test_it_follows_the_alias_and_refuses_a_broken_package(client, store, packag
     assert predict(client, PNG).json()["model"]["version"] == "1"
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
 def _png16(gray: np.ndarray) -> bytes:
     """A 16-bit grayscale PNG with the values of an 8-bit picture."""
     rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in gray[..., 0])
     header = struct.pack(">IIBBBBB", gray.shape[1], gray.shape[0], 16, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
-
-
-def _png_claiming(width: int, height: int) -> bytes:
-    """A small PNG whose header promises many pixels."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes(1000))) + _chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
