@@ -38,7 +38,7 @@ def make() -> Starlette:
         exception_handlers={
             ApiError: _answered(lambda error: error),
             ImageError: _answered(lambda error: ApiError(error.code, error.message, error.hint)),
-            HTTPException: _answered(lambda error: http_error(error.status_code)),
+            HTTPException: _answered(lambda error: http_error(error.status_code, error.headers)),
             Exception: _answered(lambda _: internal()),
             ClientDisconnect: _unread,
         },

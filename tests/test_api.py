@@ -179,6 +179,9 @@ def test_errors_of_bentos_own_addresses_have_the_same_body(client):
     assert refusal(client.post("/metrics")) == (405, "method_not_allowed")
     assert refusal(client.delete("/livez")) == (405, "method_not_allowed")
     assert refusal(client.post("/model")) == (405, "method_not_allowed")
+    known = (("POST", "/model", {"GET", "HEAD"}), ("GET", "/predict", {"POST"}), ("DELETE", "/livez", {"GET", "HEAD"}))
+    for method, path, allowed in known:
+        assert set(client.request(method, path).headers["allow"].split(", ")) == allowed, path
 
 
 def test_metrics_count_refusals_and_feedback(client):
