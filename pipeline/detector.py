@@ -13,9 +13,9 @@ import numpy as np
 from pipeline import quality
 from pipeline.calibration import probability
 from pipeline.faces import FaceBox, FaceDetector, surroundings
-from pipeline.images import Picture, statistics
+from pipeline.images import Picture, read, statistics
 from pipeline.overlay import region
-from pipeline.package import FACES, Package, Thresholds, verify
+from pipeline.package import FACES, Package, PackageError, Thresholds, verify
 from pipeline.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ MOST_FACES = 32
 
 LEAST_SIDE = 16
 """Pixels: in a smaller picture no face is looked for."""
+
+GOLDEN_TOLERANCE = 0.02
+"""Of a golden example's probability: float32 differs by 1e-4 between processors and bfloat16 by a hundredth; a wrong label order, graph
+or preprocessing by more."""
 
 ROWS = 32
 """Pictures or faces that go through the network at a time: bounds the memory."""
@@ -172,6 +176,19 @@ class Detector:
         probabilities = probability(logits[:, 1] - logits[:, 0], self.package.meta.temperature)
         rows = iter(zip(parts, probabilities.tolist(), embeddings, strict=True))
         return [self._answer(list(islice(rows, len(one.parts))), one.size) for one in prepared]
+
+    def check(self) -> None:
+        """Judge the package's golden examples, whole as they were when it was made.
+
+        Raises:
+            PackageError: naming the first one whose answer is another than it was then.
+        """
+        for path, golden in self.package.golden.items():
+            picture = read(path)
+            size = picture.rgb.size
+            found = self.judge([Prepared([self._part(picture, (0, 0, *size), None, None)], size)])[0].probability_fake
+            if not abs(found - golden.probability_fake) <= GOLDEN_TOLERANCE:
+                raise PackageError(f"the golden example {path.name} gets {found:.4f}, and {golden.probability_fake:.4f} was recorded")
 
     def explain(self, picture: Picture) -> tuple["Explanation", dict[str, float]]:
         """Where the model looked in a picture; of several faces in the most suspicious one.

@@ -66,6 +66,11 @@ def record(
     return statement
 
 
+def size(folder: Path) -> int:
+    """Bytes of the statements and of all kept images; 0 if there are none yet."""
+    return sum(path.stat().st_size for path in (folder / FILE, *folder.glob(f"{IMAGES}/*")) if path.is_file())
+
+
 def read(folder: Path) -> list[Statement]:
     """The newest statement of each id, oldest first; none if there is no file yet.
 

@@ -13,7 +13,15 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline import shards
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:  # the extra `heif`
+    HEIF: tuple[str, ...] = ()
+else:
+    register_heif_opener(thumbnails=False)
+    HEIF = ("HEIF",)
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", *HEIF)
 """Pillow decoders that are opened at all; the others (EPS, PSD, ...) only widen what an attacker can reach."""
 
 JPEG_END = b"\xff\xd9"

@@ -8,6 +8,7 @@ import logging
 import queue
 import sqlite3
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +30,9 @@ FILE = Path("predictions.db")
 
 WAITING = 10_000
 """Rows that may wait to be written; further ones are dropped and counted, because a slow disk must not hold up an answer."""
+
+MOST = 200_000
+"""Rows that are kept unless somebody says otherwise: 700 MB where a view has 768 numbers."""
 
 FLUSH_SECONDS = 0.5
 SCHEMA = f"""CREATE TABLE IF NOT EXISTS predictions (
@@ -54,14 +58,22 @@ def measures(prediction: "Prediction") -> dict[str, Any]:
 
 
 class PredictionLog:
-    """A SQLite file that a thread of its own writes to.
+    """A SQLite file that a thread of its own writes to. A full disk, or one that cannot be written, costs rows and never an answer.
 
     Attributes:
         dropped: rows that could not be kept.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.dropped = path, 0
+    def __init__(self, path: Path, most: int = MOST, lost: Callable[[int], None] = lambda _: None) -> None:
+        """Begin to write.
+
+        Args:
+            path: made if it does not exist.
+            most: rows that stay; beyond them the oldest go.
+            lost: told how many rows could not be kept, from any thread.
+        """
+        self.path, self.most, self.dropped = path, most, 0
+        self._lost = lost
         self._waiting: queue.Queue[tuple[Any, ...]] = queue.Queue(WAITING)
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._write_on, name="predictions", daemon=True)
@@ -75,12 +87,16 @@ class PredictionLog:
         try:
             self._waiting.put_nowait((*about, found.pop("probability_fake"), embedding, *found.values()))
         except queue.Full:
-            self.dropped += 1
+            self._drop(1)
 
     def close(self) -> None:
         """Write what waits, and end the thread."""
         self._end.set()
         self._thread.join(timeout=10)
+
+    def _drop(self, rows: int) -> None:
+        self.dropped += rows
+        self._lost(rows)
 
     def _write_on(self) -> None:
         while not self._end.wait(FLUSH_SECONDS):
@@ -101,8 +117,10 @@ class PredictionLog:
                 database.execute(SCHEMA)
                 database.execute("CREATE INDEX IF NOT EXISTS newest ON predictions (package, time)")
                 database.executemany(f"INSERT INTO predictions VALUES ({', '.join('?' * len(rows[0]))})", rows)  # noqa: S608 - no value in it
+                # SQLite numbers the rows as they come, so that this looks at no more rows than it drops.
+                database.execute("DELETE FROM predictions WHERE rowid <= (SELECT MAX(rowid) FROM predictions) - ?", (self.most,))
         except (sqlite3.Error, OSError) as error:
-            self.dropped += len(rows)
+            self._drop(len(rows))
             log.warning("%d predictions were not recorded in %s: %s", len(rows), self.path, error)
 
 
