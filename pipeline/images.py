@@ -95,7 +95,11 @@ def decode(data: bytes, limits: Limits | None = None) -> Picture:
     Raises:
         ImageError: if the bytes are empty, over a limit, not an image of an allowed format, or damaged.
     """
-    image = identify(data, limits)
+    return picture(identify(data, limits), data)
+
+
+def picture(image: Image.Image, data: bytes) -> Picture:
+    """Decode `data` that `identify` opened. Raises ImageError as `decode` does."""
     pixels = load(image, data)
     tables: dict[int, list[int]] = getattr(image, "quantization", None) or {}
     return Picture(Image.fromarray(pixels), image.format or "", tuple(tables[0]) if 0 in tables else None)
@@ -126,7 +130,7 @@ def identify(data: bytes, limits: Limits | None = None) -> Image.Image:
 
 
 def load(image: Image.Image, data: bytes) -> np.ndarray:
-    """Decode the upright picture, uint8 (height, width, 3), of `data` that `identify` opened. Raises ImageError as `decode` does."""
+    """The upright pixels, uint8 (height, width, 3), of `data` that `identify` opened. Raises ImageError as `decode` does."""
     if image.format == "JPEG" and image.mode == "RGB" and "exif" not in image.info and data.endswith(JPEG_END):
         # The same libjpeg-turbo and the same pixels at half the cost. What it cannot read goes on to Pillow, which says why.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)

@@ -12,7 +12,7 @@ from pipeline import credentials, predictions
 from pipeline.champion import Champion, Served
 from pipeline.credentials import Credentials
 from pipeline.detector import Detector, Prepared
-from pipeline.images import identify, load
+from pipeline.images import identify, picture
 from pipeline.predictions import PredictionLog
 from serving.access import RateLimit
 from serving.batches import Batches
@@ -70,7 +70,7 @@ class Context:
         """What is to be judged of an image file, and who says what of it. Raises ImageError."""
 
         def rest(image: Image) -> tuple[Prepared, Credentials | None]:
-            return detector.prepare(load(image)), credentials.read(data)
+            return detector.prepare(picture(image, data)), credentials.read(data)
 
         def begin() -> Image | tuple[Prepared, Credentials | None]:
             image = identify(data, self.settings.images)

@@ -119,7 +119,7 @@ class Feedback(HTTPEndpoint):
         folder, most = context.settings.var / FEEDBACK, context.settings.feedback_megabytes * 1e6
 
         def note() -> None:
-            said = {"version": answer.version, "verdict": answer.verdict}
+            said = {"version": answer.version, "verdict": answer.verdict, "client": request.state.client[:64]}
             try:
                 if feedback.size(folder) + len(image or b"") > most:
                     raise OSError(f"{folder} is full")
