@@ -143,7 +143,8 @@ def bf16_cost(folder: Path, preprocess: Preprocess, test: pd.DataFrame, temperat
         n, auc_drop, ece_rise, and `allowed`, whether both are within MOST_AUC_DROP and MOST_ECE_RISE.
     """
     rows = test.sample(min(PRECISION_IMAGES, len(test)), random_state=seed)
-    network, images = model.load(folder).to(torch.bfloat16), pixels(rows, preprocess)
+    network, images = model.load(folder), pixels(rows, preprocess)
+    torch.nn.Module.to(network, torch.bfloat16)
     with torch.inference_mode():
         batches = [preprocess.normalise(images[start : start + 32]) for start in range(0, len(images), 32)]
         logits = torch.cat([network(pixel_values=torch.from_numpy(batch).bfloat16()).logits.float() for batch in batches]).numpy()

@@ -72,7 +72,7 @@ def judge(package: Path, data: Path, out: Path, settings: Evaluate) -> dict[str,
 
 def describe_folder(data: Path) -> tuple[pd.DataFrame, list[dict[str, str]]]:
     """The folder as a manifest, and the files that cannot be read with the reason. Raises StageError as `judge` does."""
-    listed = listing(FolderSource(kind="folder", path=data), STAGING)
+    listed = listing(FolderSource(kind="folder", path=data, in_place=True), STAGING)
     limits = Limits()
 
     def described(file: str) -> dict[str, Any] | str:
@@ -91,7 +91,8 @@ def describe_folder(data: Path) -> tuple[pd.DataFrame, list[dict[str, str]]]:
     readable = listed[[not isinstance(row, str) for row in rows]].reset_index(drop=True)
     columns = pd.DataFrame([row for row in rows if isinstance(row, dict)])
     table = pd.concat([readable.drop(columns=list(columns), errors="ignore"), columns], axis=1)
-    table = table.assign(path=table["file"], source="folder", parents="", seed=pd.NA).drop(columns=["file"])
+    unknown = {"parents": "", "seed": pd.array([pd.NA] * len(table), "Int64")}
+    table = table.assign(path=table["file"], source="folder", **unknown).drop(columns=["file"])
     return check(table, str(data)), unreadable
 
 
