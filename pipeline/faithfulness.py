@@ -19,6 +19,8 @@ SHARES = (0.05, 0.1, 0.2, 0.4, 0.7)
 """Of the pixels, that are taken away or put back."""
 LARGEST = 0.6
 """Of a picture: where more was forged, pointing at it is no art."""
+OTHER = 25.5
+"""Mean difference of the pixel values from which on a real is not what the fake was made from, but another picture of the person."""
 RANDOM = "random"
 
 
@@ -42,7 +44,7 @@ def faithfulness(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> di
     images = pixels(rows, subject.preprocess)
     weights = group_weights(rows["group"].to_numpy(), settings.bootstrap, settings.seed)
     rng = np.random.default_rng(settings.seed)
-    sources = [None if path is None else subject.preprocess.pixels(read(Path(path)).rgb) for path in origins(rows, test)]
+    sources = [_source(image, path, subject) for image, path in zip(images, origins(rows, test), strict=True)]
     masks = [None if source is None else changed(image, source) for image, source in zip(images, sources, strict=True)]
     known = np.array([mask is not None for mask in masks])
     measured: dict[str, dict[str, list[float]]] = {}
@@ -88,12 +90,16 @@ def curves(subject: Subject, image: np.ndarray, undone: np.ndarray, heats: list[
 
 
 def origins(fakes: pd.DataFrame, known: pd.DataFrame) -> list[str | None]:
-    """The file of the picture that each fake was made from: its first parent, or the real of its group whose file has the same name."""
+    """The file of the picture that each fake was made from.
+
+    It is its first parent, or else the real of its group whose file has the same name, or else the only real of its group.
+    """
     reals = known[known["label"] == "real"]
     by_id = dict(zip(reals["image_id"], reals["path"], strict=True))
     by_name = {(group, Path(path).stem): path for group, path in zip(reals["group"], reals["path"], strict=True)}
+    alone = reals.drop_duplicates("group", keep=False).set_index("group")["path"].to_dict()
     return [
-        by_id.get(parents.split(" ")[0]) or by_name.get((group, Path(path).stem))
+        by_id.get(parents.split(" ")[0]) or by_name.get((group, Path(path).stem)) or alone.get(group)
         for parents, group, path in zip(fakes["parents"], fakes["group"], fakes["path"], strict=True)
     ]
 
@@ -118,6 +124,14 @@ def points_into(heat: np.ndarray, mask: np.ndarray) -> float:
     row, column = np.unravel_index(int(np.argmax(heat)), heat.shape)
     y, x = (int((index + 0.5) * side / cells) for index, side, cells in zip((row, column), mask.shape, heat.shape, strict=True))
     return float(mask[y, x])
+
+
+def _source(image: np.ndarray, path: str | None, subject: Subject) -> np.ndarray | None:
+    """The picture that a fake was made from, or None where it is unknown or plainly another picture."""
+    if path is None:
+        return None
+    source = subject.preprocess.pixels(read(Path(path)).rgb)
+    return source if np.abs(image.astype(np.float32) - source).mean() <= OTHER else None
 
 
 def _figures(values: dict[str, list[float]], known: np.ndarray, weights: np.ndarray) -> dict[str, Figure]:

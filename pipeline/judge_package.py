@@ -91,8 +91,8 @@ def describe_folder(data: Path) -> tuple[pd.DataFrame, list[dict[str, str]]]:
     readable = listed[[not isinstance(row, str) for row in rows]].reset_index(drop=True)
     columns = pd.DataFrame([row for row in rows if isinstance(row, dict)])
     table = pd.concat([readable.drop(columns=list(columns), errors="ignore"), columns], axis=1)
-    unknown = {"parents": "", "seed": pd.array([pd.NA] * len(table), "Int64")}
-    table = table.assign(path=table["file"], source="folder", **unknown).drop(columns=["file"])
+    seeds = pd.array([pd.NA] * len(table), "Int64")
+    table = table.assign(path=table["file"], source="folder", parents="", seed=seeds).drop(columns=["file"])
     return check(table, str(data)), unreadable
 
 

@@ -45,7 +45,8 @@ def slices(table: pd.DataFrame, threshold: float, settings: Evaluate) -> list[di
 def _slices(table: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
     """Column, value, and which rows have it: bool (n,). A column with one value is no slice, but for the generator."""
     for name, column in _columns(table):
-        values = sorted(set(column.dropna()) - {NO_GENERATOR})
+        ordered = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else sorted(set(column.dropna()))
+        values = [value for value in ordered if value != NO_GENERATOR]
         if len(values) > 1 or name == "generator":
             yield from ((name, value, (column == value).to_numpy(bool, na_value=False)) for value in values)
 
@@ -63,13 +64,17 @@ def _columns(table: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
 
 
 def thirds(values: pd.Series) -> pd.Series:
-    """Numbers -> the third of the images that each belongs to, named by its lowest and highest value; missing stays missing."""
-    if values.nunique() <= 3:
-        return values.map("{:g}".format, na_action="ignore")
-    third = pd.qcut(values, 3, labels=False, duplicates="drop")
-    bounds = values.groupby(third).agg(["min", "max"])
-    names = {index: f"{low:.3g} to {high:.3g}" for index, low, high in bounds.itertuples()}
-    return third.map(names)
+    """Numbers -> the third of the images that each belongs to, named by its lowest and highest value.
+
+    Returns:
+        Categories in the order of the numbers; missing stays missing. Up to three numbers stand for themselves.
+    """
+    third = values if values.nunique() <= 3 else pd.qcut(values, 3, labels=False, duplicates="drop")
+    names = {
+        index: f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        for index, low, high in values.groupby(third).agg(["min", "max"]).itertuples()
+    }
+    return third.map(names).astype(pd.CategoricalDtype(list(dict.fromkeys(names.values())), ordered=True))
 
 
 def _attribute(column: pd.Series) -> pd.Series:
