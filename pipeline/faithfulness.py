@@ -34,8 +34,8 @@ def faithfulness(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> di
 
     Returns:
         n; n_paired, fakes whose origin is known; n_masked, those of them that differ from it in a part only; methods, each with deletion,
-        insertion, pointing, and `vs_random`, the paired differences to maps of noise; and `random` itself. Figures with intervals over
-        groups. None without a fake.
+        insertion, pointing, and `vs_random`, the paired differences to maps of noise; `random` itself; and `middle`, the pointing of who
+        looks at nothing and says the middle of the picture. Figures with intervals over groups. None without a fake.
     """
     fakes = test[test["label"] == "fake"]
     if fakes.empty:
@@ -65,7 +65,8 @@ def faithfulness(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> di
     for name, values in measured.items():
         against = {figure: list(np.subtract(values[figure], noise[figure])) for figure in values}
         result["methods"][name] = _figures(values, known, weights) | {"vs_random": _figures(against, known, weights)}
-    return result | {RANDOM: _figures(noise, known, weights)}
+    middle = {**noise, "pointing": [np.nan if mask is None else float(mask[len(mask) // 2, len(mask) // 2]) for mask in masks]}
+    return result | {RANDOM: _figures(noise, known, weights), "middle": {"pointing": _figures(middle, known, weights)["pointing"]}}
 
 
 def curves(subject: Subject, image: np.ndarray, undone: np.ndarray, heats: list[np.ndarray]) -> tuple[list[float], list[float]]:
