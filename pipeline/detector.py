@@ -127,7 +127,7 @@ class Detector:
 
     @classmethod
     def load(cls, folder: Path, device: Literal["auto", "cpu", "cuda"] = "auto", faces: Path | None = None) -> Self:
-        """Verify a package and load it: on a GPU through PyTorch in bfloat16, on the CPU through OpenVINO in float32.
+        """Verify a package and load it: on a GPU through PyTorch, in bfloat16 if the package allows it; on the CPU through OpenVINO.
 
         Args:
             folder: the package.
@@ -142,7 +142,7 @@ class Detector:
         if faces is None and (folder / FACES).is_file():
             faces = folder / FACES
         if device == "cuda" or (device == "auto" and has_gpu()):
-            return cls(package, TorchRuntime(folder / "model"), faces)
+            return cls(package, TorchRuntime(folder / "model", package.meta.bf16), faces)
         if device == "auto":
             log.info("there is no GPU here: the model runs on the CPU")
         return cls(package, OpenVinoRuntime(folder / "graph" / "openvino.xml"), faces)
@@ -261,19 +261,19 @@ class OpenVinoRuntime:
 class TorchRuntime:
     """The network itself on a GPU."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, bf16: bool) -> None:
         import torch
 
         from pipeline.explain import WithEmbedding
 
-        self._torch = torch
-        self._model = WithEmbedding.load(folder).to("cuda", torch.bfloat16)
-        self.name = f"torch bf16 on {torch.cuda.get_device_name()}"
+        self._torch, self._kind = torch, torch.bfloat16 if bf16 else torch.float32
+        self._model = WithEmbedding.load(folder).to("cuda", self._kind)
+        self.name = f"torch {'bf16' if bf16 else 'f32'} on {torch.cuda.get_device_name()}"
 
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See Runtime."""
         with self._torch.inference_mode():
-            logits, embeddings = self._model(self._torch.from_numpy(values).to("cuda", self._torch.bfloat16))
+            logits, embeddings = self._model(self._torch.from_numpy(values).to("cuda", self._kind))
         return logits.float().cpu().numpy(), embeddings.float().cpu().numpy()
 
 

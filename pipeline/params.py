@@ -145,6 +145,9 @@ class Evaluate(Section):
     max_fnr: Share = Field(description="`real_below`: the validation threshold with this false-negative rate")
     attack_images: int = Field(ge=0, description="test images attacked with FGSM and PGD; 0 leaves the attacks out")
     robustness_images: int = Field(gt=0, description="test images that are degraded for the robustness grid")
+    baseline_images: int = Field(1000, ge=20, description="of the training part that baselines learn from, and of the test part")
+    explain_images: int = Field(40, ge=0, description="fakes of the test part whose heat maps are judged; 0 leaves that out")
+    transfer_from: Path | None = Field(None, description="package or trained folder of another model, for attacks that transfer")
     seed: int
 
 

@@ -40,6 +40,8 @@ SMALL = {
     "evaluate.bootstrap": 100,
     "evaluate.attack_images": 4,
     "evaluate.robustness_images": 8,
+    "evaluate.baseline_images": 60,
+    "evaluate.explain_images": 4,
     "export.golden": 2,
     "gates": {"test.f1.value": {"min": 0.0}},
 }
