@@ -136,6 +136,16 @@ class Bound(Section):
         return self
 
 
+class Promotion(Section):
+    """Whether a version takes the champion's place by itself."""
+
+    auto: Literal["never", "if_better", "if_not_worse"] = Field(
+        description="what the lower bound of the difference from the champion has to be, on the test part, for F1 and AUC alike: "
+        "above 0 for `if_better`, above -margin for `if_not_worse`; `never` leaves it to a person"
+    )
+    margin: float = Field(ge=0, le=1, description="how much worse still counts as not worse")
+
+
 class Drift(Section):
     """When the traffic counts as different from the reference."""
 
@@ -171,6 +181,7 @@ class Params(Section):
     evaluate: Evaluate
     export: Export
     gates: dict[str, Bound] = Field(description="dotted path of a figure in reports/evaluation.json -> its bounds")
+    promotion: Promotion
     drift: Drift
     presets: dict[str, dict[str, Any]] = Field(description="named sets of values, applied with `python -m pipeline.settings NAME`")
 
