@@ -72,18 +72,18 @@ def stages() -> dict[str, list[str]]:
 
 
 @contextmanager
-def workspace_lock() -> Iterator[None]:
+def workspace_lock(name: str = "materialise") -> Iterator[None]:
     """Hold this folder's files for one flow at a time: from the first stage to the registration of what it made.
 
-    The lock is the operating system's and ends with the process, however that ends.
+    Locks of other names are for other files. The lock is the operating system's and ends with the process, however that ends.
     """
-    path = Path(os.environ.get("UNMASK_VAR", "var")) / "materialise.lock"
+    path = Path(os.environ.get("UNMASK_VAR", "var")) / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            get_run_logger().info("another run is at work in this folder; waiting until it ends")
+            get_run_logger().info("another run is at work in this folder (%s); waiting until it ends", name)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -1,4 +1,4 @@
-"""Flow `train`: bring the files up to date, judge the model, record it. Whether it is served is decided elsewhere."""
+"""Flow `train`: bring the files up to date, judge the model, record it. By default a person decides whether it is served."""
 
 import json
 from typing import Any
@@ -9,12 +9,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from flows import gates, registry
+from flows import gates, promotion, registry
+from flows.comparison import compare_with_champion, note
+from flows.deploy import deploy
 from flows.gates import Verdict
 from flows.materialise import materialise, workspace_lock
 from flows.registry import REPORTS, Version
 from flows.store import find_store, retried
 from pipeline import package
+from pipeline.compare import table
 from pipeline.errors import StageError
 from pipeline.package import PACKAGE, PackageError
 from pipeline.params import Params, ParamsError, load_params
@@ -22,8 +25,9 @@ from pipeline.params import Params, ParamsError, load_params
 
 @flow(name="train", log_prints=False)
 def train(reason: str = "manual", evidence: dict[str, Any] | None = None) -> State[Any]:
-    """Train if anything changed, and register what comes out.
+    """Train if anything changed, compare what comes out with the champion, and register it.
 
+    Promotes it only where params.yaml: promotion says so.
     Ends as Completed, as GateFailed (registered, but neither challenger nor champion) or as StageFailed.
 
     Args:
@@ -38,10 +42,16 @@ def train(reason: str = "manual", evidence: dict[str, Any] | None = None) -> Sta
             materialise()
             evaluation = json.loads((REPORTS / "evaluation.json").read_text())
             verdicts = gate(settings, evaluation)
-            version = register(settings, evaluation, verdicts)
+            comparison = compare_with_champion()
+            version = register(settings, evaluation, verdicts, comparison)
     except (StageError, ParamsError, PackageError) as error:
         return Failed(name="StageFailed", message=str(error))
-    message = notify(version, verdicts, evaluation, reason)
+    message = notify(version, verdicts, evaluation, comparison, reason)
+    why = promotion.earned(settings.promotion, comparison) if version.passed else None
+    if why:
+        promote(version)
+        deployed = deploy(by=f"the flow train, {why}", return_state=True)
+        message += f"; promoted ({why}); deploy: {deployed.name}"
     return Completed(message=message) if version.passed else Failed(name="GateFailed", message=message)
 
 
@@ -60,17 +70,28 @@ def gate(settings: Params, evaluation: dict[str, Any]) -> list[Verdict]:
 
 
 @task(**retried)
-def register(settings: Params, evaluation: dict[str, Any], verdicts: list[Verdict]) -> Version:
-    """Put the package into MLflow, once."""
-    return registry.register(package.verify(PACKAGE), settings, evaluation, verdicts, str(flow_run.id))
+def register(settings: Params, evaluation: dict[str, Any], verdicts: list[Verdict], comparison: dict[str, Any] | None) -> Version:
+    """Put the package into MLflow, once, and on its version what a person needs to decide."""
+    found = package.verify(PACKAGE)
+    version = registry.register(found, settings, evaluation, verdicts, str(flow_run.id))
+    note(version, found, comparison)
+    return version
+
+
+@task(**retried)
+def promote(version: Version) -> None:
+    """Move the alias, because params.yaml: promotion says so."""
+    promotion.promote(version)
 
 
 @task(cache_policy=NO_CACHE)
-def notify(version: Version, verdicts: list[Verdict], evaluation: dict[str, Any], reason: str) -> str:
+def notify(version: Version, verdicts: list[Verdict], evaluation: dict[str, Any], comparison: dict[str, Any] | None, reason: str) -> str:
     """Say how it ended, in the log and as an artifact. Returns the sentence."""
     failed = [f"{verdict.name} {verdict}" for verdict in verdicts if not verdict.passed]
     sentence = f"version {version.number} of {registry.MODEL} is registered; gate {'failed: ' + '; '.join(failed) if failed else 'passed'}"
     (get_run_logger().error if failed else get_run_logger().info)(sentence)
     lines = [f"# {sentence}", f"Reason: {reason}", registry.figures_table(evaluation)]
+    if comparison:
+        lines += ["## Against the champion, on the same images", table(comparison)]
     create_markdown_artifact(key="training", markdown="\n\n".join(lines))
     return sentence

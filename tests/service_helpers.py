@@ -44,6 +44,7 @@ def register(uri: str, package: Path, *, champion: bool = True) -> str:
     client = mlflow.MlflowClient(uri, uri)
     if not client.search_registered_models():
         client.create_registered_model("unmask")
+    if client.get_experiment_by_name("unmask") is None:
         client.create_experiment("unmask", artifact_location=(package.parent / "artifacts").as_uri())
     experiment = client.get_experiment_by_name("unmask")
     assert experiment is not None
