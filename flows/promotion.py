@@ -61,11 +61,11 @@ def record(version: Version, by: str | None = None) -> dict[str, Any] | None:
         The new line of the record.
     """
     lines = history()
-    before = _before(version, lines)
-    if before is not None:
-        registry.move(PREVIOUS, before)
     if lines and _is(lines[-1], version):
         return None
+    before = _before(version, lines)
+    if before is not None:  # first, so that a line in the record means that it was done
+        registry.move(PREVIOUS, before)
     line = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": version.number,
