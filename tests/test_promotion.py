@@ -261,6 +261,7 @@ def workspace(finished: Path, copy_workspace, tmp_path_factory) -> Iterator[Path
         yield folder
 
 
+@pytest.mark.long
 def test_a_new_version_is_compared_with_the_champion_and_its_page_shows_it(workspace: Path):
     store = f"sqlite:///{workspace / 'mlflow.db'}"
     assert json.loads((workspace / "var/promotions.jsonl").read_text())["by"].startswith("make run")
@@ -287,6 +288,7 @@ def test_a_new_version_is_compared_with_the_champion_and_its_page_shows_it(works
     assert "compare: package of" not in run(workspace, *RUN)  # nothing is judged twice
 
 
+@pytest.mark.long
 def test_where_the_settings_say_so_a_version_that_is_not_worse_takes_over(workspace: Path):
     store = f"sqlite:///{workspace / 'mlflow.db'}"
     apply({"promotion.auto": "if_not_worse", "promotion.margin": 0.1, "export.golden": 4}, workspace / "params.yaml")
@@ -298,6 +300,7 @@ def test_where_the_settings_say_so_a_version_that_is_not_worse_takes_over(worksp
     assert line["bento"] == client(store).get_model_version("unmask", "3").tags["bento"]
 
 
+@pytest.mark.long
 def test_a_champion_that_cannot_be_compared_with_holds_nothing_up(workspace: Path):
     store = f"sqlite:///{workspace / 'mlflow.db'}"
     shutil.rmtree(next((workspace / "mlartifacts").glob(f"{client(store).get_model_version('unmask', '3').run_id}/artifacts/package")))
