@@ -14,7 +14,7 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 
-from flows import promotion, registry
+from flows import notifications, promotion, registry
 from flows.ports import HOST, PORTS
 from pipeline import lineage
 from pipeline.errors import StageError
@@ -74,7 +74,11 @@ def show(found: dict[str, Any]) -> str:
 
 def rollback() -> dict[str, Any]:
     """Move `champion` back to the version before; the service follows within seconds. Raises StageError if there is none."""
-    return {**promotion.roll_back(f"{_user()}, unmask rollback"), "served": served()}
+    moved = promotion.roll_back(by := f"{_user()}, unmask rollback")
+    notifications.send(
+        "roll-back", f"version {moved['to']} of {registry.MODEL} is the champion again (was {moved['from'] or 'none'}), by {by}"
+    )
+    return {**moved, "served": served()}
 
 
 def main() -> None:

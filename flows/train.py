@@ -14,6 +14,7 @@ from flows.comparison import compare_with_champion, note
 from flows.deploy import deploy
 from flows.gates import Verdict
 from flows.materialise import materialise, workspace_lock
+from flows.notifications import send
 from flows.registry import REPORTS, Version
 from flows.store import find_store, retried
 from pipeline import package
@@ -94,4 +95,6 @@ def notify(version: Version, verdicts: list[Verdict], evaluation: dict[str, Any]
     if comparison:
         lines += ["## Against the champion, on the same images", table(comparison)]
     create_markdown_artifact(key="training", markdown="\n\n".join(lines))
+    if failed:
+        send("gate failed", sentence)
     return sentence

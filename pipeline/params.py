@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
 from pipeline.params_data import Data, FolderSource, Ingest, Range, Section, Share
+from pipeline.params_loop import Drift, Feedback, Notifications, Promotion, Retrain
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -136,38 +137,6 @@ class Bound(Section):
         return self
 
 
-class Promotion(Section):
-    """Whether a version takes the champion's place by itself."""
-
-    auto: Literal["never", "if_better", "if_not_worse"] = Field(
-        description="what the lower bound of the difference from the champion has to be, on the test part, for F1 and AUC alike: "
-        "above 0 for `if_better`, above -margin for `if_not_worse`; `never` leaves it to a person"
-    )
-    margin: float = Field(ge=0, le=1, description="how much worse still counts as not worse")
-
-
-class Drift(Section):
-    """When the traffic counts as different from the reference."""
-
-    min_window: int = Field(ge=50, description="predictions below which a check ends as 'not enough data'")
-    max_window: int = Field(gt=0, description="newest predictions that a check looks at")
-    alpha: Share = Field(description="false-alarm rate of one check, held by permutation at the window's own size")
-    permutations: int = Field(ge=99)
-    cron: str
-
-    @model_validator(mode="after")
-    def _can_find_drift(self) -> "Drift":
-        if self.max_window < self.min_window:
-            raise ValueError(f"max_window {self.max_window} is below min_window {self.min_window}: no check would ever have enough data")
-        least = 1 / (self.permutations + 1)
-        if self.alpha < least:
-            raise ValueError(
-                f"alpha {self.alpha:g} is below {least:.2g}, the smallest p-value of {self.permutations} permutations: "
-                "drift could never be found; raise `permutations` or `alpha`"
-            )
-        return self
-
-
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -183,6 +152,9 @@ class Params(Section):
     gates: dict[str, Bound] = Field(description="dotted path of a figure in reports/evaluation.json -> its bounds")
     promotion: Promotion
     drift: Drift
+    retrain: Retrain
+    feedback: Feedback
+    notifications: Notifications
     presets: dict[str, dict[str, Any]] = Field(description="named sets of values, applied with `python -m pipeline.settings NAME`")
 
     @model_validator(mode="after")

@@ -5,11 +5,16 @@ from collections.abc import Mapping
 OVERRIDE = "gate_override"
 """Tag that lets a version be served without a passed gate: `who: why`."""
 
+SMOKE_TEST = "smoke_test"
+"""Tag: `passed`, or `failed: why` where the bento of the version did not give the package's answers."""
+
 ADVICE = f"Move the alias `champion` to another version, or set the tag {OVERRIDE} to `who: why`"
 
 
 def obstacle(number: int | str, tags: Mapping[str, str]) -> str | None:
     """Why the version with these tags may not be served; None if it may."""
+    if tags.get(SMOKE_TEST, "").startswith("failed"):
+        return f"version {number} did not pass its smoke test: {tags[SMOKE_TEST].partition(': ')[2]}. Without its tag {SMOKE_TEST} it is tried again"
     override = tags.get(OVERRIDE)
     if tags.get("gate") == "passed" or (override is not None and _names_who_and_why(override)):
         return None

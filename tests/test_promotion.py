@@ -5,18 +5,21 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.testing.utilities import prefect_test_harness
 
-from flows import promotion, registry
+from flows import notifications, promotion, registry
 from flows.comparison import MOST, description
 from pipeline import compare
-from pipeline.package import Package, verify
+from pipeline.package import Package, seal, verify
 from pipeline.params import Promotion
 from pipeline.settings import apply
 from tests.conftest import ROOT, run
@@ -211,7 +214,32 @@ def harness():
         yield
 
 
-def test_deploy_refuses_once_and_packs_what_may_be_served(store, tiny, harness, tmp_path):
+@pytest.fixture
+def messages(harness, store) -> Iterator[list[dict[str, str]]]:
+    """What is sent through the block that params.yaml names."""
+    received: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    body = {"fact": "{{subject}}", "text": "{{body}}"}
+    CustomWebhookNotificationBlock(name="team", url=f"http://127.0.0.1:{server.server_port}/", json_data=body).save("team", overwrite=True)
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    apply({"notifications.block": "custom-webhook/team"}, Path("params.yaml"))
+    yield received
+    server.shutdown()
+    server.server_close()
+
+
+def test_deploy_refuses_once_and_packs_what_may_be_served(store, tiny, messages, tmp_path):
     from flows.deploy import deploy
 
     for name in ("serving", "web", "pipeline"):
@@ -225,22 +253,45 @@ def test_deploy_refuses_once_and_packs_what_may_be_served(store, tiny, harness, 
     assert first.is_completed(), first.message
     (line,) = promotion.history()
     assert (line["version"], line["by"], line["gate"], line["bento"]) == (1, "the test", "passed", first.message)
+    assert client(store).get_model_version("unmask", "1").tags["smoke_test"] == "passed"
     assert deploy(return_state=True).name == "Cached" and len(promotion.history()) == 1
 
     promote(store, "2")
-    refused = deploy(return_state=True)
-    assert refused.name == "Refused" and "test.f1.low failed: 0.1000, at least 0.75" in refused.message
+    for _ in range(2):
+        refused = deploy(return_state=True)
+        assert refused.name == "Refused" and "test.f1.low failed: 0.1000, at least 0.75" in refused.message
     assert client(store).get_model_version("unmask", "2").tags["refused"] == refused.message
     assert aliases(store)["champion"] == "2" and len(promotion.history()) == 1
 
     client(store).set_model_version_tag("unmask", "2", promotion.OVERRIDE, "Ada: the gate is older than the test set")
+    client(store).set_model_version_tag("unmask", "2", "bento", first.message)  # the same package
     allowed = deploy(return_state=True)
     assert allowed.is_completed(), allowed.message
     assert "refused" not in client(store).get_model_version("unmask", "2").tags
     assert aliases(store) == {"champion": "2", "previous": "1"}
     line = promotion.history()[-1]
     assert (line["version"], line["previous"], line["gate_override"]) == (2, 1, "Ada: the gate is older than the test set")
-    assert line["bento"] == allowed.message
+
+    wrong = shutil.copytree(tiny, tmp_path / "wrong")
+    golden = json.loads((wrong / "golden/golden.json").read_text())
+    golden["2.png"]["probability_fake"] = 1 - golden["2.png"]["probability_fake"] / 2
+    (wrong / "golden/golden.json").write_text(json.dumps(golden))
+    seal(wrong, verify(tiny).meta.model_dump(exclude={"format", "files"}))
+    versions(store, wrong, "passed")
+    promote(store, "3")
+    for _ in range(2):  # the second time nothing is built
+        refused = deploy(return_state=True)
+        assert refused.name == "Refused" and "version 3 did not pass its smoke test: 2.png: it says" in refused.message
+    assert "bento" not in client(store).get_model_version("unmask", "3").tags and len(promotion.history()) == 2
+    facts = ["promotion", "refusal", "promotion", "refusal"]
+    assert [message["fact"] for message in messages] == [f"Unmask: {fact}" for fact in facts]
+    assert "2.png" in messages[-1]["text"] and "by the test" in messages[0]["text"]
+
+
+def test_a_message_that_cannot_be_sent_holds_nothing_up(messages, caplog):
+    apply({"notifications.block": "custom-webhook/nobody"}, Path("params.yaml"))
+    notifications.send("roll-back", "to version 1")
+    assert not messages and "notifications.block of params.yaml" in caplog.text
 
 
 def test_a_long_card_is_cut_where_mlflow_has_no_more_room(tiny, tmp_path):
