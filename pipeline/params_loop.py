@@ -49,11 +49,9 @@ class Retrain(Section):
 
 
 class Feedback(Section):
-    """What is kept of what users say, and for how long."""
+    """How long is kept what users let us keep. Which of their statements count is said at the data source `feedback`."""
 
     retention_days: float | None = Field(gt=0, description="after these an image that a user let us keep is deleted; null keeps it")
-    a_day: int = Field(gt=0, description="statements of one client that count within 24 hours; further ones are kept and not used")
-    max_share: Share = Field(gt=0, description="of the labelled images, that may come from one client")
 
 
 class Notifications(Section):

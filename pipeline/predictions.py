@@ -48,9 +48,10 @@ class Recorded:
 
 
 def measures(prediction: "Prediction") -> dict[str, Any]:
-    """What drift compares: probability_fake, embedding (float32 array), and each of STATISTICS."""
+    """What drift compares: verdict, warnings (names), probability_fake, embedding (float32 array), and each of STATISTICS."""
     chosen = {name: prediction.statistics[name] for name in STATISTICS}
-    return {"probability_fake": prediction.probability_fake, "embedding": prediction.embedding.astype(np.float32), **chosen}
+    said = {"verdict": prediction.verdict, "warnings": prediction.warnings, "probability_fake": prediction.probability_fake}
+    return {**said, "embedding": prediction.embedding.astype(np.float32), **chosen}
 
 
 class PredictionLog:
@@ -70,10 +71,9 @@ class PredictionLog:
     def record(self, *, id: str, package: str, version: str, prediction: "Prediction") -> None:
         """Note an answer. Returns at once and never raises; `package` is the digest of the package that answered."""
         found = measures(prediction)
-        embedding = found.pop("embedding").tobytes()
-        about = (id, datetime.now(UTC).isoformat(), package, version, prediction.verdict, json.dumps(prediction.warnings))
+        found |= {"embedding": found["embedding"].tobytes(), "warnings": json.dumps(found["warnings"])}
         try:
-            self._waiting.put_nowait((*about, found.pop("probability_fake"), embedding, *found.values()))
+            self._waiting.put_nowait((id, datetime.now(UTC).isoformat(), package, version, *found.values()))
         except queue.Full:
             self.dropped += 1
 
@@ -115,6 +115,15 @@ def find(path: Path, id: str) -> Recorded | None:
     return Recorded(*row) if row else None
 
 
+def forget(path: Path, ids: set[str]) -> int:
+    """Delete the answers with these ids from the SQLite file. Returns how many there were."""
+    if not path.is_file():
+        return 0
+    with closing(sqlite3.connect(path, timeout=10)) as database, database:
+        database.execute("PRAGMA secure_delete=ON")
+        return sum(database.execute("DELETE FROM predictions WHERE id = ?", (id,)).rowcount for id in ids)
+
+
 def newest(path: Path, package: str, most: int) -> "pd.DataFrame":
     """The newest answers of one package, oldest first.
 
@@ -124,15 +133,16 @@ def newest(path: Path, package: str, most: int) -> "pd.DataFrame":
         most: how many at the most.
 
     Returns:
-        id, time (UTC, ISO 8601), verdict, and the columns of `measures`.
+        id, time (UTC, ISO 8601), and the columns of `measures`.
     """
     import pandas as pd
 
-    columns = ["id", "time", "verdict", "probability_fake", "embedding", *STATISTICS]
+    columns = ["id", "time", "verdict", "warnings", "probability_fake", "embedding", *STATISTICS]
     if not path.is_file():
         return pd.DataFrame(columns=columns)
     query = f"SELECT {', '.join(columns)} FROM predictions WHERE package = ? ORDER BY time DESC LIMIT ?"  # noqa: S608 - no value in it
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as database:
         table = pd.read_sql_query(query, database, params=(package, most))
     table["embedding"] = table["embedding"].map(lambda value: np.frombuffer(value, np.float32))
+    table["warnings"] = table["warnings"].map(json.loads)
     return table.iloc[::-1].reset_index(drop=True)

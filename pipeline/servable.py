@@ -14,7 +14,8 @@ ADVICE = f"Move the alias `champion` to another version, or set the tag {OVERRID
 def obstacle(number: int | str, tags: Mapping[str, str]) -> str | None:
     """Why the version with these tags may not be served; None if it may."""
     if tags.get(SMOKE_TEST, "").startswith("failed"):
-        return f"version {number} did not pass its smoke test: {tags[SMOKE_TEST].partition(': ')[2]}. Without its tag {SMOKE_TEST} it is tried again"
+        why = tags[SMOKE_TEST].partition(": ")[2]
+        return f"version {number} did not pass its smoke test: {why}. Without its tag {SMOKE_TEST} it is tried again"
     override = tags.get(OVERRIDE)
     if tags.get("gate") == "passed" or (override is not None and _names_who_and_why(override)):
         return None
