@@ -16,11 +16,18 @@ from mlflow.exceptions import MlflowException
 
 from flows import notifications, promotion, registry
 from flows.ports import HOST, PORTS
-from pipeline import lineage
+from pipeline import feedback, labelling, lineage, predictions
 from pipeline.errors import StageError
 from pipeline.tracking import tracking_uri
 
 ALIASES = (registry.CHAMPION, registry.CHALLENGER, registry.PREVIOUS)
+
+VERBS = {
+    "status": "what there is, and what is served",
+    "rollback": "make the version before the champion again",
+    "forget": "delete what is kept of an answer",
+}
+HISTORY = "Older versions of the data in DVC's cache and remotes still have the image: `dvc gc` deletes those that no branch needs."
 
 
 def status() -> dict[str, Any]:
@@ -81,17 +88,50 @@ def rollback() -> dict[str, Any]:
     return {**moved, "served": served()}
 
 
+def forget(id: str) -> dict[str, int]:
+    """Delete what is kept of an answer: statements and image, numbers in the prediction log, copies in data/raw and put out for labelling.
+
+    Returns:
+        How many of each were deleted.
+
+    Raises:
+        StageError: if nothing is known of it, or the record of feedback cannot be read.
+    """
+    var = Path(os.environ.get("UNMASK_VAR", "var"))
+    statements = sum(said.id == id for said in feedback.read(var / feedback.FOLDER))
+    images = feedback.forget(var / feedback.FOLDER, id)
+    copies = [copy for digest in images for copy in Path("data/raw").rglob(f"{digest}*") if copy.is_file()]
+    for copy in copies:
+        copy.unlink()
+    found = {
+        "statements": statements,
+        "images": len(images),
+        "predictions": predictions.forget(var / predictions.FILE, {id}),
+        "copies": len(copies) + sum(labelling.forget(folder, digest) for folder in (var / "labelling").glob("*/") for digest in images),
+    }
+    if not any(found.values()):
+        raise StageError(f"nothing is kept of an answer with the id {id!r}")
+    return found
+
+
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="unmask", description="The state of the loop, and the way back.")
+    parser = argparse.ArgumentParser(prog="unmask", description="The state of the loop, the way back, and forgetting.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, text in (("status", "what there is, and what is served"), ("rollback", "make the version before the champion again")):
-        verbs.add_parser(name, help=text, description=text).add_argument("--json", action="store_true", help="for programs")
+    for name, text in VERBS.items():
+        verb = verbs.add_parser(name, help=text, description=text)
+        verb.add_argument("--json", action="store_true", help="for programs")
+        if name == "forget":
+            verb.add_argument("id", metavar="ID", help="of the answer, as the service gave it")
     arguments = parser.parse_args()
+    found: dict[str, Any]
     try:
         if arguments.verb == "status":
             found = status()
             text = show(found)
+        elif arguments.verb == "forget":
+            found = forget(arguments.id)
+            text = f"deleted: {', '.join(f'{number} {what}' for what, number in found.items() if number)}. {HISTORY}"
         else:
             found = rollback()
             text = f"champion: version {found['to']} (was {found['from'] or 'none'}). The service follows within seconds."

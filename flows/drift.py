@@ -60,7 +60,7 @@ def drift() -> State[Any]:
         return Completed(name="NotEnoughData", message=message)
     reference = pd.read_parquet(found.path / "reference.parquet")
     report = {"version": version.number} | check(reference, window, settings)
-    report["f1"] = f1(found, window, {line.id: LABEL2ID[line.label] for line in trust.judge(said, source).counted})
+    report["f1"] = f1(found, reference, window, report, {line.id: LABEL2ID[line.label] for line in trust.judge(said, source).counted})
     report["announced"] = announce(report, str(window["id"].iloc[-1]))
     kept = {line.id: _var() / feedback.FOLDER / feedback.IMAGES / line.image for line in said if line.image}
     write(report_file().with_suffix(".html"), page(report, reference, window, kept).encode())
@@ -97,11 +97,14 @@ def check(reference: pd.DataFrame, window: pd.DataFrame, settings: Drift) -> dic
     }
 
 
-def f1(found: Package, window: pd.DataFrame, labels: dict[str, int]) -> dict[str, Any]:
+def f1(found: Package, reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any], labels: dict[str, int]) -> dict[str, Any]:
     """F1 of the window: `expected` without labels, `measured` where users gave some, and `tested`, that of the test part."""
-    threshold = found.meta.thresholds.f1
+    threshold, probabilities = found.meta.thresholds.f1, window["probability_fake"].to_numpy(np.float64)
+    chances = None
+    if report["drift"] and report["kind"]["kind"] == "share of fakes":
+        chances = diagnosis.for_share(probabilities, float(reference["probability_fake"].mean()), report["share_of_fakes"])
     return {
-        "expected": diagnosis.expected_f1(window["probability_fake"].to_numpy(np.float64), threshold),
+        "expected": diagnosis.expected_f1(probabilities, threshold, chances),
         "measured": diagnosis.measured_f1(window, labels, threshold),
         "tested": found.meta.figures.get("f1"),
     }

@@ -25,8 +25,12 @@ CACHED = ("Stage '{}' didn't change, skipping", "Stage '{}' is cached - skipping
 NODE = re.compile(r'^"(?P<stage>[^"]+)"(?: -> "(?P<after>[^"]+)")?;$', re.MULTILINE)
 
 
-def materialise() -> None:
+def materialise(last: str | None = None, again: str | None = None) -> None:
     """Run every stage of dvc.yaml that is out of date. To be called in a flow, with `workspace_lock` held.
+
+    Args:
+        last: stop after this stage.
+        again: a stage to run even if nothing that DVC knows of changed.
 
     Raises:
         StageError: naming the stage that failed, with its own message.
@@ -34,18 +38,25 @@ def materialise() -> None:
     states: dict[str, State] = {}
     graph = stages()
     for stage in TopologicalSorter(graph).static_order():
-        states[stage] = reproduce(stage, return_state=True, wait_for=[states[before] for before in graph[stage]])
+        before = [states[needed] for needed in graph[stage]]
+        states[stage] = reproduce(stage, force=stage == again, return_state=True, wait_for=before)
         if states[stage].is_failed():
             raise StageError(f"stage {states[stage].message}")
+        if stage == last:
+            return
 
 
 @task(name="stage", task_run_name="{stage}", cache_policy=NO_CACHE)
-def reproduce(stage: str) -> State:
-    """Bring one stage up to date. Ends as Completed, as Cached if DVC found nothing to do, or as Failed with the stage's message."""
+def reproduce(stage: str, force: bool = False) -> State:
+    """Bring one stage up to date, or run it anyway with `force`.
+
+    Ends as Completed, as Cached if DVC found nothing to do, or as Failed with the stage's message.
+    """
     logger = get_run_logger()
     now = lineage()
     tags = {"prefect_flow_run": str(flow_run.id), "git_commit": str(now["git_commit"]), "git_dirty": str(now["git_dirty"])}
-    ended = stream([*DVC, "--wait-for-lock", "repro", "--single-item", stage], logger.info, environment(UNMASK_RUN_TAGS=json.dumps(tags)))
+    command = [*DVC, "--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), stage]
+    ended = stream(command, logger.info, environment(UNMASK_RUN_TAGS=json.dumps(tags)))
     if ended.returncode:
         return Failed(message=f"{stage} failed: {_complaint(ended)}")
     if set(ended.tail) & {text.format(stage) for text in CACHED}:

@@ -55,7 +55,9 @@ class Version:
         return self.tags.get("gate") == "passed"
 
 
-def register(package: Package, settings: Params, evaluation: Mapping[str, Any], verdicts: Sequence[Verdict], flow_run: str) -> Version:
+def register(
+    package: Package, settings: Params, evaluation: Mapping[str, Any], verdicts: Sequence[Verdict], because: Mapping[str, str]
+) -> Version:
     """Record the package, its figures and its verdicts, unless that was done before; then put `challenger` on the newest that passed.
 
     A package that is registered already keeps its version; its verdicts become the ones given, because the gates may have changed.
@@ -64,7 +66,7 @@ def register(package: Package, settings: Params, evaluation: Mapping[str, Any], 
         package: whose training run is in reports/train.json. A training that this store does not know, or that has another package
             already, gets a new run made from the reports.
         evaluation: reports/evaluation.json.
-        flow_run: id of the Prefect flow run.
+        because: tags that say where it comes from: the Prefect flow run, the reason of the training and its evidence.
 
     Raises:
         MlflowException: if MLflow cannot be reached.
@@ -79,7 +81,7 @@ def register(package: Package, settings: Params, evaluation: Mapping[str, Any], 
         for key, value in tags.items():
             tag(version, key, value)
     else:
-        origin = package.meta.lineage | {"dvc_lock": lineage()["dvc_lock"], "prefect_flow_run": flow_run, DIGEST: package.digest}
+        origin = package.meta.lineage | {"dvc_lock": lineage()["dvc_lock"], DIGEST: package.digest, **because}
         run_id = _run_of(package, settings)
         origin_tags = {key: str(value) for key, value in origin.items() if value is not None and key != "run_id"}
         _complete(client, run_id, package, evaluation, origin_tags)

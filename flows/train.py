@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from flows import gates, promotion, registry
+from flows import gates, promotion, registry, retraining
 from flows.comparison import compare_with_champion, note
 from flows.deploy import deploy
 from flows.gates import Verdict
@@ -29,22 +29,28 @@ def train(reason: str = "manual", evidence: dict[str, Any] | None = None) -> Sta
     """Train if anything changed, compare what comes out with the champion, and register it.
 
     Promotes it only where params.yaml: promotion says so.
-    Ends as Completed, as GateFailed (registered, but neither challenger nor champion) or as StageFailed.
+    Ends as Completed, as GateFailed (registered, but neither challenger nor champion), as StageFailed, or as Completed with the name
+    Skipped: a run that no person started is bound by params.yaml: retrain.
 
     Args:
-        reason: why the run was started: a person's words, `drift`, `schedule`.
-        evidence: what the reason rests on, e.g. figures of a drift report; shown in the log.
+        reason: why the run was started: a person's words, or `drift`. It becomes a tag of the run and the version.
+        evidence: what the reason rests on, e.g. figures of a drift report; a tag as well.
     """
     get_run_logger().info("started because: %s %s", reason, evidence or "")
     try:
         settings = load_params()
         find_store()
         with workspace_lock():
+            if reason in retraining.AUTOMATIC:
+                if (why := skipped(settings)) is not None:
+                    return Completed(name="Skipped", message=f"skipped: {why}")
+                retraining.begin(reason, evidence)
             materialise()
             evaluation = json.loads((REPORTS / "evaluation.json").read_text())
             verdicts = gate(settings, evaluation)
             comparison = compare_with_champion()
-            version = register(settings, evaluation, verdicts, comparison)
+            because = {"prefect_flow_run": str(flow_run.id), "reason": reason} | ({"evidence": json.dumps(evidence)} if evidence else {})
+            version = register(settings, evaluation, verdicts, comparison, because)
     except (StageError, ParamsError, PackageError) as error:
         return Failed(name="StageFailed", message=str(error))
     message = notify(version, verdicts, evaluation, comparison, reason)
@@ -54,6 +60,21 @@ def train(reason: str = "manual", evidence: dict[str, Any] | None = None) -> Sta
         deployed = deploy(by=f"the flow train, {why}", return_state=True)
         message += f"; promoted ({why}); deploy: {deployed.name}"
     return Completed(message=message) if version.passed else Failed(name="GateFailed", message=message)
+
+
+def skipped(settings: Params) -> str | None:
+    """Why a run that no person started has nothing to do; None if it has. Brings the data up to date to find out."""
+    why = retraining.held_back(settings.retrain)
+    if why is not None or settings.retrain.on == "always":
+        return why
+    feeds = any(source.kind == "feedback" for source in settings.data.sources)
+    materialise(last="split", again="ingest" if feeds else None)  # DVC does not watch what users say
+    known = retraining.nothing_new()
+    if known is None:
+        return None
+    folder = retraining.label_next(settings)
+    what = f"label what {folder} holds, and add it to data.sources" if folder else "no user let us keep an image, so there is none to label"
+    return f"nothing new since version {known.number}; {what}"
 
 
 @task(cache_policy=NO_CACHE)
@@ -71,10 +92,12 @@ def gate(settings: Params, evaluation: dict[str, Any]) -> list[Verdict]:
 
 
 @task(**retried)
-def register(settings: Params, evaluation: dict[str, Any], verdicts: list[Verdict], comparison: dict[str, Any] | None) -> Version:
+def register(
+    settings: Params, evaluation: dict[str, Any], verdicts: list[Verdict], comparison: dict[str, Any] | None, because: dict[str, str]
+) -> Version:
     """Put the package into MLflow, once, and on its version what a person needs to decide."""
     found = package.verify(PACKAGE)
-    version = registry.register(found, settings, evaluation, verdicts, str(flow_run.id))
+    version = registry.register(found, settings, evaluation, verdicts, because)
     note(version, found, comparison)
     return version
 

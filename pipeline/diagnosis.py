@@ -67,29 +67,36 @@ def share_of_fakes(reference: pd.DataFrame, window: pd.DataFrame) -> float:
     known = float(np.clip(reference["probability_fake"].mean(), 1e-3, 1 - 1e-3))
     probabilities, share = window["probability_fake"].to_numpy(np.float64), known
     for _ in range(200):
-        fake, real = probabilities * share / known, (1 - probabilities) * (1 - share) / (1 - known)
-        share = float(np.clip((fake / np.maximum(fake + real, 1e-12)).mean(), 1e-3, 1 - 1e-3))
+        share = float(np.clip(for_share(probabilities, known, share).mean(), 1e-3, 1 - 1e-3))
     return share
 
 
-def expected_f1(probabilities: np.ndarray, threshold: float, seed: int = 0) -> Figure:
+def for_share(probabilities: np.ndarray, known: float, share: float) -> np.ndarray:
+    """Probabilities that are calibrated for the share `known` of fakes -> those for another share (Saerens et al., 2002)."""
+    known = float(np.clip(known, 1e-3, 1 - 1e-3))
+    fake, real = probabilities * share / known, (1 - probabilities) * (1 - share) / (1 - known)
+    return fake / np.maximum(fake + real, 1e-12)
+
+
+def expected_f1(probabilities: np.ndarray, threshold: float, chances: np.ndarray | None = None, seed: int = 0) -> Figure:
     """F1 without labels, from calibrated probabilities: a picture with probability p counts as p fakes and 1 - p reals.
 
-    Right as far as the calibration still holds: for other cameras, compression and shares of what was known, not for a generator that
-    fools the network (confidence-based performance estimation: Bialek et al., 2024).
+    Right as far as the calibration still holds: for harder or easier pictures, not for a generator that fools the network
+    (confidence-based performance estimation: Bialek et al., 2024). Where only the share of fakes changed, `chances` put it right.
 
     Args:
-        probabilities: float (n,) of fake.
+        probabilities: float (n,) of fake, as the network gave them.
         threshold: at or above it a picture is called fake.
+        chances: float (n,), how likely each is a fake, if that is another number (see `for_share`).
         seed: of the bootstrap over pictures and their unknown labels, which gives the 95% interval.
     """
-    called = probabilities >= threshold
-    value = _f1(called, probabilities)
+    called, chances = probabilities >= threshold, probabilities if chances is None else chances
+    value = _f1(called, chances)
     rng = np.random.default_rng(seed)
     draws = []
     for _ in range(DRAWS):
         rows = rng.integers(0, len(probabilities), len(probabilities))
-        draws.append(_f1(called[rows], (rng.random(len(rows)) < probabilities[rows]).astype(np.float64)))
+        draws.append(_f1(called[rows], (rng.random(len(rows)) < chances[rows]).astype(np.float64)))
     return interval(np.array([value]), np.array(draws))
 
 

@@ -28,7 +28,7 @@ def judge(statements: Iterable[Statement], source: FeedbackSource) -> Judged:
     1. A client that called a golden example of the champion what it is not is in quarantine: nothing that it ever said counts.
     2. Of one client the first `a_day` statements within 24 hours count.
     3. Statements on one image (those without one are on their answer's): a client has one vote, its newest; the majority of the clients
-       decides, and statements against it do not count. Where the votes are equal none of them does.
+       decides, and statements against it do not count. Where the votes are equal none of them does. Of nobody's name, each is a client.
     4. Where there are several clients, one brings at most `max_share` of the images, but never fewer than `a_day`: its newest go.
 
     Args:
@@ -37,22 +37,23 @@ def judge(statements: Iterable[Statement], source: FeedbackSource) -> Judged:
     """
     known, aside = golden(source.golden), []
     ordered = sorted(statements, key=lambda statement: statement.time)
-    caught = {said.client for said in ordered if said.image in known and known[said.image] != said.label}
+    caught = {said.client or said.id for said in ordered if said.image in known and known[said.image] != said.label}
     recent: dict[str | None, list[Statement]] = defaultdict(list)
-    by_image: dict[str, dict[str | None, Statement]] = defaultdict(dict)
+    by_image: dict[str, dict[str, Statement]] = defaultdict(dict)
     for said in ordered:
         within = [other for other in recent[said.client] if said.time - other.time < DAY]
         recent[said.client] = within
-        if said.client in caught:
+        if (said.client or said.id) in caught:
             aside.append((said, "its client contradicts a golden example"))
         elif len(within) >= source.a_day:
             aside.append((said, f"its client said more than {source.a_day} things within 24 hours"))
         else:
             within.append(said)
             votes = by_image[said.image or said.id]
-            if said.client in votes:
-                aside.append((votes[said.client], "the same client said something newer of this image"))
-            votes[said.client] = said
+            voter = f"client {said.client}" if said.client else f"answer {said.id}"
+            if voter in votes:
+                aside.append((votes[voter], "the same client said something newer of this image"))
+            votes[voter] = said
     counted = []
     for votes in by_image.values():
         tally = Counter(said.label for said in votes.values())

@@ -148,6 +148,12 @@ def test_f1_is_estimated_without_labels_where_the_calibration_holds():
         probabilities = table["probability_fake"].to_numpy()[rows]
         estimate, truth = diagnosis.expected_f1(probabilities, 0.5), figures(labels[rows], probabilities, 0.5)["f1"][0]
         assert estimate["value"] == pytest.approx(truth, abs=0.03) and estimate["low"] < truth < estimate["high"]
+    few, labels_of_few = calibrated(rng, 3000, fakes=0.1)
+    probabilities = few["probability_fake"].to_numpy()
+    chances = diagnosis.for_share(probabilities, 0.5, diagnosis.share_of_fakes(table, few))
+    truth = figures(labels_of_few, probabilities, 0.5)["f1"][0]
+    assert diagnosis.expected_f1(probabilities, 0.5, chances)["value"] == pytest.approx(truth, abs=0.06)
+    assert diagnosis.expected_f1(probabilities, 0.5)["value"] > truth + 0.1
     known = dict(zip(table["id"][:100], labels[:100].tolist(), strict=True))
     measured = diagnosis.measured_f1(table, known, 0.5)
     assert measured is not None and measured["n"] == 100
