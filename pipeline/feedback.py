@@ -64,8 +64,17 @@ def record(
         OSError: if the folder cannot be written to.
     """
     digest = hashlib.sha256(image).hexdigest() if image is not None else None
-    about = {"version": version, "verdict": verdict, "probability_fake": probability_fake}
-    statement = Statement(id=id, time=datetime.now(UTC), label=label, image=digest, client=client, comment=comment, **about)
+    statement = Statement(
+        id=id,
+        time=datetime.now(UTC),
+        label=label,
+        version=version,
+        verdict=verdict,
+        probability_fake=probability_fake,
+        image=digest,
+        client=client,
+        comment=comment,
+    )
     (folder / IMAGES).mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         if image is not None and digest is not None and not (folder / IMAGES / digest).exists():

@@ -118,7 +118,8 @@ class Feedback(HTTPEndpoint):
 
         def note() -> None:
             said = {"version": answer.version, "verdict": answer.verdict}
-            feedback.record(folder, id=id, label=label, **said, probability_fake=answer.probability_fake, image=image)
+            who = request.state.client[:64]
+            feedback.record(folder, id=id, label=label, **said, probability_fake=answer.probability_fake, image=image, client=who)
 
         await context.in_thread(note)
         return _json(answers.Feedback(id=id, label=label, image_kept=image is not None))
