@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import uvicorn
 from mlflow import MlflowClient
-from mlflow.entities.webhook import WebhookAction, WebhookEntity, WebhookEvent
+from mlflow.entities.webhook import WebhookAction, WebhookEntity, WebhookEvent, WebhookEventStr
 from mlflow.webhooks.constants import WEBHOOK_DELIVERY_ID_HEADER, WEBHOOK_SIGNATURE_HEADER, WEBHOOK_TIMESTAMP_HEADER
 from prefect.deployments import run_deployment
 from starlette.applications import Starlette
@@ -34,7 +34,9 @@ OLDEST = 300.0
 LARGEST = 100_000
 """Bytes of a message."""
 
-EVENTS = [WebhookEvent(WebhookEntity.MODEL_VERSION_ALIAS, action) for action in (WebhookAction.CREATED, WebhookAction.DELETED)]
+EVENTS: list[WebhookEventStr | WebhookEvent] = [
+    WebhookEvent(WebhookEntity.MODEL_VERSION_ALIAS, action) for action in (WebhookAction.CREATED, WebhookAction.DELETED)
+]
 log = logging.getLogger("unmask.hook")
 
 

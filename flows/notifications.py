@@ -20,6 +20,6 @@ def send(fact: Fact, message: str) -> None:
         block = Block.load(name)
         if not isinstance(block, NotificationBlock):
             raise TypeError("it is no notification block")
-        block.notify(message, subject=f"Unmask: {fact}")  # type: ignore[unused-coroutine] - outside of async code it is none
+        block.notify(message, subject=f"Unmask: {fact}")  # type: ignore[unused-coroutine]
     except Exception as error:  # a roll-back must not wait for a mail server, whatever that does
         get_logger("unmask").warning("not sent, notifications.block of params.yaml: %s: %s", error, message)
