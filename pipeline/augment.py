@@ -2,14 +2,17 @@
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from pipeline.params import Augment
+from pipeline.params_train import Augment
 
 Change = Callable[[np.ndarray], np.ndarray]
+Maker = Callable[[float, np.random.Generator], Change]
+"""(strength, random) -> the change."""
 
 
 def augment(pictures: Sequence[np.ndarray], settings: Augment, rng: np.random.Generator) -> list[np.ndarray]:
@@ -17,19 +20,30 @@ def augment(pictures: Sequence[np.ndarray], settings: Augment, rng: np.random.Ge
 
     Args:
         pictures: uint8 arrays of one shape (side, side, 3).
-        settings: which changes, how often and how strong.
+        settings: which changes, how often and how strong. One that is off draws nothing.
         rng: every draw comes from here, one for all pictures.
 
     Returns:
         uint8 arrays of the same shape.
     """
-    changes: list[Change] = [_geometry(settings, pictures[0].shape[0], rng), _colour(settings, rng)]
-    degradations = [
+    side = pictures[0].shape[0]
+    changes: list[Change] = [_geometry(settings, side, rng), _colour(settings, rng)]
+    if settings.hue or settings.saturation or settings.value or settings.gamma:
+        changes.append(_photometry(settings, rng))
+    degradations: list[tuple[float, Maker, tuple[float, float]]] = [
         (settings.resize, _resize, settings.resize_factor),
         (settings.blur, _blur, settings.blur_sigma),
         (settings.noise, _noise, settings.noise_sigma),
         (settings.jpeg, _jpeg, settings.jpeg_quality),
     ]
+    more: list[tuple[float, Maker, tuple[float, float]]] = [
+        (settings.webp, _webp, settings.webp_quality),
+        (settings.sharpen, _sharpen, settings.sharpen_strength),
+        (settings.thumbnail, partial(_thumbnail, settings.jpeg_quality), settings.thumbnail_factor),
+        (settings.cutout, partial(_cutout, settings.cutout_side, side), (0, 255)),
+        (settings.frequency_mask, partial(_frequency_mask, side), settings.frequency_share),
+    ]
+    degradations += [entry for entry in more if entry[0]]
     for position in rng.permutation(len(degradations)):
         probability, make, bounds = degradations[position]
         if rng.random() < probability:
@@ -75,6 +89,22 @@ def _colour(settings: Augment, rng: np.random.Generator) -> Change:
     return change
 
 
+def _photometry(settings: Augment, rng: np.random.Generator) -> Change:
+    """Hue, saturation and value by factors, and a power curve."""
+    hue, saturation, value, gamma = rng.uniform(-1, 1, 4) * (settings.hue, settings.saturation, settings.value, settings.gamma)
+    levels = np.arange(256, dtype=np.float32)
+    bright = 255 * np.clip(levels / 255 * (1 + value), 0, 1) ** (1 + gamma)
+    # OpenCV keeps a hue in half degrees, 0..179.
+    table = np.stack([(levels + hue / 2) % 180, np.clip(levels * (1 + saturation), 0, 255), bright], axis=-1)
+    table = np.rint(table).astype(np.uint8)[None]
+    table[..., 0] %= 180
+
+    def change(picture: np.ndarray) -> np.ndarray:
+        return cv2.cvtColor(cv2.LUT(cv2.cvtColor(picture, cv2.COLOR_RGB2HSV), table), cv2.COLOR_HSV2RGB)
+
+    return change
+
+
 def _resize(factor: float, rng: np.random.Generator) -> Change:
     down, up = rng.choice([cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC], 2)
 
@@ -88,6 +118,11 @@ def _resize(factor: float, rng: np.random.Generator) -> Change:
 
 def _blur(sigma: float, rng: np.random.Generator) -> Change:
     return lambda picture: cv2.GaussianBlur(picture, (0, 0), sigma)
+
+
+def _sharpen(strength: float, rng: np.random.Generator) -> Change:
+    """Unsharp masking."""
+    return lambda picture: cv2.addWeighted(picture, 1 + strength, cv2.GaussianBlur(picture, (0, 0), 1.0), -strength, 0)
 
 
 def _noise(sigma: float, rng: np.random.Generator) -> Change:
@@ -110,11 +145,52 @@ def _jpeg(quality: float, rng: np.random.Generator) -> Change:
             return np.asarray(Image.open(buffer))
 
         return with_pillow
+    return lambda picture: _with_opencv(picture, ".jpg", cv2.IMWRITE_JPEG_QUALITY, quality)
 
-    def with_opencv(picture: np.ndarray) -> np.ndarray:
-        _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
-        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-        assert decoded is not None
-        return decoded
 
-    return with_opencv
+def _webp(quality: float, rng: np.random.Generator) -> Change:
+    return lambda picture: _with_opencv(picture, ".webp", cv2.IMWRITE_WEBP_QUALITY, quality)
+
+
+def _with_opencv(picture: np.ndarray, suffix: str, setting: int, quality: float) -> np.ndarray:
+    _, data = cv2.imencode(suffix, np.ascontiguousarray(picture[..., ::-1]), [setting, round(quality)])
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    assert decoded is not None
+    return decoded
+
+
+def _thumbnail(qualities: tuple[int, int], factor: float, rng: np.random.Generator) -> Change:
+    """A small copy, stored as such copies are, and shown large again."""
+    store, up = _jpeg(rng.uniform(*qualities), rng), int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
+
+    def change(picture: np.ndarray) -> np.ndarray:
+        side = picture.shape[0]
+        small = cv2.resize(picture, (max(16, round(side * factor)),) * 2, interpolation=cv2.INTER_AREA)
+        return cv2.resize(store(small), (side, side), interpolation=up)
+
+    return change
+
+
+def _cutout(bounds: tuple[float, float], side: int, level: float, rng: np.random.Generator) -> Change:
+    """A rectangle of one gray (DeVries and Taylor, 2017)."""
+    size = np.maximum(1, np.rint(side * rng.uniform(*bounds, 2))).astype(int)
+    (top, left), (height, width) = rng.integers(0, side - size + 1), size
+
+    def change(picture: np.ndarray) -> np.ndarray:
+        cut = picture.copy()
+        cut[top : top + height, left : left + width] = round(level)
+        return cut
+
+    return change
+
+
+def _frequency_mask(side: int, share: float, rng: np.random.Generator) -> Change:
+    """A share of the picture's frequencies set to 0, anywhere but in the mean."""
+    kept = rng.random((side, side // 2 + 1), np.float32) >= share
+    kept[0, 0] = True
+
+    def change(picture: np.ndarray) -> np.ndarray:
+        waves = np.fft.rfft2(picture.astype(np.float32), axes=(0, 1)) * kept[..., None]
+        return np.clip(np.rint(np.fft.irfft2(waves, s=(side, side), axes=(0, 1))), 0, 255).astype(np.uint8)
+
+    return change

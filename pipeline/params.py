@@ -6,7 +6,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from pipeline.params_data import Data, FolderSource, Ingest, Range, Section, Share
+from pipeline.params_data import Data, FolderSource, Ingest, Section, Share
+from pipeline.params_train import Augment, Model, Train, Tune
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -56,52 +57,6 @@ class Split(Section):
         if set(self.shares) != {"train", "val", "test"} or abs(sum(self.shares.values()) - 1) > 1e-6:
             raise ValueError(f"`shares` needs train, val and test, which sum to 1; it has {dict(self.shares)}")
         return self
-
-
-class Model(Section):
-    """Which network, and from where its weights start."""
-
-    name: str = Field(description="hub name, local folder or, with init scratch, a transformers model type such as `vit`")
-    init: Literal["pretrained", "scratch"]
-    config: dict[str, Any] = Field(default_factory=dict, description="overrides of the transformers config")
-
-
-class Train(Section):
-    """The recipe."""
-
-    epochs: int = Field(gt=0)
-    batch_size: int = Field(gt=1)
-    lr: float | Literal["auto"] = Field(description="`auto`: 1100 / parameters, 2e-4 for ViT-tiny and 1.3e-5 for ViT-base")
-    weight_decay: float = Field(ge=0)
-    warmup: Share = Field(description="share of the steps with a rising learning rate; cosine decay after it")
-    pairing: bool = Field(description="each real beside a fake of its own group, with the same augmentation")
-    rank_weight: float = Field(ge=0, description="weight of softplus(-(s_fake - s_real)) over the pairs of a batch")
-    label_smoothing: Share
-    bf16: bool | Literal["auto"] = Field(description="`auto`: where the processor has it")
-    checkpoints_per_epoch: int = Field(gt=0, description="how often a killed run can go on from")
-    seed: int
-
-
-class Augment(Section):
-    """Random changes of training images, the same kinds for both classes. Probabilities are per image."""
-
-    flip: Share
-    warp: Share = Field(description="probability of rotation, zoom and crop together: they resample, which wipes the finest traces")
-    rotate: float = Field(ge=0, le=180, description="degrees either way")
-    scale: Range = Field(description="zoom factor")
-    crop: Share = Field(description="largest share of a side that a random crop takes away")
-    brightness: Share
-    contrast: Share
-    colour: Share
-    grayscale: Share
-    jpeg: Share = Field(description="probability")
-    jpeg_quality: tuple[int, int]
-    blur: Share = Field(description="probability")
-    blur_sigma: Range
-    noise: Share = Field(description="probability")
-    noise_sigma: Range = Field(description="in units of 0..255")
-    resize: Share = Field(description="probability of scaling down and up again")
-    resize_factor: Range
 
 
 class Evaluate(Section):
@@ -172,6 +127,7 @@ class Params(Section):
     export: Export
     gates: dict[str, Bound] = Field(description="dotted path of a figure in reports/evaluation.json -> its bounds")
     drift: Drift
+    tune: Tune
     presets: dict[str, dict[str, Any]] = Field(description="named sets of values, applied with `python -m pipeline.settings NAME`")
 
     @model_validator(mode="after")

@@ -25,7 +25,8 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-def _sum_to_one(section: Any, field: str) -> Any:
+def sum_to_one(section: Any, field: str) -> Any:
+    """The section, if the shares in its field do; for validators. Raises ValueError otherwise."""
     total = sum(getattr(section, field).values())
     if abs(total - 1) > 1e-6:
         raise ValueError(f"the shares of `{field}` sum to {total:g}, not to 1")
@@ -43,7 +44,7 @@ class ProceduralSource(Section):
     generators: dict[str, Share] = Field(description="forge method -> share of the fakes; shares sum to 1")
     seed: int = 0
 
-    _sums = model_validator(mode="after")(lambda self: _sum_to_one(self, "generators"))
+    _sums = model_validator(mode="after")(lambda self: sum_to_one(self, "generators"))
 
 
 class FolderSource(Section):
@@ -104,7 +105,7 @@ class Forge(Section):
     methods: dict[str, Share] = Field(description="forge method -> share of the fakes; shares sum to 1")
     seed: int = 0
 
-    _sums = model_validator(mode="after")(lambda self: _sum_to_one(self, "methods"))
+    _sums = model_validator(mode="after")(lambda self: sum_to_one(self, "methods"))
 
 
 class Data(Section):

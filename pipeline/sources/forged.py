@@ -147,9 +147,8 @@ def _forge(task: Task, lossless: bool, detector: FaceDetector | None) -> bytes |
 
 def _face(picture: Picture, detector: FaceDetector | None) -> Face | None:
     """The ellipse of the largest face; without a detector, where a crop of a face has it."""
-    width, height = picture.rgb.size
     if detector is None:
-        return Face(width / 2, height * 0.52, width * 0.3, height * 0.38)
+        return Face.of_crop(*picture.pixels.shape[:2])
     found = detector.find(picture.pixels)
     if not found:
         return None
