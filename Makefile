@@ -20,10 +20,10 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PREFECT_HOME ?= $(CURDIR)/var/prefect
 
 .DEFAULT_GOAL := help
-.PHONY: help install run serve up test check lock clean
+.PHONY: help install run serve up test test-long check lock clean
 
 help:  ## List the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## Set up .venv with the locked versions (every command does it by itself)
 
@@ -47,8 +47,11 @@ up: $(STAMP)  ## MLflow, Prefect, a worker with all deployments, and the service
 	@mkdir -p $(PREFECT_HOME)
 	@python -m flows.up
 
-test: $(STAMP)  ## Run the tests
+test: $(STAMP)  ## Run the tests, but for those that take minutes each
 	@python -m pytest $(ARGS)
+
+test-long: $(STAMP)  ## Run the tests that take minutes each
+	@python -m pytest -m long $(ARGS)
 
 check: $(STAMP)  ## Style, types and import rules
 	ruff check .

@@ -6,22 +6,34 @@ size, before a method sees it, and answer a bad file or a wrong field with bodie
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import bentoml
+import click
 import yaml
+from bentoml.exceptions import BentoMLConfigException
 
 from pipeline import telemetry
 from pipeline.champion import Champion, champion
+from pipeline.errors import StageError
 from pipeline.tracking import MODEL
 from serving import app
+from serving.access import is_loopback
 from serving.context import Context
 from serving.front import Front
 from serving.settings import Settings
 
 telemetry.off()
 HERE = Path(__file__).parent
-SLOWEST = 700
-"""Seconds, more than the settings allow for an upload and its answer: BentoML's own time limit, whose error has no body of ours."""
+CONFIG: dict[str, Any] = {
+    # More seconds than the settings allow for an upload and its answer: this limit's error has no body of ours.
+    "traffic": {"timeout": 250},
+    # BentoML counts by the path as it was asked for, so that whoever asks for many paths fills the memory. Ours are in serving/metrics.py.
+    "metrics": {"enabled": False},
+    # A span for each request, which goes nowhere unless somebody sets an exporter, costs half a millisecond.
+    "tracing": {"excluded_urls": ".*"},
+}
+"""What BentoML does around the routes; BENTOML_CONFIG_OPTIONS="services.unmask.tracing.excluded_urls=none" and the like change it."""
 
 log = logging.getLogger("pipeline.service")
 routes = app.make()
@@ -36,10 +48,26 @@ def _champion() -> Champion:
     return champion(HERE / "models" / "champion", labels.get("model_version", ""))
 
 
-@bentoml.service(name=MODEL, workers=1, traffic={"timeout": SLOWEST})
+@bentoml.service(name=MODEL, workers=1, **CONFIG)
 @bentoml.asgi_app(routes, path="/")
 class Unmask:
     """The detector behind HTTP: the champion of MLflow, or the package inside the bento."""
+
+    @bentoml.on_deployment
+    def may_start() -> None:  # type: ignore[misc]
+        """Before any worker: wrong settings, or a door that is open to everybody, end the start here."""
+        try:
+            settings = Settings.from_environment()
+        except StageError as error:
+            raise BentoMLConfigException(str(error)) from None
+        # BentoML tells the service nothing of where it shall listen; its command line knows.
+        command = click.get_current_context(silent=True)
+        host = command.params.get("host") if command else None
+        if host and not settings.api_keys and not is_loopback(host):
+            raise BentoMLConfigException(
+                f"without UNMASK_API_KEYS the service listens only on this machine, and not on {host}. "
+                "Set UNMASK_API_KEYS=$(openssl rand -hex 24), or start it with --host 127.0.0.1"
+            )
 
     def __init__(self) -> None:
         logging.getLogger("pipeline").setLevel(logging.INFO)

@@ -3,9 +3,12 @@
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,13 @@ PEER_ROWS = 20_000
 
 def make_images(folder: Path, count: int) -> None:
     """JPEG files of 256 px with edges, texture and noise, about as large as photographs of faces are (20 kB)."""
-    rng = np.random.default_rng(0)
-    for index in range(count):
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(partial(_make_images, folder), range(0, count, 500), [500] * count))
+
+
+def _make_images(folder: Path, start: int, count: int) -> None:
+    rng = np.random.default_rng(start)
+    for index in range(start, start + count):
         coarse = Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         noisy = np.asarray(coarse, np.int16) + rng.normal(0, 6, (SIDE, SIDE, 1)).astype(np.int16)
         label = folder / ("real", "fake")[index % 2]
@@ -48,12 +56,14 @@ def plain_loop(folder: Path) -> int:
     return len(rows)
 
 
-def ingest_stage(folder: Path, workspace: Path) -> int:
-    """The stage, with everything it does: copy, hashes, quality columns, manifest."""
+def ingest_stage(folder: Path, workspace: Path, in_place: bool) -> int:
+    """The stage, with everything it does: hashes, quality columns, manifest and, unless the folder is read in place, copies."""
     root = Path.cwd()
     workspace.mkdir()
     shutil.copy(root / "params.yaml", workspace)
-    apply(folder_source(folder), workspace / "params.yaml")
+    values = folder_source(folder)
+    values["data.sources"][0]["in_place"] = in_place
+    apply(values, workspace / "params.yaml")
     os.chdir(workspace)
     return int(ingest.run(load_params())["images"])
 
@@ -62,17 +72,32 @@ def bench_ingest(counts: list[int]) -> dict[str, Any]:
     """Against the plain loop, and memory while the number of images grows."""
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
+        everything = Path(name) / "images"
+        make_images(everything, max(counts))
         for count in counts:
-            folder = Path(name) / f"images-{count}"
-            make_images(folder, count)
-            ours = measured(ingest_stage, folder, Path(name) / f"workspace-{count}")
-            rows[str(count)] = _figures(ours, count)
+            folder = _first(everything, count, Path(name) / f"images-{count}")
+            ours = measured(ingest_stage, folder, Path(name) / f"in-place-{count}", True)
+            copied = measured(ingest_stage, folder, Path(name) / f"copied-{count}", False)
+            rows[str(count)] = _figures(ours, count) | {"with_copies_seconds": round(copied.seconds, 2)}
             if count <= 10_000:
                 peer = measured(plain_loop, folder)
-                rows[str(count)] |= {"plain_loop_seconds": round(peer.seconds, 2), "ratio": round(peer.seconds / ours.seconds, 2)}
+                rows[str(count)] |= {
+                    "plain_loop_seconds": round(peer.seconds, 2),
+                    "ratio": round(peer.seconds / ours.seconds, 2),
+                    "ratio_with_copies": round(peer.seconds / copied.seconds, 2),
+                }
             print(count, rows[str(count)], flush=True)
             shutil.rmtree(folder)
     return {"ingest": rows}
+
+
+def _first(images: Path, count: int, folder: Path) -> Path:
+    """A folder with links to the first images."""
+    for path in sorted(images.rglob("*.jpg"), key=lambda path: path.name)[:count]:
+        link = folder / path.relative_to(images)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.hardlink_to(path)
+    return folder
 
 
 def bench_scale(rows: list[int], images: Path, radius: int) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import imagehash
 import numpy as np
 import pandas as pd
-from PIL import Image
 from scipy.stats import norm
 
 from pipeline import manifest
+from pipeline.describe import describe
+from pipeline.images import Limits
 
 COPIES = 0.3
 """Share of the images that are copies of another one."""
@@ -23,7 +23,8 @@ def real_hashes(folder: Path, limit: int) -> np.ndarray:
     """Perceptual hashes, bool (images, 64), of a sample of the pictures under a folder."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})
     chosen = np.random.default_rng(0).permutation(len(paths))[:limit]
-    return np.stack([imagehash.phash(Image.open(paths[index])).hash.ravel() for index in chosen])
+    hashes = [describe(paths[index].read_bytes(), Limits())[0]["phash"] for index in chosen]
+    return np.stack([np.unpackbits(np.frombuffer(bytes.fromhex(value), np.uint8)).astype(bool) for value in hashes])
 
 
 def simulate(real: np.ndarray, rows: int, seed: int = 0) -> np.ndarray:

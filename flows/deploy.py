@@ -1,51 +1,102 @@
-"""Flow `deploy`: packs the champion into a bento, which serves without MLflow."""
+"""Flow `deploy`: follows the alias `champion`. Refuses a version that may not be served; packs one that may, and records the promotion."""
 
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import bentoml
 from prefect import State, flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
-from flows import registry
+from flows import promotion, registry
+from flows.materialise import workspace_lock
+from flows.notifications import Fact, send
 from flows.process import environment, stream
+from flows.promotion import BENTO
 from flows.registry import MODEL, Version
+from flows.smoke import smoke
 from flows.store import find_champion, retried
 from pipeline import package
 from pipeline.errors import StageError
 from pipeline.package import PackageError
+from pipeline.servable import ADVICE, SMOKE_TEST
 
 PACKED = Path("models/champion")
 """Where bentofile.yaml takes the package from."""
 
-BENTO = "bento"
-"""Tag of a version: the bento it was packed into."""
+MOST = 400
+"""Characters of what a service said that go into a tag."""
 
 
 @flow(name="deploy", log_prints=False)
-def deploy() -> State[Any]:
-    """Build the champion's bento, unless it is there.
+def deploy(by: str | None = None) -> State[Any]:
+    """Build the champion's bento and try it out, unless that was done, and record that it is the champion.
 
-    Ends as Completed (with the name Cached if there was nothing to do), as Refused if the champion failed its gate, or StageFailed.
+    Ends as Completed (named Cached if there was nothing to do, NoChampion if there is none), as Refused if the champion may not be
+    served, or as StageFailed.
+    The alias is never moved back: it says what a person wants, and the tag `refused` says why that cannot be.
+
+    Args:
+        by: who moved the alias, if that is known.
     """
     try:
-        version = find_champion()
-        if version is None:
-            return Failed(name="StageFailed", message=f"no version of {MODEL} has the alias {registry.CHAMPION}: move it to one in MLflow")
-        if not version.passed:
-            return Failed(
-                name="Refused", message=f"version {version.number} did not pass its gate: {version.tags.get('gate', 'it has none')}"
-            )
-        if is_built(version):
-            return Completed(name="Cached", message=version.tags[BENTO])
-        fetch(version)
-        return Completed(message=build(version))
+        with workspace_lock("deploy"):
+            return _follow(by)
     except (StageError, PackageError) as error:
         return Failed(name="StageFailed", message=str(error))
+
+
+def _follow(by: str | None) -> State[Any]:
+    version = find_champion()
+    if version is None:
+        message = f"no version of {MODEL} has the alias {registry.CHAMPION}: move it to one in MLflow"
+        return Completed(name="NoChampion", message=message)
+    reason = promotion.obstacle(version)
+    if reason is not None:
+        reason = f"{reason}. {ADVICE}"
+        refuse(version, reason)
+        return Failed(name="Refused", message=reason)
+    built = is_built(version)
+    if not built:
+        fetch(version)
+    tag = version.tags[BENTO] if built else build(version)
+    if not built and (wrong := try_out(version, tag)):
+        reason = f"{promotion.obstacle(replace(version, tags=version.tags | {SMOKE_TEST: wrong}))}. {ADVICE}"
+        refuse(version, reason)
+        return Failed(name="Refused", message=reason)
+    new = note(replace(version, tags=version.tags | {BENTO: tag}), by)
+    return Completed(name="Cached" if built and not new else None, message=tag)
+
+
+@task(cache_policy=NO_CACHE)
+def refuse(version: Version, reason: str) -> None:
+    """Say once, on the version and in a notification, why the champion may not be served."""
+    if version.tags.get(promotion.REFUSED) == reason:
+        return
+    registry.tag(version, promotion.REFUSED, reason)
+    _notify("refusal", reason)
+
+
+@task(name="record the promotion", **retried)
+def note(version: Version, by: str | None) -> bool:
+    """Record the promotion, and say so, if it is new. Returns whether it is."""
+    registry.untag(version, promotion.REFUSED)
+    line = promotion.record(version, by)
+    if line is None:
+        return False
+    _notify("promotion", f"version {line['version']} of {MODEL} is the champion (before: {line['previous'] or 'none'}), by {line['by']}")
+    return True
+
+
+def _notify(fact: Fact, message: str) -> None:
+    (get_run_logger().error if fact == "refusal" else get_run_logger().info)(message)
+    create_markdown_artifact(key="promotion", markdown=f"# {fact.capitalize()}\n\n{message}")
+    send(fact, message)
 
 
 def is_built(version: Version) -> bool:
@@ -73,7 +124,7 @@ def fetch(version: Version) -> None:
 
 @task(name="bentoml build", cache_policy=NO_CACHE)
 def build(version: Version) -> str:
-    """Build the bento and note its tag on the version. Returns the tag.
+    """Build the bento. Returns its tag.
 
     Raises:
         StageError: with what BentoML said.
@@ -92,5 +143,23 @@ def build(version: Version) -> str:
     tag = next((line.removeprefix("__tag__:") for line in ended.tail if line.startswith("__tag__:")), None)
     if ended.returncode or tag is None:
         raise StageError(f"`bentoml build` failed: {ended.message()}")
-    registry.tag(version, BENTO, tag)
     return tag
+
+
+@task(name="smoke test", cache_policy=NO_CACHE)
+def try_out(version: Version, tag: str) -> str | None:
+    """Serve the bento on a spare port and ask it for the golden examples; note on the version how that went, and the bento if it went well.
+
+    Returns:
+        `failed: why`; None if it passed.
+    """
+    bento = bentoml.get(tag)
+    wrong = smoke(Path(bento.path), package.verify(PACKED))
+    if wrong is None:
+        registry.tag(version, SMOKE_TEST, "passed")
+        registry.tag(version, BENTO, tag)
+        return None
+    bentoml.delete(tag)
+    found = f"failed: {wrong[:MOST]}"
+    registry.tag(version, SMOKE_TEST, found)
+    return found

@@ -6,20 +6,27 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
-from flows import registry
+from flows import monitoring, registry
+from flows.notifications import send
 from flows.registry import Version
 from flows.store import find_champion, retried
-from pipeline import package, predictions
-from pipeline.drift import compare
+from pipeline import diagnosis, feedback, package, predictions, trust
+from pipeline.drift import compare, shifted
+from pipeline.drift_page import page
 from pipeline.errors import StageError
-from pipeline.package import PackageError
+from pipeline.manifest import LABEL2ID
+from pipeline.package import Package, PackageError
 from pipeline.params import ParamsError, load_params
+from pipeline.params_data import FeedbackSource
+from pipeline.params_loop import Drift
+from pipeline.staging import write
 
 DRIFT_EVENT = "unmask.drift"
 RESOURCE = {"prefect.resource.id": "unmask.model", "prefect.resource.name": registry.MODEL}
@@ -32,31 +39,39 @@ MOST_NAMED = 3
 def drift() -> State[Any]:
     """Compare the newest answers of the champion with its reference.
 
+    Writes var/drift/report.json and report.html, and a run in MLflow's experiment `unmask-monitoring`.
     Ends as Completed with the name NoDrift, Drift or NotEnoughData, or as StageFailed.
     """
     try:
-        settings = load_params().drift
+        params = load_params()
+        settings = params.drift
+        feedback.expire(_var() / feedback.FOLDER, params.feedback.retention_days)
         version = find_champion()
         if version is None:
             return Completed(name="NotEnoughData", message=f"no version of {registry.MODEL} is the champion: there is nothing to compare")
-        reference = fetch_reference(version)
+        found = fetch_package(version)
+        said = feedback.read(_var() / feedback.FOLDER)
+        source = next((source for source in params.data.sources if isinstance(source, FeedbackSource)), FeedbackSource(kind="feedback"))
     except (StageError, ParamsError, PackageError) as error:
         return Failed(name="StageFailed", message=str(error))
     window = predictions.newest(_var() / predictions.FILE, version.digest, settings.max_window)
     if len(window) < settings.min_window:
         message = f"{len(window)} of {settings.min_window} answers needed: not enough data to say anything"
         return Completed(name="NotEnoughData", message=message)
-    report = {"version": version.number} | compare(reference, window, settings)
+    reference = pd.read_parquet(found.path / "reference.parquet")
+    report = {"version": version.number} | check(reference, window, settings)
+    report["f1"] = f1(found, reference, window, report, {line.id: LABEL2ID[line.label] for line in trust.judge(said, source).counted})
     report["announced"] = announce(report, str(window["id"].iloc[-1]))
-    part = _report_file().with_suffix(".part")
-    part.write_text(json.dumps(report, indent=2) + "\n")
-    part.replace(_report_file())
+    kept = {line.id: _var() / feedback.FOLDER / feedback.IMAGES / line.image for line in said if line.image}
+    write(report_file().with_suffix(".html"), page(report, reference, window, kept).encode())
+    write(report_file(), (json.dumps(report, indent=2) + "\n").encode())
+    monitoring.record(report, report_file().parent)
     return Completed(name="Drift" if report["drift"] else "NoDrift", message=show(report))
 
 
-@task(name="fetch the reference", **retried)
-def fetch_reference(version: Version) -> pd.DataFrame:
-    """The reference of a version, from its package, which is downloaded unless a whole one is there; other versions' packages are dropped.
+@task(name="fetch the package", **retried)
+def fetch_package(version: Version) -> Package:
+    """The package of a version, which is downloaded unless a whole one is there; other versions' packages are dropped.
 
     Raises:
         StageError: if the version was not registered by the flow `train`.
@@ -66,45 +81,73 @@ def fetch_reference(version: Version) -> pd.DataFrame:
         raise StageError(f"version {version.number} of {registry.MODEL} has no tag `{registry.DIGEST}`: register it with the flow `train`")
     folder = _var() / "drift" / version.digest[:16]
     try:
-        found = package.verify(folder)
+        return package.verify(folder)
     except PackageError:
         for old in folder.parent.glob("*/"):
             shutil.rmtree(old)
-        found = package.verify(registry.download(version, folder))
-    return pd.read_parquet(found.path / "reference.parquet")
+        return package.verify(registry.download(version, folder))
+
+
+def check(reference: pd.DataFrame, window: pd.DataFrame, settings: Drift) -> dict[str, Any]:
+    """The test's report with the kind of drift, which is None without one, and the estimated share of fakes."""
+    report = compare(reference, window, settings)
+    return report | {
+        "kind": diagnosis.kind(reference, window, report, settings) if report["drift"] else None,
+        "share_of_fakes": diagnosis.share_of_fakes(reference, window),
+    }
+
+
+def f1(found: Package, reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any], labels: dict[str, int]) -> dict[str, Any]:
+    """F1 of the window: `expected` without labels, `measured` where users gave some, and `tested`, that of the test part."""
+    threshold, probabilities = found.meta.thresholds.f1, window["probability_fake"].to_numpy(np.float64)
+    chances = None
+    if report["drift"] and report["kind"]["kind"] == "share of fakes":
+        chances = diagnosis.for_share(probabilities, float(reference["probability_fake"].mean()), report["share_of_fakes"])
+    return {
+        "expected": diagnosis.expected_f1(probabilities, threshold, chances),
+        "measured": diagnosis.measured_f1(window, labels, threshold),
+        "tested": found.meta.figures.get("f1"),
+    }
 
 
 def announce(report: dict[str, Any], newest: str) -> str | None:
-    """Emit the event of a drift, unless the same answers were announced before. Returns the id of the newest answer announced so far."""
-    last = json.loads(_report_file().read_text())["announced"] if _report_file().is_file() else None
+    """Tell a drift, and emit its event, unless the same answers were announced before. Returns the newest answer announced so far."""
+    last = json.loads(report_file().read_text())["announced"] if report_file().is_file() else None
     if not report["drift"] or newest == last:
         return last
-    payload = {name: report[name] for name in ("p_value", "window", "version")} | {"shifted": _shifted(report)}
+    payload = {name: report[name] for name in ("p_value", "window", "version")}
+    payload |= {"shifted": shifted(report)[:MOST_NAMED], "kind": report["kind"]["kind"]}
+    send("drift found", sentence(report))
     emit_event(event=DRIFT_EVENT, resource=RESOURCE, payload=payload)
     return newest
 
 
+def sentence(report: dict[str, Any]) -> str:
+    """What was found."""
+    found = "differ from" if report["drift"] else "look like"
+    text = f"the newest {report['window']} answers of version {report['version']} {found} its reference (p = {report['p_value']:.2g})"
+    if report["drift"]:
+        text += f", above all in {', '.join(shifted(report)[:MOST_NAMED])}; {report['kind']['kind']}: {report['kind']['why']}"
+    return text
+
+
 def show(report: dict[str, Any]) -> str:
     """Say how it ended, in the log and as artifacts. Returns the sentence."""
-    found = "differ from" if report["drift"] else "look like"
-    sentence = f"the newest {report['window']} answers of version {report['version']} {found} its reference (p = {report['p_value']:.2g})"
-    if report["drift"]:
-        sentence += f", above all in {', '.join(_shifted(report))}"
-    (get_run_logger().warning if report["drift"] else get_run_logger().info)(sentence)
+    text = sentence(report)
+    (get_run_logger().warning if report["drift"] else get_run_logger().info)(text)
     table = [{name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()} for row in report["statistics"]]
-    create_table_artifact(key="drift", table=table, description=sentence)
-    create_markdown_artifact(key="drift-result", markdown=f"# {'Drift' if report['drift'] else 'No drift'}\n\n{sentence}")
-    return sentence
+    create_table_artifact(key="drift", table=table, description=text)
+    markdown = (
+        f"# {'Drift' if report['drift'] else 'No drift'}\n\n{text}\n\nReport with plots: {report_file().with_suffix('.html').resolve()}"
+    )
+    create_markdown_artifact(key="drift-result", markdown=markdown)
+    return text
 
 
-def _shifted(report: dict[str, Any]) -> list[str]:
-    """Names of the statistics that shifted most."""
-    return [found["name"] for found in report["statistics"] if found["p_value"] <= report["alpha"]][:MOST_NAMED]
+def report_file() -> Path:
+    """What the last check found."""
+    return _var() / "drift" / "report.json"
 
 
 def _var() -> Path:
     return Path(os.environ.get("UNMASK_VAR", "var"))
-
-
-def _report_file() -> Path:
-    return _var() / "drift" / "report.json"

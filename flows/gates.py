@@ -1,6 +1,6 @@
 """Whether a model is good enough: figures of reports/evaluation.json against the bounds in params.yaml."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,39 +34,41 @@ def judge(gates: Mapping[str, Bound], evaluation: Mapping[str, Any]) -> list[Ver
     """The verdict of each gate.
 
     Args:
-        gates: dotted path of a figure in the evaluation, e.g. `test.f1.low`, and its bounds.
+        gates: dotted path of a figure in the evaluation and its bounds, e.g. `test.f1.low`, `robustness.jpeg40.drop`,
+            `slices.generator.swap.auc.low`. A path that ends at a figure with an interval means its value: `calibration.ece`.
         evaluation: reports/evaluation.json.
 
     Raises:
         StageError: naming a path that does not lead to a figure, and the paths there are.
     """
-    return [Verdict(path, _figure(path, evaluation), bound.min, bound.max) for path, bound in gates.items()]
+    there = dict(_figures(evaluation))
+    verdicts = []
+    for path, bound in gates.items():
+        if path not in there:
+            raise StageError(f"params.yaml: gates.{path}: the evaluation has no such figure; there are: {', '.join(_near(path, there))}")
+        verdicts.append(Verdict(path, there[path], bound.min, bound.max))
+    return verdicts
 
 
-def _figure(path: str, evaluation: Mapping[str, Any]) -> float | None:
-    found: Any = evaluation
-    for number, name in enumerate(path.split(".")):
-        if not isinstance(found, Mapping) or name not in found:
-            known = ".".join(path.split(".")[:number])
-            raise _unknown(path, known, found if isinstance(found, Mapping) and number else evaluation)
-        found = found[name]
-    if isinstance(found, Mapping):
-        raise _unknown(path, path, found)
-    if found is not None and (isinstance(found, bool) or not isinstance(found, int | float)):
-        raise _unknown(path, "", evaluation)
-    return found
+def _figures(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
+    """Dotted path and value of each figure; one with an interval stands under its own name and under value, low and high."""
+    for name, found in content.items():
+        path = f"{prefix}{name}"
+        if isinstance(found, Mapping):
+            if "value" in found:
+                yield path, found["value"]
+            yield from _figures(found, f"{path}.")
+        elif name == "slices":
+            yield from _figures({f"{part['column']}.{part['value']}": part for part in found}, f"{path}.")
+        elif found is None or (isinstance(found, int | float) and not isinstance(found, bool)):
+            yield path, found
 
 
-def _unknown(path: str, known: str, inner: Mapping[str, Any]) -> StageError:
-    there = ", ".join(_paths(inner, known and f"{known}."))
-    return StageError(f"params.yaml: gates.{path}: the evaluation has no such figure; there are: {there}")
-
-
-def _paths(content: Mapping[str, Any], prefix: str) -> list[str]:
-    found = []
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            found += _paths(value, f"{prefix}{name}.")
-        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-            found.append(f"{prefix}{name}")
-    return found
+def _near(path: str, there: Mapping[str, Any]) -> list[str]:
+    """The paths that begin as the wrong one does, as far as any does; of all of them only those of the test part."""
+    parts = path.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        start = ".".join(parts[:length]) + "."
+        if near := [name for name in there if name.startswith(start)]:
+            return near
+    return [name for name in there if name.count(".") < 2 or name.startswith("test.")]

@@ -25,8 +25,12 @@ CACHED = ("Stage '{}' didn't change, skipping", "Stage '{}' is cached - skipping
 NODE = re.compile(r'^"(?P<stage>[^"]+)"(?: -> "(?P<after>[^"]+)")?;$', re.MULTILINE)
 
 
-def materialise() -> None:
+def materialise(last: str | None = None, again: str | None = None) -> None:
     """Run every stage of dvc.yaml that is out of date. To be called in a flow, with `workspace_lock` held.
+
+    Args:
+        last: stop after this stage.
+        again: a stage to run even if nothing that DVC knows of changed.
 
     Raises:
         StageError: naming the stage that failed, with its own message.
@@ -34,18 +38,25 @@ def materialise() -> None:
     states: dict[str, State] = {}
     graph = stages()
     for stage in TopologicalSorter(graph).static_order():
-        states[stage] = reproduce(stage, return_state=True, wait_for=[states[before] for before in graph[stage]])
+        before = [states[needed] for needed in graph[stage]]
+        states[stage] = reproduce(stage, force=stage == again, return_state=True, wait_for=before)
         if states[stage].is_failed():
             raise StageError(f"stage {states[stage].message}")
+        if stage == last:
+            return
 
 
 @task(name="stage", task_run_name="{stage}", cache_policy=NO_CACHE)
-def reproduce(stage: str) -> State:
-    """Bring one stage up to date. Ends as Completed, as Cached if DVC found nothing to do, or as Failed with the stage's message."""
+def reproduce(stage: str, force: bool = False) -> State:
+    """Bring one stage up to date, or run it anyway with `force`.
+
+    Ends as Completed, as Cached if DVC found nothing to do, or as Failed with the stage's message.
+    """
     logger = get_run_logger()
     now = lineage()
     tags = {"prefect_flow_run": str(flow_run.id), "git_commit": str(now["git_commit"]), "git_dirty": str(now["git_dirty"])}
-    ended = stream([*DVC, "--wait-for-lock", "repro", "--single-item", stage], logger.info, environment(UNMASK_RUN_TAGS=json.dumps(tags)))
+    command = [*DVC, "--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), stage]
+    ended = stream(command, logger.info, environment(UNMASK_RUN_TAGS=json.dumps(tags)))
     if ended.returncode:
         return Failed(message=f"{stage} failed: {_complaint(ended)}")
     if set(ended.tail) & {text.format(stage) for text in CACHED}:
@@ -72,18 +83,18 @@ def stages() -> dict[str, list[str]]:
 
 
 @contextmanager
-def workspace_lock() -> Iterator[None]:
+def workspace_lock(name: str = "materialise") -> Iterator[None]:
     """Hold this folder's files for one flow at a time: from the first stage to the registration of what it made.
 
-    The lock is the operating system's and ends with the process, however that ends.
+    Locks of other names are for other files. The lock is the operating system's and ends with the process, however that ends.
     """
-    path = Path(os.environ.get("UNMASK_VAR", "var")) / "materialise.lock"
+    path = Path(os.environ.get("UNMASK_VAR", "var")) / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            get_run_logger().info("another run is at work in this folder; waiting until it ends")
+            get_run_logger().info("another run is at work in this folder (%s); waiting until it ends", name)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -8,10 +8,13 @@ HOST = "127.0.0.1"
 PORTS = {"MLFLOW_PORT": 5000, "PREFECT_PORT": 4200, "SERVICE_PORT": 3000}
 """Environment variable -> port without it."""
 
+HOOK = {"HOOK_PORT": 3100}
+"""The same for the receiver of MLflow's webhooks, which runs where a secret is set."""
+
 
 def free(name: str) -> int:
     """The port that the variable names. Ends the process with a message if it is no port, or taken."""
-    value = os.environ.get(name) or str(PORTS[name])
+    value = os.environ.get(name) or str((PORTS | HOOK)[name])
     if not value.isdecimal() or not 0 < int(value) < 65536:
         sys.exit(f"error: {name}={value} is not a port: a number from 1 to 65535")
     with socket.socket() as probe:

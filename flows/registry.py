@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ from pipeline.tracking import MODEL, connect
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+PREVIOUS = "previous"
+"""Alias of the version to go back to: what was served before the champion."""
+
 DIGEST = "package"
 REPORTS = Path("reports")
 TRAIN_REPORT = REPORTS / "train.json"
@@ -52,7 +55,9 @@ class Version:
         return self.tags.get("gate") == "passed"
 
 
-def register(package: Package, settings: Params, evaluation: Mapping[str, Any], verdicts: Sequence[Verdict], flow_run: str) -> Version:
+def register(
+    package: Package, settings: Params, evaluation: Mapping[str, Any], verdicts: Sequence[Verdict], because: Mapping[str, str]
+) -> Version:
     """Record the package, its figures and its verdicts, unless that was done before; then put `challenger` on the newest that passed.
 
     A package that is registered already keeps its version; its verdicts become the ones given, because the gates may have changed.
@@ -61,7 +66,7 @@ def register(package: Package, settings: Params, evaluation: Mapping[str, Any], 
         package: whose training run is in reports/train.json. A training that this store does not know, or that has another package
             already, gets a new run made from the reports.
         evaluation: reports/evaluation.json.
-        flow_run: id of the Prefect flow run.
+        because: tags that say where it comes from: the Prefect flow run, the reason of the training and its evidence.
 
     Raises:
         MlflowException: if MLflow cannot be reached.
@@ -72,11 +77,11 @@ def register(package: Package, settings: Params, evaluation: Mapping[str, Any], 
     version = find(package.digest)
     if version:
         for key in {key for key in version.tags if key.startswith("gate.")} - set(tags):
-            client.delete_model_version_tag(MODEL, str(version.number), key)
+            untag(version, key)
         for key, value in tags.items():
             tag(version, key, value)
     else:
-        origin = package.meta.lineage | {"dvc_lock": lineage()["dvc_lock"], "prefect_flow_run": flow_run, DIGEST: package.digest}
+        origin = package.meta.lineage | {"dvc_lock": lineage()["dvc_lock"], DIGEST: package.digest, **because}
         run_id = _run_of(package, settings)
         origin_tags = {key: str(value) for key, value in origin.items() if value is not None and key != "run_id"}
         _complete(client, run_id, package, evaluation, origin_tags)
@@ -86,7 +91,6 @@ def register(package: Package, settings: Params, evaluation: Mapping[str, Any], 
             source=f"{client.get_run(run_id).info.artifact_uri}/package",
             run_id=run_id,
             tags=origin_tags | tags,
-            description=figures_table(evaluation),
         )
     _move_challenger(client)
     registered = find(package.digest)
@@ -116,14 +120,58 @@ def holder(alias: str) -> Version | None:
         raise
 
 
-def promote(version: Version) -> None:
-    """Make a version the champion."""
-    MlflowClient().set_registered_model_alias(MODEL, CHAMPION, str(version.number))
+def known(number: int) -> Version | None:
+    """The version with this number, if there is one."""
+    connect()
+    try:
+        return _version(MlflowClient().get_model_version(MODEL, str(number)))
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def newest() -> Version | None:
+    """The version that was registered last."""
+    found = _search()
+    return found[0] if found else None
+
+
+def last_run() -> dict[str, str | None]:
+    """The run that was started last: run_id, status, and when it was started, in UTC; all None if there is none."""
+    runs = MlflowClient().search_runs([connect()], order_by=["attributes.start_time DESC"], max_results=1)
+    if not runs:
+        return dict.fromkeys(("run_id", "status", "started"))
+    info = runs[0].info
+    return {
+        "run_id": info.run_id,
+        "status": info.status,
+        "started": datetime.fromtimestamp(info.start_time / 1000, UTC).isoformat(timespec="seconds"),
+    }
+
+
+def move(alias: str, version: Version) -> None:
+    """Put an alias on a version, and take it from the one that has it."""
+    MlflowClient().set_registered_model_alias(MODEL, alias, str(version.number))
 
 
 def tag(version: Version, key: str, value: str) -> None:
     """Put a tag on a version."""
     MlflowClient().set_model_version_tag(MODEL, str(version.number), key, value)
+
+
+def untag(version: Version, key: str) -> None:
+    """Take a tag off a version that has it."""
+    if key in version.tags:
+        MlflowClient().delete_model_version_tag(MODEL, str(version.number), key)
+
+
+def describe(version: Version, text: str, *reports: Path) -> None:
+    """Give a version its description, and add files to the reports of its run."""
+    client = MlflowClient()
+    for path in reports:
+        client.log_artifact(version.run_id, str(path), REPORTS.name)
+    client.update_model_version(MODEL, str(version.number), text)
 
 
 def download(version: Version, target: Path) -> Path:
@@ -209,9 +257,10 @@ def _move_challenger(client: MlflowClient) -> None:
         client.delete_registered_model_alias(MODEL, CHALLENGER)
 
 
-def _search(condition: str) -> list[Version]:
+def _search(condition: str = "") -> list[Version]:
     connect()
-    found = MlflowClient().search_model_versions(f"name = '{MODEL}' and {condition}", order_by=["version_number DESC"])
+    condition = " and ".join([f"name = '{MODEL}'", *([condition] if condition else [])])
+    found = MlflowClient().search_model_versions(condition, order_by=["version_number DESC"])
     return [_version(version) for version in found]
 
 

@@ -4,8 +4,9 @@ import os
 import sys
 from typing import Any
 
-from flows import registry
-from flows.deploy import BENTO, deploy
+from flows import promotion, registry
+from flows.deploy import deploy
+from flows.promotion import BENTO
 from flows.registry import CHAMPION, Version
 from flows.train import train
 from pipeline import package
@@ -22,10 +23,10 @@ def main() -> None:
     assert version is not None, "the train flow registers what it does not fail on"
     promoted = version.passed and registry.holder(CHAMPION) is None
     if promoted:
-        registry.promote(version)
+        promotion.promote(version)
     champion = registry.holder(CHAMPION)
     if champion:
-        packed = deploy(return_state=True)
+        packed = deploy(by="make run: the very first that passed" if promoted else None, return_state=True)
         if not packed.is_completed():
             sys.exit(f"error: {packed.message}")
         champion = registry.holder(CHAMPION)

@@ -1,4 +1,4 @@
-"""Flow `train`: bring the files up to date, judge the model, record it. Whether it is served is decided elsewhere."""
+"""Flow `train`: bring the files up to date, judge the model, record it. By default a person decides whether it is served."""
 
 import json
 from typing import Any
@@ -9,12 +9,16 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from flows import gates, registry
+from flows import gates, promotion, registry, retraining
+from flows.comparison import compare_with_champion, note
+from flows.deploy import deploy
 from flows.gates import Verdict
 from flows.materialise import materialise, workspace_lock
+from flows.notifications import send
 from flows.registry import REPORTS, Version
 from flows.store import find_store, retried
 from pipeline import package
+from pipeline.compare import table
 from pipeline.errors import StageError
 from pipeline.package import PACKAGE, PackageError
 from pipeline.params import Params, ParamsError, load_params
@@ -22,27 +26,55 @@ from pipeline.params import Params, ParamsError, load_params
 
 @flow(name="train", log_prints=False)
 def train(reason: str = "manual", evidence: dict[str, Any] | None = None) -> State[Any]:
-    """Train if anything changed, and register what comes out.
+    """Train if anything changed, compare what comes out with the champion, and register it.
 
-    Ends as Completed, as GateFailed (registered, but neither challenger nor champion) or as StageFailed.
+    Promotes it only where params.yaml: promotion says so.
+    Ends as Completed, as GateFailed (registered, but neither challenger nor champion), as StageFailed, or as Completed with the name
+    Skipped: a run that no person started is bound by params.yaml: retrain.
 
     Args:
-        reason: why the run was started: a person's words, `drift`, `schedule`.
-        evidence: what the reason rests on, e.g. figures of a drift report; shown in the log.
+        reason: why the run was started: a person's words, or `drift`. It becomes a tag of the run and the version.
+        evidence: what the reason rests on, e.g. figures of a drift report; a tag as well.
     """
     get_run_logger().info("started because: %s %s", reason, evidence or "")
     try:
         settings = load_params()
         find_store()
         with workspace_lock():
+            if reason in retraining.AUTOMATIC:
+                if (why := skipped(settings)) is not None:
+                    return Completed(name="Skipped", message=f"skipped: {why}")
+                retraining.begin(reason, evidence)
             materialise()
             evaluation = json.loads((REPORTS / "evaluation.json").read_text())
             verdicts = gate(settings, evaluation)
-            version = register(settings, evaluation, verdicts)
+            comparison = compare_with_champion()
+            because = {"prefect_flow_run": str(flow_run.id), "reason": reason} | ({"evidence": json.dumps(evidence)} if evidence else {})
+            version = register(settings, evaluation, verdicts, comparison, because)
     except (StageError, ParamsError, PackageError) as error:
         return Failed(name="StageFailed", message=str(error))
-    message = notify(version, verdicts, evaluation, reason)
+    message = notify(version, verdicts, evaluation, comparison, reason)
+    why = promotion.earned(settings.promotion, comparison) if version.passed else None
+    if why:
+        promote(version)
+        deployed = deploy(by=f"the flow train, {why}", return_state=True)
+        message += f"; promoted ({why}); deploy: {deployed.name}"
     return Completed(message=message) if version.passed else Failed(name="GateFailed", message=message)
+
+
+def skipped(settings: Params) -> str | None:
+    """Why a run that no person started has nothing to do; None if it has. Brings the data up to date to find out."""
+    why = retraining.held_back(settings.retrain)
+    if why is not None or settings.retrain.on == "always":
+        return why
+    feeds = any(source.kind == "feedback" for source in settings.data.sources)
+    materialise(last="split", again="ingest" if feeds else None)  # DVC does not watch what users say
+    known = retraining.nothing_new()
+    if known is None:
+        return None
+    folder = retraining.label_next(settings)
+    what = f"label what {folder} holds, and add it to data.sources" if folder else "no user let us keep an image, so there is none to label"
+    return f"nothing new since version {known.number}; {what}"
 
 
 @task(cache_policy=NO_CACHE)
@@ -60,17 +92,32 @@ def gate(settings: Params, evaluation: dict[str, Any]) -> list[Verdict]:
 
 
 @task(**retried)
-def register(settings: Params, evaluation: dict[str, Any], verdicts: list[Verdict]) -> Version:
-    """Put the package into MLflow, once."""
-    return registry.register(package.verify(PACKAGE), settings, evaluation, verdicts, str(flow_run.id))
+def register(
+    settings: Params, evaluation: dict[str, Any], verdicts: list[Verdict], comparison: dict[str, Any] | None, because: dict[str, str]
+) -> Version:
+    """Put the package into MLflow, once, and on its version what a person needs to decide."""
+    found = package.verify(PACKAGE)
+    version = registry.register(found, settings, evaluation, verdicts, because)
+    note(version, found, comparison)
+    return version
+
+
+@task(**retried)
+def promote(version: Version) -> None:
+    """Move the alias, because params.yaml: promotion says so."""
+    promotion.promote(version)
 
 
 @task(cache_policy=NO_CACHE)
-def notify(version: Version, verdicts: list[Verdict], evaluation: dict[str, Any], reason: str) -> str:
+def notify(version: Version, verdicts: list[Verdict], evaluation: dict[str, Any], comparison: dict[str, Any] | None, reason: str) -> str:
     """Say how it ended, in the log and as an artifact. Returns the sentence."""
     failed = [f"{verdict.name} {verdict}" for verdict in verdicts if not verdict.passed]
     sentence = f"version {version.number} of {registry.MODEL} is registered; gate {'failed: ' + '; '.join(failed) if failed else 'passed'}"
     (get_run_logger().error if failed else get_run_logger().info)(sentence)
     lines = [f"# {sentence}", f"Reason: {reason}", registry.figures_table(evaluation)]
+    if comparison:
+        lines += ["## Against the champion, on the same images", table(comparison)]
     create_markdown_artifact(key="training", markdown="\n\n".join(lines))
+    if failed:
+        send("gate failed", sentence)
     return sentence

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from honcho.manager import Manager
 
+from flows import hook
 from flows.deployments import POOL
-from flows.ports import HOST, PORTS, free
+from flows.ports import HOOK, HOST, PORTS, free
 
 WELCOME = """Prefect  http://{host}:{PREFECT_PORT}
 MLflow   http://{host}:{MLFLOW_PORT}
@@ -23,10 +24,11 @@ prefect deployment run train/default
 
 def main() -> None:
     """Start everything; end when one of the processes ends."""
-    ports = {name: free(name) for name in PORTS}
+    secret = os.environ.get(hook.SECRET)
+    ports = {name: free(name) for name in (PORTS | HOOK if secret else PORTS)}
     uris = {"MLFLOW_TRACKING_URI": f"http://{HOST}:{ports['MLFLOW_PORT']}", "PREFECT_API_URL": f"http://{HOST}:{ports['PREFECT_PORT']}/api"}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    environment = os.environ | uris | {"PATH": path, "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | uris | (hook.mlflow_environment(secret) if secret else {}) | {"PATH": path, "PYTHONUNBUFFERED": "1"}
     manager = Manager()
     for name, command in commands(ports).items():
         manager.add_process(name, command, env=environment)
@@ -38,7 +40,9 @@ def main() -> None:
 def commands(ports: Mapping[str, int]) -> dict[str, str]:
     """Name of each process -> its shell command."""
     python = shlex.quote(sys.executable)
-    return {
+    # MLflow takes some seconds to start: its client tries again, waiting twice as long each time.
+    receiver = f"MLFLOW_HTTP_REQUEST_MAX_RETRIES=7 exec {python} -m flows.hook {ports['HOOK_PORT']}" if "HOOK_PORT" in ports else None
+    return ({"hook": receiver} if receiver else {}) | {
         # Jobs are a feature of MLflow that nothing here uses; their workers would take 2 GB.
         "mlflow": f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec {python} -m mlflow server --host {HOST} --port {ports['MLFLOW_PORT']} "
         "--workers 1 --backend-store-uri sqlite:///mlflow.db --artifacts-destination ./mlartifacts "

@@ -24,7 +24,7 @@ def attacked(network: nn.Module, values: torch.Tensor, labels: torch.Tensor, set
     # The last step has to be able to come from one edge to the other; 2.5 / steps is what Madry et al. take.
     stride = reach * min(1.0, 2.5 / settings.steps)
     network.eval()
-    attack = values
+    attack = values + reach * (2 * torch.rand_like(values) - 1)
     for _ in range(settings.steps):
         attack = attack.detach().requires_grad_(True)
         loss = functional.cross_entropy(network(pixel_values=attack).logits.float(), labels)

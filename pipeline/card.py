@@ -7,9 +7,13 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from pipeline.metrics import figure_text
 from pipeline.params import Params
+from pipeline.params_data import FeedbackSource, FolderSource, HuggingFaceSource, LfwSource, ProceduralSource
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md"
+UNKNOWN = "no licence lies beside them: ask their makers before passing the package on"
+WEAKEST = 3
 
 
 def write(
@@ -19,6 +23,7 @@ def write(
     evaluation: Mapping[str, Any],
     training: Mapping[str, Any],
     meta: Mapping[str, Any],
+    precision: Mapping[str, Any] | None = None,
 ) -> str:
     """The card as Markdown.
 
@@ -29,12 +34,15 @@ def write(
         evaluation: reports/evaluation.json.
         training: reports/train.json.
         meta: what goes into package.json: created, thresholds, lineage ...
+        precision: what bfloat16 costs, see pipeline.export; None if it was not measured.
     """
     counts = {
         name: {label: int((part["label"] == label).sum()) for label in ("real", "fake")} | {"groups": part["group"].nunique()}
         for name, part in parts.items()
     }
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701 - Markdown
+    environment.filters["figure"] = figure_text
+    judged = [part for part in evaluation.get("slices", []) if not part["small"] and part["auc"]["value"] is not None]
     return environment.from_string(TEMPLATE.read_text()).render(
         params=params,
         counts=counts,
@@ -44,4 +52,39 @@ def write(
         evaluation=evaluation,
         training=training,
         meta=meta,
+        weakest=sorted(judged, key=lambda part: part["auc"]["value"])[:WEAKEST],
+        licences=licences(params),
+        precision=precision,
     )
+
+
+def licences(params: Params) -> dict[str, str]:
+    """What is known of the terms of the weights and of each source: the beginning of the licence that lies beside it, or where to look."""
+    name = params.model.name
+    weights = "started from random numbers" if params.model.init == "scratch" else _beside(Path(name)) or f"see the page of {name}"
+    found = {f"weights ({name})": weights}
+    for source in params.data.sources:
+        match source:
+            case ProceduralSource():
+                terms: str | None = "rendered by this program; no pictures of others"
+            case FolderSource():
+                terms = _beside(source.path)
+            case HuggingFaceSource():
+                terms = f"see the page of {source.dataset}"
+            case LfwSource():
+                terms = "photographs from the news, collected for research; their rights are with their makers"
+            case FeedbackSource():
+                terms = "pictures that users sent in"
+        found[f"data ({source.name})"] = terms or UNKNOWN
+    return found
+
+
+def _beside(folder: Path) -> str | None:
+    """The first line of a licence or a note of the origin in a folder, or None outside one."""
+    if not folder.is_dir():
+        return None
+    for pattern in ("LICENSE*", "LICENCE*", "COPYING*", "SOURCE*"):
+        for file in sorted(folder.glob(pattern)):
+            if lines := file.read_text(errors="replace").strip().splitlines():
+                return f"{file.name}: {lines[0].strip()}"
+    return UNKNOWN

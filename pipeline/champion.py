@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import images
 from pipeline.champion_source import ALIAS, Pinned, Registry, Source, UnavailableError, Version
 from pipeline.detector import Detector
 from pipeline.tracking import MODEL, tracking_uri
@@ -58,7 +57,13 @@ class Champion:
         self._thread = threading.Thread(target=self._follow, name="champion", daemon=True)
 
     def start(self) -> None:
-        """Begin to follow."""
+        """Serve what is wanted, if it can be had now, and begin to follow.
+
+        It returns after the first package is loaded: a worker that takes the place of another one must not take requests before.
+        """
+        self._guarded(self.look)
+        if self.served is None:
+            self._guarded(self._go_on)
         self._thread.start()
 
     def stop(self) -> None:
@@ -81,9 +86,6 @@ class Champion:
             self.trouble = None
 
     def _follow(self) -> None:
-        self._guarded(self.look)
-        if self.served is None:
-            self._guarded(self._go_on)
         while not self._end.wait(self.seconds):
             self._guarded(self.look)
 
@@ -105,7 +107,7 @@ class Champion:
             log.info("loading version %s", version.number)
             try:
                 detector = Detector.load(self.source.fetch(version), faces=self.faces)
-                _warm_up(detector)
+                detector.check()  # which also sets up what the first request would otherwise wait for
             except Exception as error:  # a broken package makes libraries raise what they like; none of it may stop the service
                 refusal = self._refusal = Refusal(version, str(error), time.monotonic() + RETRY_SECONDS)
             else:
@@ -139,9 +141,3 @@ def champion(bundled: Path | None = None, version: str = "") -> Champion:
     else:
         source = Registry(tracking_uri(), Path(os.environ.get("UNMASK_VAR", "var")) / "served")
     return Champion(source, faces=faces)
-
-
-def _warm_up(detector: Detector) -> None:
-    """Judge the package's own examples once, so that the first request does not pay for what is set up on first use."""
-    for path in sorted(detector.package.golden)[:2]:
-        detector.predict([images.read(path)])

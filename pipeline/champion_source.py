@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from http.client import HTTPException
@@ -17,6 +18,7 @@ from typing import Protocol
 from urllib.parse import urlencode, urlsplit
 
 from pipeline import package
+from pipeline.servable import ADVICE, obstacle
 from pipeline.tracking import MODEL
 
 ALIAS = "champion"
@@ -26,7 +28,7 @@ STALE_SECONDS = 3600.0
 
 
 class UnavailableError(RuntimeError):
-    """The place where packages come from does not answer. `hint` says what to do."""
+    """The place where packages come from does not answer, or what it names may not be served. `hint` says what to do."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -95,7 +97,7 @@ class Registry:
         self.uri, self.folder = uri, folder
 
     def wanted(self) -> Version | None:
-        """The version that the alias is on. Raises UnavailableError if the store does not answer."""
+        """The version that the alias is on. Raises UnavailableError if the store does not answer, or the version may not be served."""
         parts = urlsplit(self.uri)
         if parts.scheme in ("http", "https"):
             return self._from_server()
@@ -126,6 +128,7 @@ class Registry:
         except (OSError, HTTPException, ValueError, KeyError) as error:
             hint = "Start it with `make up`, or check MLFLOW_TRACKING_URI."
             raise UnavailableError(f"MLflow at {place} does not answer: {getattr(error, 'reason', error)}", hint) from None
+        _check(found["version"], {tag["key"]: tag["value"] for tag in found.get("tags", [])})
         return Version(str(found["version"]), f"{found.get('run_id', '')} {found['creation_timestamp']}")
 
     def _from_file(self, path: Path) -> Version | None:
@@ -136,6 +139,9 @@ class Registry:
         try:
             with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=2)) as database:
                 row = database.execute(query, (MODEL, ALIAS)).fetchone()
+                tags = "SELECT key, value FROM model_version_tags WHERE name = ? AND version = ?"
+                if row:
+                    _check(row[0], dict(database.execute(tags, (MODEL, row[0])).fetchall()))
         except sqlite3.OperationalError as error:
             if "no such table" in str(error):  # another process is just making the file
                 return None
@@ -174,6 +180,12 @@ class Registry:
             found.rename(folder)
             _write(note, version)
         return folder
+
+
+def _check(number: int | str, tags: Mapping[str, str]) -> None:
+    """Raise UnavailableError if a version failed its gate. One that was registered by hand has none, and is the person's own choice."""
+    if "gate" in tags and (reason := obstacle(number, tags)) is not None:
+        raise UnavailableError(reason[0].upper() + reason[1:], f"{ADVICE}.")
 
 
 def _download(uri: str, version: Version, target: Path) -> Path:

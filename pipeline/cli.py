@@ -8,6 +8,7 @@ from typing import Any
 from pipeline import telemetry
 from pipeline.errors import StageError
 from pipeline.manifest import ManifestError
+from pipeline.package import PackageError
 from pipeline.params import Params, ParamsError, load_params
 
 
@@ -19,5 +20,5 @@ def stage(run: Callable[[Params], dict[str, Any]]) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         run(load_params())
-    except (ParamsError, ManifestError, StageError) as error:
+    except (ParamsError, ManifestError, PackageError, StageError) as error:
         sys.exit(f"error: {error}")

@@ -107,7 +107,7 @@ class Pairs(Dataset):
         if rng.random() >= self.forging.share:
             return None
         target, donor = self.images[real], self.images[int(rng.choice(self.of_class[0]))]
-        face = Face.of_crop(*target.shape[:2])
+        face = Face.centred(target.shape[1], target.shape[0])
         method = METHODS[str(rng.choice(list(self.forging.methods), p=list(self.forging.methods.values())))]
         for _ in range(TRIES):
             fake, mask = method(target, face, donor, face, rng)

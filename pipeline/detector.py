@@ -13,9 +13,9 @@ import numpy as np
 from pipeline import quality
 from pipeline.calibration import probability
 from pipeline.faces import FaceBox, FaceDetector, surroundings
-from pipeline.images import Picture, statistics
+from pipeline.images import Picture, read, statistics
 from pipeline.overlay import region
-from pipeline.package import FACES, Package, Thresholds, verify
+from pipeline.package import FACES, Package, PackageError, Thresholds, verify
 from pipeline.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ MOST_FACES = 32
 
 LEAST_SIDE = 16
 """Pixels: in a smaller picture no face is looked for."""
+
+GOLDEN_TOLERANCE = 0.02
+"""Of a golden example's probability: float32 differs by 1e-4 between processors and bfloat16 by a hundredth; a wrong label order, graph
+or preprocessing by more."""
 
 ROWS = 32
 """Pictures or faces that go through the network at a time: bounds the memory."""
@@ -123,7 +127,7 @@ class Detector:
 
     @classmethod
     def load(cls, folder: Path, device: Literal["auto", "cpu", "cuda"] = "auto", faces: Path | None = None) -> Self:
-        """Verify a package and load it: on a GPU through PyTorch in bfloat16, on the CPU through OpenVINO in float32.
+        """Verify a package and load it: on a GPU through PyTorch, in bfloat16 if the package allows it; on the CPU through OpenVINO.
 
         Args:
             folder: the package.
@@ -138,7 +142,7 @@ class Detector:
         if faces is None and (folder / FACES).is_file():
             faces = folder / FACES
         if device == "cuda" or (device == "auto" and has_gpu()):
-            return cls(package, TorchRuntime(folder / "model"), faces)
+            return cls(package, TorchRuntime(folder / "model", package.meta.bf16), faces)
         if device == "auto":
             log.info("there is no GPU here: the model runs on the CPU")
         return cls(package, OpenVinoRuntime(folder / "graph" / "openvino.xml"), faces)
@@ -172,6 +176,19 @@ class Detector:
         probabilities = probability(logits[:, 1] - logits[:, 0], self.package.meta.temperature)
         rows = iter(zip(parts, probabilities.tolist(), embeddings, strict=True))
         return [self._answer(list(islice(rows, len(one.parts))), one.size) for one in prepared]
+
+    def check(self) -> None:
+        """Judge the package's golden examples, whole as they were when it was made.
+
+        Raises:
+            PackageError: naming the first one whose answer is another than it was then.
+        """
+        for path, golden in self.package.golden.items():
+            picture = read(path)
+            size = picture.rgb.size
+            found = self.judge([Prepared([self._part(picture, (0, 0, *size), None, None)], size)])[0].probability_fake
+            if not abs(found - golden.probability_fake) <= GOLDEN_TOLERANCE:
+                raise PackageError(f"the golden example {path.name} gets {found:.4f}, and {golden.probability_fake:.4f} was recorded")
 
     def explain(self, picture: Picture) -> tuple["Explanation", dict[str, float]]:
         """Where the model looked in a picture; of several faces in the most suspicious one.
@@ -244,19 +261,19 @@ class OpenVinoRuntime:
 class TorchRuntime:
     """The network itself on a GPU."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, bf16: bool) -> None:
         import torch
 
         from pipeline.explain import WithEmbedding
 
-        self._torch = torch
-        self._model = WithEmbedding.load(folder).to("cuda", torch.bfloat16)
-        self.name = f"torch bf16 on {torch.cuda.get_device_name()}"
+        self._torch, self._kind = torch, torch.bfloat16 if bf16 else torch.float32
+        self._model = WithEmbedding.load(folder).to("cuda", self._kind)
+        self.name = f"torch {'bf16' if bf16 else 'f32'} on {torch.cuda.get_device_name()}"
 
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See Runtime."""
         with self._torch.inference_mode():
-            logits, embeddings = self._model(self._torch.from_numpy(values).to("cuda", self._torch.bfloat16))
+            logits, embeddings = self._model(self._torch.from_numpy(values).to("cuda", self._kind))
         return logits.float().cpu().numpy(), embeddings.float().cpu().numpy()
 
 

@@ -7,7 +7,9 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, Literal, TypeVar
 
 from pipeline.errors import StageError
@@ -38,9 +40,25 @@ def _local(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterato
     workers = os.cpu_count() or 1
     # Not forks of this process, which may hold threads: a lock that one of them held would stay shut in the fork for ever.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.bring", "pipeline.sources.procedural"])
+    context.set_forkserver_preload(["pipeline.batch"])
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
-        yield from _in_order(lambda task: pool.submit(function, task), lambda future: future.result(), tasks, workers)
+
+        def submit(task: Task) -> Future[Result]:
+            with _main_hidden():
+                return pool.submit(function, task)
+
+        yield from _in_order(submit, lambda future: future.result(), tasks, workers)
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """A new worker would import the stage's own module, and with it all that only the stage needs: seconds, for what it never calls."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _ray(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:

@@ -1,76 +1,107 @@
-"""Stage evaluate: judges the trained model. Thresholds and calibration come from the validation part; the test part is scored once."""
+"""Stage evaluate: judges the trained model. Thresholds and calibration come from the validation part; the test part is scored once.
+
+`python -m pipeline.evaluate --package DIR --data FOLDER --out DIR` judges any package on any labelled folder instead.
+"""
 
 import json
-import logging
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from sklearn.metrics import precision_recall_curve, roc_curve
 from sklearn.model_selection import GroupShuffleSplit
-from tqdm import tqdm
-from transformers import PreTrainedModel
 
-from pipeline import manifest, model, report
+from pipeline import curves, golden, manifest, model, report
+from pipeline.baselines import baselines
 from pipeline.calibration import CALIBRATION, choose_thresholds, fit_temperature, probability
 from pipeline.dataset import pixels
-from pipeline.images import read
-from pipeline.manifest import LABEL2ID, NO_GENERATOR, UNSEEN
-from pipeline.metrics import BINS, confusion, figures, judge
+from pipeline.faithfulness import faithfulness
+from pipeline.manifest import NO_GENERATOR, UNSEEN
+from pipeline.metrics import Figure, confusion, figure_text, group_weights, judge_drawn
 from pipeline.model import TRAINED
 from pipeline.package import Thresholds
 from pipeline.params import Evaluate, Params
 from pipeline.preprocess import Preprocess
-from pipeline.robustness import DEGRADATIONS, attacks
+from pipeline.robustness import attacked, degraded
+from pipeline.scoring import Subject, labels, score
+from pipeline.slices import slices
 
 REPORT = Path("reports/evaluation.json")
 PAGE = Path("reports/evaluation.html")
 SCORES = Path("reports/scores.parquet")
 PLOTS = Path("reports/plots")
-SMALL_SLICE = 30
-log = logging.getLogger(__name__)
+POINTS = ("f1", "fpr1", "fpr5")
+"""Operating points: thresholds that the package holds."""
 
 
 def run(params: Params) -> dict[str, Any]:
     """Write models/calibration.json, reports/evaluation.json and .html, reports/scores.parquet and the data of the plots."""
-    settings = params.evaluate
     network, preprocess = model.load(TRAINED), Preprocess.load(TRAINED)
-    parts = {name: part for name, part in manifest.read_parts().items() if name != "train"}
-    scored = {name: part.assign(part=name, score=_scores(network, preprocess, part)) for name, part in parts.items()}
-
-    temperature, thresholds = calibrate(scored["val"], settings)
+    parts = manifest.read_parts()
+    train = parts.pop("train")
+    scored = {
+        name: part.assign(part=name, score=score(network, preprocess, pixels(part, preprocess), f"score {name}"))
+        for name, part in parts.items()
+    }
+    temperature, thresholds = calibrate(scored["val"], params.evaluate)
     CALIBRATION.parent.mkdir(parents=True, exist_ok=True)
     CALIBRATION.write_text(json.dumps({"temperature": temperature, "thresholds": thresholds.model_dump()}, indent=2) + "\n")
     for part in scored.values():
         part["probability_fake"] = probability(part["score"].to_numpy(), temperature)
 
-    test = scored["test"]
-    labels, probabilities = _labels(test), test["probability_fake"].to_numpy()
-    result: dict[str, Any] = {
-        "n": len(test),
-        "groups": int(test["group"].nunique()),
-        "threshold": thresholds.f1,
-        "thresholds": thresholds.model_dump(),
-        "temperature": temperature,
-        "test": _judge(test, thresholds.f1, settings),
-        "confusion_matrix": confusion(labels, probabilities, thresholds.f1),
-        "selective": _selective(labels, probabilities, thresholds),
-        "slices": slices(test, thresholds.f1, settings),
-    }
-    if UNSEEN in scored:
-        result |= _unseen(scored[UNSEEN], thresholds.f1, settings)
-    result["robustness"] = _robustness(network, preprocess, test, temperature, thresholds.f1, settings)
-    if settings.attack_images:
-        result["attacks"] = _attacks(network, preprocess, test, temperature, thresholds.f1, settings)
+    subject, test = Subject(network, preprocess, temperature, thresholds), scored["test"]
+    result = examine(subject, test, scored.get(UNSEEN), params.evaluate)
+    result |= baselines(subject, train, test, params)
+    result["golden"] = golden.flips(subject, golden.previous())
+    result["warnings"] = warnings(result, params.validate_.shortcut.warn)
 
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text(json.dumps(result, indent=2) + "\n")
     columns = ["image_id", "path", "part", "label", "generator", "group", "score", "probability_fake"]
     pd.concat(scored.values(), ignore_index=True)[columns].to_parquet(SCORES, index=False)
-    curves = _write_curves(labels, probabilities, thresholds.f1)
-    PAGE.write_text(report.page(result, test, curves, network, preprocess))
+    drawn = curves.curves(labels(test), test["probability_fake"].to_numpy(), thresholds.f1)
+    curves.write(drawn, PLOTS)
+    PAGE.write_text(report.page(result, test, drawn, subject, report.TRAINING))
+    return result
+
+
+def examine(subject: Subject, test: pd.DataFrame, unseen: pd.DataFrame | None, settings: Evaluate) -> dict[str, Any]:
+    """All figures that need no other model and fit nothing.
+
+    Args:
+        subject: the model under judgement.
+        test, unseen: rows of the manifest with `score` and `probability_fake`.
+        settings: how much to draw, degrade, attack and explain.
+    """
+    thresholds, truth, probabilities = subject.thresholds, labels(test), test["probability_fake"].to_numpy()
+    weights = group_weights(test["group"].to_numpy(), settings.bootstrap, settings.seed)
+    points = {name: judge_drawn(truth, probabilities, getattr(thresholds, name), weights) for name in POINTS}
+    raw = judge_drawn(truth, probability(test["score"].to_numpy(), 1.0), 0.5, weights)
+    result: dict[str, Any] = {
+        "n": len(test),
+        "groups": int(test["group"].nunique()),
+        "threshold": thresholds.f1,
+        "thresholds": thresholds.model_dump(),
+        "temperature": subject.temperature,
+        "test": points["f1"],
+        "operating_points": {
+            name: {"threshold": getattr(thresholds, name), **{figure: point[figure] for figure in ("recall", "fpr", "precision", "f1")}}
+            for name, point in points.items()
+        },
+        "confusion_matrix": confusion(truth, probabilities, thresholds.f1),
+        "calibration": {name: points["f1"][name] for name in ("ece", "brier", "nll")}
+        | {"before": {name: raw[name] for name in ("ece", "brier", "nll")}},
+        "selective": curves.selective(truth, probabilities, thresholds),
+        "slices": slices(test, thresholds.f1, settings),
+    }
+    if unseen is not None:
+        result |= _unseen(unseen, thresholds.f1, settings)
+    result["robustness"] = degraded(subject, test, settings)
+    if settings.attack_images:
+        result["attacks"] = attacked(subject, test, settings)
+    if settings.explain_images:
+        result["explanation"] = faithfulness(subject, test, settings)
     return result
 
 
@@ -82,138 +113,62 @@ def calibrate(val: pd.DataFrame, settings: Evaluate) -> tuple[float, Thresholds]
     """
     halves = GroupShuffleSplit(1, test_size=0.5, random_state=settings.seed)
     fit, choose = next(halves.split(val, groups=val["group"]))
-    labels, scores = _labels(val), val["score"].to_numpy()
-    if len(set(labels[fit])) < 2 or len(set(labels[choose])) < 2:  # too few groups to halve
+    truth, scores = labels(val), val["score"].to_numpy()
+    if len(set(truth[fit])) < 2 or len(set(truth[choose])) < 2:  # too few groups to halve
         fit = choose = np.arange(len(val))
-    temperature = fit_temperature(scores[fit], labels[fit])
+    temperature = fit_temperature(scores[fit], truth[fit])
     probabilities = probability(scores[choose], temperature)
-    return temperature, choose_thresholds(labels[choose], probabilities, settings.max_fpr, settings.max_fnr)
+    return temperature, choose_thresholds(truth[choose], probabilities, settings.max_fpr, settings.max_fnr)
 
 
-def slices(table: pd.DataFrame, threshold: float, settings: Evaluate) -> list[dict[str, Any]]:
-    """Figures of parts of the test set: each generator against all reals, each format, source and attribute by itself.
+def warnings(result: dict[str, Any], most: float) -> list[str]:
+    """What a reader of the figures has to know first.
 
-    Slices under 30 images are marked `small`: their figures say little.
+    Args:
+        result: with baselines, vs_baseline and golden.
+        most: AUC of metadata alone above which the figures may owe to it.
     """
     found = []
-    for column in ["generator", "format", "source", *manifest.attributes(table.drop(columns=["part", "score", "probability_fake"]))]:
-        values = sorted(set(table[column].dropna()) - {NO_GENERATOR})
-        if column != "generator" and (len(values) < 2 or len(values) > 20):
-            continue
-        for value in values:
-            rows = table[(table[column] == value) | ((column == "generator") & (table["label"] == "real"))]
-            n = int((table[column] == value).sum())
-            judged = {
-                name: figure for name, figure in _judge(rows, threshold, settings).items() if name in ("f1", "recall", "fpr", "auc", "ece")
-            }
-            found.append({"column": column, "value": str(value), "n": n, "small": n < SMALL_SLICE, **judged})
+    metadata, gap = result["baselines"]["metadata"]["auc"], result["vs_baseline"]["auc"]
+    if metadata["value"] is not None and metadata["value"] > most:
+        found.append(
+            f"How the files are stored and their mean colour tell real from fake with AUC {figure_text(metadata)}, "
+            "without a look at a face: the detector may have learnt that instead, and its figures hold for files of this kind only."
+        )
+    if gap["low"] is not None and gap["low"] <= 0:
+        found.append(
+            f"The detector is not shown to be better than the baseline {result['vs_baseline']['name']}: "
+            f"its AUC differs by {figure_text(gap)}."
+        )
+    if broken := result["golden"]["broken"]:
+        found.append(f"{broken} golden examples that the model before this one got right are not right any more; they are listed below.")
     return found
 
 
-def _scores(network: PreTrainedModel, preprocess: Preprocess, table: pd.DataFrame) -> np.ndarray:
-    images = pixels(table, preprocess)
-    return _score_pixels(network, preprocess, images, "score")
-
-
-def _score_pixels(network: PreTrainedModel, preprocess: Preprocess, images: np.ndarray, title: str | None = None) -> np.ndarray:
-    """Difference of the logits, float (n,)."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.nn.Module.to(network, device)
-    found = []
-    with torch.inference_mode():
-        for start in tqdm(range(0, len(images), 64), desc=title, unit="batch", disable=title is None):
-            values = torch.from_numpy(preprocess.normalise(images[start : start + 64])).to(device)
-            logits = network(pixel_values=values).logits.float().cpu().numpy()
-            found.append(logits[:, 1] - logits[:, 0])
-    torch.nn.Module.to(network, "cpu")
-    return np.concatenate(found)
-
-
-def _judge(table: pd.DataFrame, threshold: float, settings: Evaluate) -> dict[str, Any]:
-    probabilities = table["probability_fake"].to_numpy()
-    return dict(judge(_labels(table), probabilities, table["group"].to_numpy(), threshold, settings.bootstrap, settings.seed))
-
-
 def _unseen(table: pd.DataFrame, threshold: float, settings: Evaluate) -> dict[str, Any]:
-    each = {}
-    for generator in sorted(set(table["generator"]) - {NO_GENERATOR}):
-        each[generator] = _judge(table[table["generator"].isin([NO_GENERATOR, generator])], threshold, settings)
-    aucs = {generator: figures_["auc"]["value"] for generator, figures_ in each.items()}
+    def judged(rows: pd.DataFrame) -> dict[str, Figure]:
+        weights = group_weights(rows["group"].to_numpy(), settings.bootstrap, settings.seed)
+        return judge_drawn(labels(rows), rows["probability_fake"].to_numpy(), threshold, weights)
+
+    generators = sorted(set(table["generator"]) - {NO_GENERATOR})
+    each = {generator: judged(table[table["generator"].isin([NO_GENERATOR, generator])]) for generator in generators}
+    aucs = {generator: float(found["auc"]["value"] or 0.0) for generator, found in each.items()}
+    worst = min(aucs, key=lambda generator: aucs[generator])
     return {
-        "unseen": _judge(table, threshold, settings),
+        "unseen": judged(table),
         "unseen_generators": each,
         "unseen_mean_auc": float(np.mean(list(aucs.values()))),
-        "unseen_worst": min(aucs, key=lambda generator: aucs[generator]),
+        "unseen_worst": worst,
+        "unseen_worst_auc": aucs[worst],
     }
-
-
-def _selective(labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds) -> dict[str, float | None]:
-    """Share of images that get a verdict other than `uncertain`, and the share of those that is wrong."""
-    covered = (probabilities >= thresholds.fake_above) | (probabilities < thresholds.real_below)
-    wrong = (probabilities >= thresholds.fake_above) != (labels == 1)
-    return {"coverage": float(covered.mean()), "error": float(wrong[covered].mean()) if covered.any() else None}
-
-
-def _robustness(
-    network: PreTrainedModel, preprocess: Preprocess, test: pd.DataFrame, temperature: float, threshold: float, settings: Evaluate
-) -> dict[str, Any]:
-    sample = test.sample(min(settings.robustness_images, len(test)), random_state=settings.seed)
-    labels = _labels(sample)
-    pictures = [read(Path(path)).rgb for path in sample["path"]]
-    clean = figures(labels, sample["probability_fake"].to_numpy(), threshold)
-    before = sample["probability_fake"].to_numpy() >= threshold
-    result: dict[str, Any] = {"n": len(sample), "clean": _short(clean)}
-    for name, change in tqdm(DEGRADATIONS.items(), desc="robustness", unit="degradation"):
-        changed = np.stack([preprocess.pixels(change(picture)) for picture in pictures])
-        probabilities = probability(_score_pixels(network, preprocess, changed), temperature)
-        found = figures(labels, probabilities, threshold)
-        result[name] = _short(found) | {
-            "drop": round(float(clean["auc"][0] - found["auc"][0]), 5),
-            "flip_rate": round(float((before != (probabilities >= threshold)).mean()), 5),
-        }
-    return result
-
-
-def _short(found: dict[str, np.ndarray]) -> dict[str, float]:
-    return {name: round(float(found[name][0]), 5) for name in ("auc", "balanced_accuracy")}
-
-
-def _attacks(
-    network: PreTrainedModel, preprocess: Preprocess, test: pd.DataFrame, temperature: float, threshold: float, settings: Evaluate
-) -> dict[str, Any]:
-    sample = test.sample(min(settings.attack_images, len(test)), random_state=settings.seed)
-    images, labels = pixels(sample, preprocess), _labels(sample)
-    score = float(np.log(threshold / (1 - threshold)) * temperature)
-    result: dict[str, Any] = {"n": len(sample)}
-    for name, eps, accuracy in tqdm(attacks(network, preprocess, images, labels, score), desc="attacks", total=8, unit="attack"):
-        result.setdefault(name, {})[f"eps{eps}"] = round(accuracy, 5)
-    return result
-
-
-def _write_curves(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, pd.DataFrame]:
-    """The data of the plots, also as CSV for `dvc plots`."""
-    fpr, tpr, _ = roc_curve(labels, probabilities)
-    precision, recall, _ = precision_recall_curve(labels, probabilities)
-    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
-    grouped = pd.DataFrame({"bin": bins, "predicted": probabilities, "observed": labels}).groupby("bin")
-    called = pd.Series(probabilities >= threshold).map({True: "fake", False: "real"})
-    curves = {
-        "roc": pd.DataFrame({"fpr": fpr, "tpr": tpr}),
-        "pr": pd.DataFrame({"recall": recall, "precision": precision}),
-        "calibration": grouped.mean().assign(n=grouped.size()).reset_index(drop=True),
-        "confusion": pd.DataFrame({"actual": pd.Series(labels).map(manifest.ID2LABEL), "predicted": called}),
-    }
-    PLOTS.mkdir(parents=True, exist_ok=True)
-    for name, curve in curves.items():
-        curve.to_csv(PLOTS / f"{name}.csv", index=False)
-    return curves
-
-
-def _labels(table: pd.DataFrame) -> np.ndarray:
-    return table["label"].map(LABEL2ID).to_numpy()
 
 
 if __name__ == "__main__":
-    from pipeline.cli import stage
+    if len(sys.argv) > 1:
+        from pipeline.judge_package import main
 
-    stage(run)
+        main()
+    else:
+        from pipeline.cli import stage
+
+        stage(run)

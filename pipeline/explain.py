@@ -1,4 +1,4 @@
-"""Where a network looked, as a heat map over its input."""
+"""Where a network looked, as heat maps over its input."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ class Explanation:
     """A heat map.
 
     Attributes:
-        method: "attention_rollout" or "gradient_x_activation".
+        method: "attention_rollout" or "attention_relevance" of a network with attention over all places, "grad_cam" of any other.
         heat: float32 (rows, columns), 0..1, a coarse grid that lies over the whole picture.
     """
 
@@ -46,25 +46,44 @@ class WithEmbedding(nn.Module):
 
 
 def explain(network: PreTrainedModel, values: np.ndarray) -> Explanation:
-    """Heat map of one input, float32 (1, 3, size, size): rollout where the network has attention over all places, else gradients."""
+    """The heat map of one input, float32 (1, 3, size, size), by the first of the methods of `heat_maps`."""
+    return heat_maps(network, values)[0]
+
+
+def heat_maps(network: PreTrainedModel, values: np.ndarray) -> list[Explanation]:
+    """Heat maps of one input by every method that fits the network.
+
+    Rollout comes first: on the demonstration it points at what was forged more often (reports/evaluation.html compares them).
+
+    Args:
+        network: in evaluation mode, on the CPU.
+        values: float32 (1, 3, size, size).
+    """
     tensor = torch.from_numpy(values)
-    with torch.no_grad():
+    with torch.enable_grad():
         try:
-            attentions = network(pixel_values=tensor, output_attentions=True).attentions
+            outputs = network(pixel_values=tensor, output_attentions=True)
         except (TypeError, ValueError):  # networks without attention refuse the argument
-            attentions = None
-    if attentions and all(layer is not None and layer.ndim == 4 and layer.shape == attentions[0].shape for layer in attentions):
-        heat = rollout([layer[0] for layer in attentions])
-        if heat is not None:
-            return Explanation("attention_rollout", _scaled(heat))
-    return Explanation("gradient_x_activation", _scaled(gradients(network, tensor)))
+            outputs = None
+        attentions = list(outputs.attentions or ()) if outputs is not None and "attentions" in outputs else []
+        whole = attentions and all(
+            layer is not None and layer.ndim == 4 and layer.shape[0] == 1 and layer.shape == attentions[0].shape for layer in attentions
+        )
+        if outputs is not None and whole:
+            slopes = torch.autograd.grad(_score(outputs.logits), attentions)
+            layers = [layer[0].detach() for layer in attentions]
+            found = {"attention_rollout": rollout(layers), "attention_relevance": relevance(layers, [slope[0] for slope in slopes])}
+            maps = [Explanation(name, _scaled(heat)) for name, heat in found.items() if heat is not None]
+            if maps:
+                return maps
+        return [Explanation("grad_cam", _scaled(grad_cam(network, tensor)))]
 
 
 def rollout(attentions: list[torch.Tensor]) -> np.ndarray | None:
-    """Attention rollout (Abnar and Zuidema, ACL 2020) from the class token to the patches.
+    """Attention rollout (Abnar and Zuidema, ACL 2020): how much of each patch reaches the class token, whatever the class.
 
     Args:
-        attentions: one tensor (heads, tokens, tokens) a layer; the first token is the class token.
+        attentions: one tensor (heads, tokens, tokens) a layer; the patches are the last tokens.
 
     Returns:
         float (rows, columns), or None if the patches form no square.
@@ -74,26 +93,60 @@ def rollout(attentions: list[torch.Tensor]) -> np.ndarray | None:
     for layer in attentions:
         mixed = (layer.mean(0) + torch.eye(tokens)) / 2
         joined = mixed / mixed.sum(-1, keepdim=True) @ joined
-    side = int((tokens - 1) ** 0.5)
-    return joined[0, 1:].reshape(side, side).numpy() if side * side == tokens - 1 else None
+    return _patches(joined)
 
 
-def gradients(network: PreTrainedModel, tensor: torch.Tensor) -> np.ndarray:
-    """Gradient of the score of fake times the last map of features (Grad-CAM, Selvaraju et al., ICCV 2017, without its pooling)."""
+def relevance(attentions: list[torch.Tensor], slopes: list[torch.Tensor]) -> np.ndarray | None:
+    """Attention weighted with its gradient (Chefer et al., ICCV 2021): which patches speak for "fake".
+
+    Args:
+        attentions: as `rollout` takes them.
+        slopes: of the same shapes, the gradients of the score of "fake".
+
+    Returns:
+        float (rows, columns), or None if the patches form no square.
+    """
+    joined = torch.eye(attentions[0].shape[-1])
+    for layer, slope in zip(attentions, slopes, strict=True):
+        joined = joined + (layer * slope).clamp(min=0).mean(0) @ joined
+    return _patches(joined)
+
+
+def grad_cam(network: PreTrainedModel, tensor: torch.Tensor) -> np.ndarray:
+    """Grad-CAM (Selvaraju et al., ICCV 2017) on the last map of features that has more than one place, for the score of "fake"."""
     with torch.enable_grad():
         outputs = network(pixel_values=tensor, output_hidden_states=True)
         maps = [state for state in outputs.hidden_states if state.requires_grad]
         last = next((state for state in reversed(maps) if _is_map(state)), maps[-1])
-        (slope,) = torch.autograd.grad(outputs.logits[0, LABEL2ID["fake"]] - outputs.logits[0, LABEL2ID["real"]], last)
-    weight = (slope * last).detach().abs()[0]
-    if weight.ndim == 3:
-        return weight.sum(0).numpy()
-    side = int(weight.shape[0] ** 0.5)
-    return weight[-side * side :].sum(-1).reshape(side, side).numpy()
+        # Some networks return a map that the logits do not come from: its gradient is missing, and the map says nothing.
+        (slope,) = torch.autograd.grad(_score(outputs.logits), last, allow_unused=True)
+    slope = torch.zeros_like(last) if slope is None else slope
+    if last.ndim == 4:
+        weight = slope.mean((2, 3), keepdim=True)
+        return (weight * last).sum(1).clamp(min=0)[0].detach().numpy()
+    cam = (slope.mean(1, keepdim=True) * last).sum(-1).clamp(min=0)[0].detach()
+    side = int(cam.shape[0] ** 0.5)
+    return cam[-side * side :].reshape(side, side).numpy()
+
+
+def _score(logits: torch.Tensor) -> torch.Tensor:
+    return logits[0, LABEL2ID["fake"]] - logits[0, LABEL2ID["real"]]
+
+
+def _patches(joined: torch.Tensor) -> np.ndarray | None:
+    """The last tokens as a square, seen from the class token or, where there is none, from all."""
+    tokens = joined.shape[-1]
+    side = int(tokens**0.5)
+    if side * side == tokens:
+        return joined.mean(0).reshape(side, side).numpy()
+    # DeiT has a second token before its patches, DINOv2 a few registers.
+    return joined[0, -side * side :].reshape(side, side).numpy() if tokens - side * side <= 8 else None
 
 
 def _is_map(state: torch.Tensor) -> bool:
-    return state.ndim == 4 or int(state.shape[1] ** 0.5) ** 2 in (state.shape[1], state.shape[1] - 1)
+    if state.ndim == 4:
+        return state.shape[2] * state.shape[3] > 1
+    return state.shape[1] > 1 and int(state.shape[1] ** 0.5) ** 2 in (state.shape[1], state.shape[1] - 1)
 
 
 def _scaled(heat: np.ndarray) -> np.ndarray:

@@ -13,26 +13,33 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from pipeline import card, manifest
-from pipeline.calibration import CALIBRATION
+from pipeline import card, manifest, model
+from pipeline.calibration import CALIBRATION, probability
 from pipeline.dataset import pixels
 from pipeline.detector import Detector, OpenVinoRuntime, Prediction
 from pipeline.errors import StageError
 from pipeline.explain import WithEmbedding
 from pipeline.images import read
 from pipeline.lineage import lineage
-from pipeline.manifest import ID2LABEL
+from pipeline.manifest import ID2LABEL, LABEL2ID
+from pipeline.metrics import figures
 from pipeline.model import TRAINED
-from pipeline.package import GOLDEN, PACKAGE, Thresholds, seal, verify
+from pipeline.package import GOLDEN, PACKAGE, Package, Thresholds, seal, verify
 from pipeline.params import Params
 from pipeline.predictions import measures
 from pipeline.preprocess import Preprocess
 
 EVALUATION = Path("reports/evaluation.json")
+SCORES = Path("reports/scores.parquet")
 TRAINING = Path("reports/train.json")
 VALIDATION = Path("reports/validation.json")
 REPORT = Path("reports/export.json")
 PARITY_IMAGES = 64
+GOLDEN_TOLERANCE = 0.001
+"""Of a golden example's probability between the graph, which recorded it, and the network."""
+PRECISION_IMAGES = 500
+MOST_AUC_DROP, MOST_ECE_RISE = 0.002, 0.005
+"""What bfloat16 may cost, if it is to be used."""
 log = logging.getLogger(__name__)
 
 
@@ -62,6 +69,8 @@ def run(params: Params) -> dict[str, Any]:
     calibration, validation, evaluation, training = (
         json.loads(path.read_text()) for path in (CALIBRATION, VALIDATION, EVALUATION, TRAINING)
     )
+    scores = pd.read_parquet(SCORES)
+    precision = bf16_cost(network, preprocess, scores[scores["part"] == "test"], calibration["temperature"], params.evaluate.seed)
     meta = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "labels": {str(index): label for index, label in ID2LABEL.items()},
@@ -70,21 +79,26 @@ def run(params: Params) -> dict[str, Any]:
         "figures": {name: dict(figure) for name, figure in evaluation["test"].items()},
         "lineage": lineage(),
         "trained_on": "whole",
+        "bf16": precision["allowed"],
     }
-    (PACKAGE / "card.md").write_text(card.write(params, parts, validation, evaluation, training, meta))
+    (PACKAGE / "card.md").write_text(card.write(params, parts, validation, evaluation, training, meta, precision))
     # The answers that go into the package come from the very detector that will serve it.
     detector = Detector(seal(PACKAGE, meta), OpenVinoRuntime(graph))
     _write_reference(detector, parts["val"], settings.reference, params.evaluate.seed)
     _write_golden(detector, test, settings.golden)
-    package = seal(PACKAGE, meta)
-    verify(PACKAGE)
+    seal(PACKAGE, meta)
+    package = verify(PACKAGE)
+    golden = golden_difference(package)
+    if golden > GOLDEN_TOLERANCE:
+        raise StageError(f"a golden example's probability differs by {golden:.2g} between the graph and the network: export again")
 
     report = {
         "package": package.digest,
         "bytes": sum(path.stat().st_size for path in PACKAGE.rglob("*") if path.is_file()),
         "files": len(package.meta.files),
         "parity": {"images": len(sample), "largest_logit_difference": difference},
-        "golden": len(package.golden),
+        "golden": {"n": len(package.golden), "largest_probability_difference": golden},
+        "precision": {"bf16": precision, "int8": None},
     }
     REPORT.write_text(json.dumps(report, indent=2) + "\n")
     return report
@@ -114,6 +128,41 @@ def convert(folder: Path, graph: Path, values: np.ndarray) -> float:
     openvino.save_model(converted, graph, compress_to_fp16=False)
     found, _ = OpenVinoRuntime(graph)(values)
     return float(np.abs(found - expected).max())
+
+
+def bf16_cost(folder: Path, preprocess: Preprocess, test: pd.DataFrame, temperature: float, seed: int) -> dict[str, Any]:
+    """What bfloat16, in which a GPU runs the network, costs against the 32-bit scores of the evaluation.
+
+    Args:
+        folder: a trained model's folder.
+        preprocess: of the network.
+        test: rows of reports/scores.parquet; PRECISION_IMAGES of them are scored again.
+        temperature, seed: of the calibration, and of the draw.
+
+    Returns:
+        n, auc_drop, ece_rise, and `allowed`, whether both are within MOST_AUC_DROP and MOST_ECE_RISE.
+    """
+    rows = test.sample(min(PRECISION_IMAGES, len(test)), random_state=seed)
+    network, images = model.load(folder), pixels(rows, preprocess)
+    torch.nn.Module.to(network, torch.bfloat16)
+    with torch.inference_mode():
+        batches = [preprocess.normalise(images[start : start + 32]) for start in range(0, len(images), 32)]
+        logits = torch.cat([network(pixel_values=torch.from_numpy(batch).bfloat16()).logits.float() for batch in batches]).numpy()
+    truth = rows["label"].map(LABEL2ID).to_numpy()
+    full = figures(truth, probability(rows["score"].to_numpy(), temperature), 0.5)
+    half = figures(truth, probability(logits[:, 1] - logits[:, 0], temperature), 0.5)
+    drop, rise = (round(float(change), 6) for change in (full["auc"][0] - half["auc"][0], half["ece"][0] - full["ece"][0]))
+    return {"n": len(rows), "auc_drop": drop, "ece_rise": rise, "allowed": drop <= MOST_AUC_DROP and rise <= MOST_ECE_RISE}
+
+
+def golden_difference(package: Package) -> float:
+    """The largest difference between what is written down of the golden examples and what the package's network says of them."""
+    preprocess, golden = Preprocess.load(package.path), package.golden
+    values = preprocess.normalise(np.stack([preprocess.pixels(read(path).rgb) for path in golden]))
+    with torch.inference_mode():
+        logits = model.load(package.path / "model")(pixel_values=torch.from_numpy(values)).logits.numpy()
+    found = probability(logits[:, 1] - logits[:, 0], package.meta.temperature)
+    return float(np.abs(found - [example.probability_fake for example in golden.values()]).max())
 
 
 def _write_reference(detector: Detector, val: pd.DataFrame, most: int, seed: int) -> None:

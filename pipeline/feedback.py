@@ -1,12 +1,15 @@
 """What users say about an answer: the service writes it, the data source `feedback` reads it.
 
 A folder with `feedback.jsonl`, one line a statement (fields: Statement), and `images/<sha256>` for the images that users agreed to
-have kept. Lines are only ever appended: a user who changes his mind adds a line with the same id, and the newest line of an id counts.
+have kept. Lines are appended: a user who changes his mind adds a line with the same id, and the newest line of an id counts. Only
+`forget` and `expire` take something away. Which statements count is said in pipeline/trust.py.
 """
 
+import fcntl
 import hashlib
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import StageError
 from pipeline.staging import write
+
+FOLDER = Path("feedback")
+"""Inside the folder of what runs leave behind (UNMASK_VAR)."""
 
 FILE = "feedback.jsonl"
 IMAGES = "images"
@@ -31,6 +37,8 @@ class Statement(BaseModel):
     verdict: str
     probability_fake: float = Field(ge=0, le=1)
     image: str | None = Field(None, description="sha256 of the image, if the user agreed to have it kept", pattern="^[0-9a-f]{64}$")
+    client: str | None = Field(None, description="who says so, as the service's rate limit names clients", max_length=64)
+    comment: str | None = Field(None, max_length=1000)
 
 
 def record(
@@ -42,6 +50,8 @@ def record(
     verdict: str,
     probability_fake: float,
     image: bytes | None = None,
+    client: str | None = None,
+    comment: str | None = None,
 ) -> Statement:
     """Append a statement, and keep the image if one is given. Safe beside other processes that write to the same folder.
 
@@ -55,15 +65,28 @@ def record(
     """
     digest = hashlib.sha256(image).hexdigest() if image is not None else None
     statement = Statement(
-        id=id, time=datetime.now(UTC), label=label, version=version, verdict=verdict, probability_fake=probability_fake, image=digest
+        id=id,
+        time=datetime.now(UTC),
+        label=label,
+        version=version,
+        verdict=verdict,
+        probability_fake=probability_fake,
+        image=digest,
+        client=client,
+        comment=comment,
     )
     (folder / IMAGES).mkdir(parents=True, exist_ok=True)
-    if image is not None and digest is not None and not (folder / IMAGES / digest).exists():
-        write(folder / IMAGES / digest, image)
-    # One write of one line in append mode: lines of several workers never mix.
-    with (folder / FILE).open("ab", buffering=0) as file:
-        file.write(statement.model_dump_json().encode() + b"\n")
+    with _locked(folder):
+        if image is not None and digest is not None and not (folder / IMAGES / digest).exists():
+            write(folder / IMAGES / digest, image)
+        with (folder / FILE).open("ab", buffering=0) as file:
+            file.write(statement.model_dump_json().encode() + b"\n")
     return statement
+
+
+def size(folder: Path) -> int:
+    """Bytes of the statements and of all kept images; 0 if there are none yet."""
+    return sum(path.stat().st_size for path in (folder / FILE, *folder.glob(f"{IMAGES}/*")) if path.is_file())
 
 
 def read(folder: Path) -> list[Statement]:
@@ -74,6 +97,48 @@ def read(folder: Path) -> list[Statement]:
     """
     newest = {statement.id: statement for statement in _lines(folder / FILE)}
     return sorted(newest.values(), key=lambda statement: statement.time)
+
+
+def forget(folder: Path, id: str) -> set[str]:
+    """Delete every statement on an answer, and its images that no statement on another answer keeps.
+
+    Returns:
+        SHA-256 of the images that were deleted.
+
+    Raises:
+        StageError: naming a line that is not a statement.
+    """
+    return _rewrite(folder, lambda statement: None if statement.id == id else statement)
+
+
+def expire(folder: Path, days: float | None) -> set[str]:
+    """Delete the images of statements that are older than this; the statements stay. None keeps all. Returns and raises as `forget`."""
+    if days is None:
+        return set()
+    end = datetime.now(UTC) - timedelta(days=days)
+    return _rewrite(folder, lambda statement: statement if statement.time > end else statement.model_copy(update={"image": None}))
+
+
+def _rewrite(folder: Path, change: Callable[[Statement], Statement | None]) -> set[str]:
+    if not (folder / FILE).is_file():
+        return set()
+    with _locked(folder):
+        before = list(_lines(folder / FILE))
+        after = [changed for statement in before if (changed := change(statement)) is not None]
+        gone = {statement.image for statement in before if statement.image} - {statement.image for statement in after}
+        if after != before:
+            write(folder / FILE, b"".join(statement.model_dump_json().encode() + b"\n" for statement in after))
+        for digest in gone:
+            (folder / IMAGES / str(digest)).unlink(missing_ok=True)
+    return {str(digest) for digest in gone}
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder against other processes: a line that is written while another rewrites the file would be lost."""
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _lines(path: Path) -> Iterator[Statement]:

@@ -13,8 +13,19 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline import shards
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:  # the extra `heif`
+    HEIF: tuple[str, ...] = ()
+else:
+    register_heif_opener(thumbnails=False)
+    HEIF = ("HEIF",)
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", *HEIF)
 """Pillow decoders that are opened at all; the others (EPS, PSD, ...) only widen what an attacker can reach."""
+
+JPEG_END = b"\xff\xd9"
+"""Marker that a whole JPEG file ends with."""
 
 
 class Limits(BaseModel):
@@ -84,7 +95,14 @@ def decode(data: bytes, limits: Limits | None = None) -> Picture:
     Raises:
         ImageError: if the bytes are empty, over a limit, not an image of an allowed format, or damaged.
     """
-    return load(identify(data, limits))
+    return picture(identify(data, limits), data)
+
+
+def picture(image: Image.Image, data: bytes) -> Picture:
+    """Decode `data` that `identify` opened. Raises ImageError as `decode` does."""
+    pixels = load(image, data)
+    tables: dict[int, list[int]] = getattr(image, "quantization", None) or {}
+    return Picture(Image.fromarray(pixels), image.format or "", tuple(tables[0]) if 0 in tables else None)
 
 
 def identify(data: bytes, limits: Limits | None = None) -> Image.Image:
@@ -111,14 +129,17 @@ def identify(data: bytes, limits: Limits | None = None) -> Image.Image:
     return image
 
 
-def load(image: Image.Image) -> Picture:
-    """Decode what `identify` opened. Raises ImageError as `decode` does."""
+def load(image: Image.Image, data: bytes) -> np.ndarray:
+    """The upright pixels, uint8 (height, width, 3), of `data` that `identify` opened. Raises ImageError as `decode` does."""
+    if image.format == "JPEG" and image.mode == "RGB" and "exif" not in image.info and data.endswith(JPEG_END):
+        # The same libjpeg-turbo and the same pixels at half the cost. What it cannot read goes on to Pillow, which says why.
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if pixels is not None and pixels.shape[1::-1] == image.size:
+            return pixels
     try:
-        rgb = _rgb(ImageOps.exif_transpose(image))
+        return np.asarray(_rgb(ImageOps.exif_transpose(image)))
     except Exception:  # a decoder fed with hostile bytes raises whatever it likes; all of it means a damaged file
         raise ImageError("truncated", "The image file is damaged or cut off", "Save or upload it again.") from None
-    tables: dict[int, list[int]] = getattr(image, "quantization", None) or {}
-    return Picture(rgb, image.format or "", tuple(tables[0]) if 0 in tables else None)
 
 
 def statistics(picture: Picture) -> dict[str, float]:
@@ -140,8 +161,10 @@ def statistics(picture: Picture) -> dict[str, float]:
 def luma_statistics(luma: np.ndarray) -> dict[str, float]:
     """brightness, contrast and blur of `statistics`, from luma: uint8 (height, width)."""
     mean, deviation = cv2.meanStdDev(luma)
-    _, edges = cv2.meanStdDev(cv2.Laplacian(luma, cv2.CV_16S))  # whole numbers, which 16 bits hold exactly
-    return {"brightness": float(mean[0, 0]), "contrast": float(deviation[0, 0]), "blur": float(edges[0, 0] ** 2)}
+    edges = cv2.Laplacian(luma, cv2.CV_16S)  # whole numbers, which 16 bits hold exactly
+    # From the sums, because meanStdDev is three times as slow on 16 bits.
+    blur = cv2.norm(edges, cv2.NORM_L2SQR) / edges.size - (cv2.sumElems(edges)[0] / edges.size) ** 2
+    return {"brightness": float(mean[0, 0]), "contrast": float(deviation[0, 0]), "blur": float(blur)}
 
 
 def _too_large(size: int, limits: Limits) -> ImageError:

@@ -1,7 +1,6 @@
 """What an earlier run of ingest found out about each file, so that a new run, or one after `kill -9`, looks only at the others."""
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pyarrow.parquet as pq
 
 from pipeline import shards
 from pipeline.manifest import DESCRIBED
-from pipeline.staging import write
+from pipeline.staging import stamp_of, write
 
 FLUSH = 2000
 """Rows that a crash may lose, some seconds of work."""
@@ -82,15 +81,6 @@ class Ledger:
         buffer = io.BytesIO()
         rows.astype(TYPES)[list(TYPES)].to_parquet(buffer, index=False)
         write(self.folder / f"{number:09d}.parquet", buffer.getvalue())
-
-
-def stamp_of(path: Path | str) -> str:
-    """What changes when a file does: its size and time; empty if it cannot be looked at."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 - a million of these
-    except OSError:
-        return ""
-    return f"{found.st_size}-{found.st_mtime_ns}"
 
 
 def _holder(stored: str) -> str:

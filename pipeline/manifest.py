@@ -28,7 +28,7 @@ COLUMNS = {
     "format": "str",  # Pillow's name: JPEG, PNG, WEBP ...
     "bytes": "int64",
     "phash": "str",  # 64-bit perceptual hash, 16 hex digits
-    "pixel_hash": "str",  # 64-bit hash of the upright pixels, 16 hex digits: equal for one picture in two files
+    "pixel_hash": "str",  # 64-bit hash of luma and mean colour, 16 hex digits: equal for one picture in two files
     "blur": "float64",  # variance of the Laplacian of luma, higher is sharper
     "brightness": "float64",  # mean of luma, 0..255
     "contrast": "float64",  # standard deviation of luma, 0..255
@@ -74,7 +74,7 @@ def check(table: pd.DataFrame, origin: str) -> pd.DataFrame:
     missing = [column for column in COLUMNS if column not in table.columns]
     if missing:
         raise ManifestError(f"{origin}: column {', '.join(missing)} is missing")
-    unknown = sorted(set(table["label"]) - set(LABELS))
+    unknown = sorted(set(table["label"].unique()) - set(LABELS))
     if unknown:
         raise ManifestError(f"{origin}: label {', '.join(map(repr, unknown))}; allowed are {', '.join(LABELS)}")
     return table[[*COLUMNS, *attributes(table)]].astype(COLUMNS)

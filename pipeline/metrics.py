@@ -72,9 +72,27 @@ def interval(value: np.ndarray, draws: np.ndarray) -> Figure:
 
 def judge(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, threshold: float, draws: int, seed: int) -> dict[str, Figure]:
     """Every figure of `figures` with its 95% interval from a bootstrap over groups."""
-    value = figures(labels, probabilities, threshold)
-    drawn = figures(labels, probabilities, threshold, group_weights(groups, draws, seed))
+    return judge_drawn(labels, probabilities, threshold, group_weights(groups, draws, seed))
+
+
+def judge_drawn(labels: np.ndarray, probabilities: np.ndarray, threshold: float, weights: np.ndarray) -> dict[str, Figure]:
+    """Every figure of `figures` with its 95% interval from draws that were made before, see `group_weights`."""
+    value, drawn = figures(labels, probabilities, threshold), figures(labels, probabilities, threshold, weights)
     return {name: interval(value[name], drawn[name]) for name in value}
+
+
+def mean(values: np.ndarray, weights: np.ndarray) -> Figure:
+    """The mean of values, float (n,), with its 95% interval from draws (draws, n)."""
+    values = np.asarray(values, np.float64)
+    with np.errstate(invalid="ignore"):
+        return interval(values.mean(keepdims=True), weights @ values / weights.sum(1))
+
+
+def figure_text(figure: Figure) -> str:
+    """A figure in words: its value with the interval in brackets."""
+    if figure["value"] is None:
+        return "not defined"
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
 def confusion(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, int]:

@@ -55,6 +55,7 @@ class PackageMeta(BaseModel):
         files: path inside the package -> SHA-256.
         trained_on: `whole` images as they were given, so that a picture in which no face is found gets a verdict like any other;
             or `faces`, crops that a face detector found, so that such a picture gets at most `uncertain`.
+        bf16: whether a GPU may run it in bfloat16: measured when the package was made.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,6 +69,7 @@ class PackageMeta(BaseModel):
     lineage: dict[str, Any]
     files: dict[str, str]
     trained_on: Literal["whole", "faces"] = "whole"
+    bf16: bool = True
 
 
 class Golden(BaseModel):

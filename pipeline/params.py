@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
 from pipeline.params_data import Data, FolderSource, Ingest, Section, Share
+from pipeline.params_loop import Drift, Feedback, Notifications, Promotion, Retrain
 from pipeline.params_train import Augment, Model, Train, Tune
 
 PARAMS_FILE = Path("params.yaml")
@@ -67,6 +68,9 @@ class Evaluate(Section):
     max_fnr: Share = Field(description="`real_below`: the validation threshold with this false-negative rate")
     attack_images: int = Field(ge=0, description="test images attacked with FGSM and PGD; 0 leaves the attacks out")
     robustness_images: int = Field(gt=0, description="test images that are degraded for the robustness grid")
+    baseline_images: int = Field(1000, ge=20, description="of the training part that baselines learn from, and of the test part")
+    explain_images: int = Field(40, ge=0, description="fakes of the test part whose heat maps are judged; 0 leaves that out")
+    transfer_from: Path | None = Field(None, description="package or trained folder of another model, for attacks that transfer")
     seed: int
 
 
@@ -91,28 +95,6 @@ class Bound(Section):
         return self
 
 
-class Drift(Section):
-    """When the traffic counts as different from the reference."""
-
-    min_window: int = Field(ge=50, description="predictions below which a check ends as 'not enough data'")
-    max_window: int = Field(gt=0, description="newest predictions that a check looks at")
-    alpha: Share = Field(description="false-alarm rate of one check, held by permutation at the window's own size")
-    permutations: int = Field(ge=99)
-    cron: str
-
-    @model_validator(mode="after")
-    def _can_find_drift(self) -> "Drift":
-        if self.max_window < self.min_window:
-            raise ValueError(f"max_window {self.max_window} is below min_window {self.min_window}: no check would ever have enough data")
-        least = 1 / (self.permutations + 1)
-        if self.alpha < least:
-            raise ValueError(
-                f"alpha {self.alpha:g} is below {least:.2g}, the smallest p-value of {self.permutations} permutations: "
-                "drift could never be found; raise `permutations` or `alpha`"
-            )
-        return self
-
-
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -126,7 +108,11 @@ class Params(Section):
     evaluate: Evaluate
     export: Export
     gates: dict[str, Bound] = Field(description="dotted path of a figure in reports/evaluation.json -> its bounds")
+    promotion: Promotion
     drift: Drift
+    retrain: Retrain
+    feedback: Feedback
+    notifications: Notifications
     tune: Tune
     presets: dict[str, dict[str, Any]] = Field(description="named sets of values, applied with `python -m pipeline.settings NAME`")
 

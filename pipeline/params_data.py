@@ -26,7 +26,7 @@ class Section(BaseModel):
 
 
 def sum_to_one(section: Any, field: str) -> Any:
-    """The section, if the shares in its field do; for validators. Raises ValueError otherwise."""
+    """The section, if its `field` is a mapping of shares of one whole. Raises ValueError for pydantic otherwise."""
     total = sum(getattr(section, field).values())
     if abs(total - 1) > 1e-6:
         raise ValueError(f"the shares of `{field}` sum to {total:g}, not to 1")
@@ -89,6 +89,10 @@ class FeedbackSource(Section):
     kind: Literal["feedback"]
     name: SourceName = "feedback"
     path: Path = Path("var/feedback")
+    golden: Path = Path("models/champion/golden")
+    """Pictures whose labels are known: who contradicts them is not believed."""
+    a_day: int = Field(default=200, gt=0, description="statements of one client that count within 24 hours")
+    max_share: float = Field(default=0.5, gt=0, lt=1, description="of all that counts, that may come from one of several clients")
 
 
 Source = Annotated[

@@ -69,10 +69,11 @@ def training(epochs: pd.DataFrame, axes: Axes) -> None:
     axes.legend(frameon=False)
 
 
-def robustness(grid: dict[str, Any], axes: Axes) -> None:
-    """AUC under each degradation."""
-    names = [name for name in grid if name != "n"]
-    values = [grid[name]["auc"] for name in names]
-    axes.barh(names[::-1], values[::-1], color=[FAKE] * (len(names) - 1) + [REAL])
-    axes.axvline(0.5, color=GUIDE, linestyle=":")
-    axes.set(xlabel="AUC", title="Degraded pictures", xlim=(0.3, 1))
+def selective(curve: pd.DataFrame, chosen: dict[str, Any], axes: Axes) -> None:
+    """Risk against coverage, and where the two thresholds of the verdict lie."""
+    axes.plot(curve["coverage"], curve["risk"], color=FAKE)
+    if chosen["error"] is not None:
+        axes.scatter([chosen["coverage"]], [chosen["error"]], color=REAL, zorder=3, label="with the uncertain band")
+        axes.legend(frameon=False)
+    axes.set(xlabel="share of images that get a verdict", ylabel="share of those that is wrong", title="Selective prediction")
+    axes.set(xlim=(0, 1.02), ylim=(0, None))

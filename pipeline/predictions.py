@@ -8,6 +8,7 @@ import logging
 import queue
 import sqlite3
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,9 @@ FILE = Path("predictions.db")
 WAITING = 10_000
 """Rows that may wait to be written; further ones are dropped and counted, because a slow disk must not hold up an answer."""
 
+MOST = 200_000
+"""Rows that are kept unless somebody says otherwise: 700 MB where a view has 768 numbers."""
+
 FLUSH_SECONDS = 0.5
 SCHEMA = f"""CREATE TABLE IF NOT EXISTS predictions (
     id TEXT PRIMARY KEY, time TEXT, package TEXT, version TEXT, verdict TEXT, warnings TEXT,
@@ -48,20 +52,29 @@ class Recorded:
 
 
 def measures(prediction: "Prediction") -> dict[str, Any]:
-    """What drift compares: probability_fake, embedding (float32 array), and each of STATISTICS."""
+    """What drift compares: verdict, warnings (names), probability_fake, embedding (float32 array), and each of STATISTICS."""
     chosen = {name: prediction.statistics[name] for name in STATISTICS}
-    return {"probability_fake": prediction.probability_fake, "embedding": prediction.embedding.astype(np.float32), **chosen}
+    said = {"verdict": prediction.verdict, "warnings": prediction.warnings, "probability_fake": prediction.probability_fake}
+    return {**said, "embedding": prediction.embedding.astype(np.float32), **chosen}
 
 
 class PredictionLog:
-    """A SQLite file that a thread of its own writes to.
+    """A SQLite file that a thread of its own writes to. A full disk, or one that cannot be written, costs rows and never an answer.
 
     Attributes:
         dropped: rows that could not be kept.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.dropped = path, 0
+    def __init__(self, path: Path, most: int = MOST, lost: Callable[[int], None] = lambda _: None) -> None:
+        """Begin to write.
+
+        Args:
+            path: made if it does not exist.
+            most: rows that stay; beyond them the oldest go.
+            lost: told how many rows could not be kept, from any thread.
+        """
+        self.path, self.most, self.dropped = path, most, 0
+        self._lost = lost
         self._waiting: queue.Queue[tuple[Any, ...]] = queue.Queue(WAITING)
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._write_on, name="predictions", daemon=True)
@@ -70,17 +83,20 @@ class PredictionLog:
     def record(self, *, id: str, package: str, version: str, prediction: "Prediction") -> None:
         """Note an answer. Returns at once and never raises; `package` is the digest of the package that answered."""
         found = measures(prediction)
-        embedding = found.pop("embedding").tobytes()
-        about = (id, datetime.now(UTC).isoformat(), package, version, prediction.verdict, json.dumps(prediction.warnings))
+        found |= {"embedding": found["embedding"].tobytes(), "warnings": json.dumps(found["warnings"])}
         try:
-            self._waiting.put_nowait((*about, found.pop("probability_fake"), embedding, *found.values()))
+            self._waiting.put_nowait((id, datetime.now(UTC).isoformat(), package, version, *found.values()))
         except queue.Full:
-            self.dropped += 1
+            self._drop(1)
 
     def close(self) -> None:
         """Write what waits, and end the thread."""
         self._end.set()
         self._thread.join(timeout=10)
+
+    def _drop(self, rows: int) -> None:
+        self.dropped += rows
+        self._lost(rows)
 
     def _write_on(self) -> None:
         while not self._end.wait(FLUSH_SECONDS):
@@ -101,8 +117,10 @@ class PredictionLog:
                 database.execute(SCHEMA)
                 database.execute("CREATE INDEX IF NOT EXISTS newest ON predictions (package, time)")
                 database.executemany(f"INSERT INTO predictions VALUES ({', '.join('?' * len(rows[0]))})", rows)  # noqa: S608 - no value in it
+                # SQLite numbers the rows as they come, so that this looks at no more rows than it drops.
+                database.execute("DELETE FROM predictions WHERE rowid <= (SELECT MAX(rowid) FROM predictions) - ?", (self.most,))
         except (sqlite3.Error, OSError) as error:
-            self.dropped += len(rows)
+            self._drop(len(rows))
             log.warning("%d predictions were not recorded in %s: %s", len(rows), self.path, error)
 
 
@@ -115,6 +133,15 @@ def find(path: Path, id: str) -> Recorded | None:
     return Recorded(*row) if row else None
 
 
+def forget(path: Path, ids: set[str]) -> int:
+    """Delete the answers with these ids from the SQLite file. Returns how many there were."""
+    if not path.is_file():
+        return 0
+    with closing(sqlite3.connect(path, timeout=10)) as database, database:
+        database.execute("PRAGMA secure_delete=ON")
+        return sum(database.execute("DELETE FROM predictions WHERE id = ?", (id,)).rowcount for id in ids)
+
+
 def newest(path: Path, package: str, most: int) -> "pd.DataFrame":
     """The newest answers of one package, oldest first.
 
@@ -124,15 +151,16 @@ def newest(path: Path, package: str, most: int) -> "pd.DataFrame":
         most: how many at the most.
 
     Returns:
-        id, time (UTC, ISO 8601), verdict, and the columns of `measures`.
+        id, time (UTC, ISO 8601), and the columns of `measures`.
     """
     import pandas as pd
 
-    columns = ["id", "time", "verdict", "probability_fake", "embedding", *STATISTICS]
+    columns = ["id", "time", "verdict", "warnings", "probability_fake", "embedding", *STATISTICS]
     if not path.is_file():
         return pd.DataFrame(columns=columns)
     query = f"SELECT {', '.join(columns)} FROM predictions WHERE package = ? ORDER BY time DESC LIMIT ?"  # noqa: S608 - no value in it
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as database:
         table = pd.read_sql_query(query, database, params=(package, most))
     table["embedding"] = table["embedding"].map(lambda value: np.frombuffer(value, np.float32))
+    table["warnings"] = table["warnings"].map(json.loads)
     return table.iloc[::-1].reset_index(drop=True)

@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from PIL import Image
-from transformers import PreTrainedModel
 
 from pipeline import plots
 from pipeline.explain import explain
 from pipeline.images import read
-from pipeline.manifest import LABEL2ID
-from pipeline.preprocess import Preprocess
+from pipeline.metrics import Figure, figure_text
+from pipeline.scoring import Subject, labels
 
 TEMPLATES = Path(__file__).parent / "templates"
 TRAINING = Path("reports/train.json")
@@ -26,36 +25,37 @@ SHOWN = 8
 
 
 def page(
-    result: dict[str, Any], test: pd.DataFrame, curves: dict[str, pd.DataFrame], network: PreTrainedModel, preprocess: Preprocess
+    result: dict[str, Any], test: pd.DataFrame, curves: dict[str, pd.DataFrame], subject: Subject, training: Path | None = None
 ) -> str:
     """The HTML of the report.
 
     Args:
         result: content of reports/evaluation.json.
         test: rows of the test part with `probability_fake`.
-        curves: roc, pr, calibration.
-        network, preprocess: for the heat maps of the mistakes.
+        curves: roc, pr, calibration, selective.
+        subject: for the heat maps of the mistakes.
+        training: reports/train.json, to show how training went, if this model was trained here.
     """
-    labels, probabilities = test["label"].map(LABEL2ID).to_numpy(), test["probability_fake"].to_numpy()
+    truth, probabilities = labels(test), test["probability_fake"].to_numpy()
     drawings = [
-        plots.svg(lambda axes: plots.scores(probabilities, labels, result["thresholds"], axes)),
+        plots.svg(lambda axes: plots.scores(probabilities, truth, result["thresholds"], axes)),
         plots.svg(lambda axes: plots.roc(curves["roc"], axes)),
         plots.svg(lambda axes: plots.precision_recall(curves["pr"], axes)),
         plots.svg(lambda axes: plots.calibration(curves["calibration"], axes)),
-        plots.svg(lambda axes: plots.robustness(result["robustness"], axes)),
+        plots.svg(lambda axes: plots.selective(curves["selective"], result["selective"], axes)),
     ]
-    if TRAINING.is_file():
-        epochs = pd.DataFrame(json.loads(TRAINING.read_text())["epochs"])
+    if training and training.is_file():
+        epochs = pd.DataFrame(json.loads(training.read_text())["epochs"])
         drawings.append(plots.svg(lambda axes: plots.training(epochs, axes)))
-    error = np.where(labels == 1, 1 - probabilities, probabilities)
+    error = np.where(truth == 1, 1 - probabilities, probabilities)
     worst, best = np.argsort(-error)[:SHOWN], np.argsort(error)[:SHOWN]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["figure"] = _figure
+    environment.filters |= {"figure": figure_text, "number": _number, "signed": _signed}
     return environment.get_template("evaluation.html").render(
         result=result,
         drawings=drawings,
-        mistakes=[_card(test.iloc[index], network, preprocess) for index in worst if error[index] > 0.5],
-        successes=[_card(test.iloc[index], network, preprocess) for index in best],
+        mistakes=[_card(test.iloc[index], subject) for index in worst if error[index] > 0.5],
+        successes=[_card(test.iloc[index], subject) for index in best],
     )
 
 
@@ -67,9 +67,9 @@ def overlay(image: Image.Image, heat: np.ndarray, strength: float = 0.5) -> Imag
     return Image.fromarray((np.asarray(image) * (1 - weight) + colours * weight).astype(np.uint8))
 
 
-def _card(row: pd.Series, network: PreTrainedModel, preprocess: Preprocess) -> dict[str, Any]:
-    image = Image.fromarray(preprocess.pixels(read(Path(row["path"])).rgb))
-    seen = explain(network, preprocess.normalise(np.asarray(image)[None]))
+def _card(row: pd.Series, subject: Subject) -> dict[str, Any]:
+    image = Image.fromarray(subject.preprocess.pixels(read(Path(row["path"])).rgb))
+    seen = explain(subject.network, subject.preprocess.normalise(np.asarray(image)[None]))
     return {
         "picture": _data_uri(image),
         "map": _data_uri(overlay(image, seen.heat, 0.65)),
@@ -87,7 +87,11 @@ def _data_uri(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _figure(figure: dict[str, float | None]) -> str:
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _signed(figure: Figure) -> str:
     if figure["value"] is None:
         return "not defined"
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+    return f"{figure['value']:+.3f} ({figure['low']:+.3f} to {figure['high']:+.3f})"

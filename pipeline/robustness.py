@@ -1,19 +1,32 @@
 """What happens to the verdicts when pictures are degraded, or attacked."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
+from torch.nn import functional
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from pipeline import model
+from pipeline.dataset import pixels
+from pipeline.errors import StageError
+from pipeline.metrics import figures
+from pipeline.params import Evaluate
 from pipeline.preprocess import Preprocess
+from pipeline.scoring import Subject, labels, pictures, sample
 
 Change = Callable[[Image.Image], Image.Image]
 EPSILONS = (1, 2, 4, 8)
 """Largest change of a pixel value by an attack, out of 255."""
+ATTACKS = {"fgsm": 1, "pgd10": 10}
+"""Steps of FGSM (Goodfellow et al., ICLR 2015) and of PGD (Madry et al., ICLR 2018)."""
 
 
 def _stored(format_: str, quality: int) -> Change:
@@ -35,70 +48,148 @@ def _blurred(sigma: float) -> Change:
 
 def _noisy(sigma: float) -> Change:
     def change(image: Image.Image) -> Image.Image:
-        pixels = np.asarray(image, np.float32)
-        noise = np.random.default_rng(0).normal(0, 255 * sigma, pixels.shape)
-        return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
+        values = np.asarray(image, np.float32)
+        noise = np.random.default_rng(0).normal(0, 255 * sigma, values.shape)
+        return Image.fromarray(np.clip(values + noise, 0, 255).astype(np.uint8))
 
     return change
 
 
-def _both(first: Change, second: Change) -> Change:
-    return lambda image: second(first(image))
+def _in_turn(*changes: Change) -> Change:
+    def change(image: Image.Image) -> Image.Image:
+        for step in changes:
+            image = step(image)
+        return image
+
+    return change
 
 
 DEGRADATIONS: dict[str, Change] = {
-    **{f"jpeg{quality}": _stored("JPEG", quality) for quality in (80, 60, 40, 20)},
+    **{f"jpeg{quality}": _stored("JPEG", quality) for quality in (100, 80, 60, 40, 20)},
     "webp60": _stored("WEBP", 60),
-    **{f"blur{sigma:g}": _blurred(sigma) for sigma in (0.5, 1.0, 2.0)},
-    **{f"noise{sigma:g}": _noisy(sigma) for sigma in (0.02, 0.05)},
+    **{f"blur{sigma:g}": _blurred(sigma) for sigma in (0.5, 1.0, 1.5, 2.0, 3.0)},
+    **{f"noise{sigma:g}": _noisy(sigma) for sigma in (0.01, 0.02, 0.05, 0.1)},
     "half": _scaled(0.5),
     "quarter": _scaled(0.25),
-    "half_jpeg40": _both(_scaled(0.5), _stored("JPEG", 40)),
+    "jpeg40_half": _in_turn(_scaled(0.5), _stored("JPEG", 40)),
+    # Shown larger on a screen, caught there, scaled down again and stored by a messenger.
+    "screenshot": _in_turn(_scaled(1.4), _scaled(1 / 1.4), _stored("JPEG", 75)),
 }
 """Name -> what is done to the picture before the detector sees it."""
 
 
-def attacks(
-    network: PreTrainedModel, preprocess: Preprocess, pixels: np.ndarray, labels: np.ndarray, threshold_score: float
-) -> Iterator[tuple[str, int, float]]:
-    """White-box attacks on the network: FGSM (Goodfellow et al., ICLR 2015) and PGD with 10 steps (Madry et al., ICLR 2018).
+def degraded(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> dict[str, Any]:
+    """The robustness grid.
+
+    Args:
+        test: rows with `probability_fake`; `robustness_images` of them are degraded.
+
+    Returns:
+        n; clean: auc, balanced_accuracy; and for each of DEGRADATIONS the same with `drop` (of the AUC) and `flip_rate` (share of the
+        images whose class changes). Null where a class is missing.
+    """
+    rows = sample(test, settings.robustness_images, settings.seed)
+    truth, before, threshold = labels(rows), rows["probability_fake"].to_numpy(), subject.thresholds.f1
+    originals = [picture.rgb for picture in pictures(rows)]
+    clean = figures(truth, before, threshold)
+    result: dict[str, Any] = {"n": len(rows), "clean": _short(clean)}
+    for name, change in tqdm(DEGRADATIONS.items(), desc="robustness", unit="degradation"):
+        changed = np.stack([subject.preprocess.pixels(change(picture)) for picture in originals])
+        after = subject.probabilities(changed)
+        found = figures(truth, after, threshold)
+        result[name] = _short(found) | {
+            "drop": _rounded(clean["auc"][0] - found["auc"][0]),
+            "flip_rate": _rounded(((before >= threshold) != (after >= threshold)).mean()),
+        }
+    return result
+
+
+def attacked(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> dict[str, Any]:
+    """Accuracy under FGSM and PGD at each of EPSILONS, by somebody who holds the weights (`fgsm`, `pgd10`); and under PGD made on the
+    model of `transfer_from`, by somebody who does not (`transfer_pgd10`).
+
+    Raises:
+        StageError: if `transfer_from` is no model.
+    """
+    rows = sample(test, settings.attack_images, settings.seed)
+    images, truth = pixels(rows, subject.preprocess), labels(rows)
+    runs = [(name, subject.network, subject.preprocess, images, steps) for name, steps in ATTACKS.items()]
+    if settings.transfer_from:
+        network, preprocess = attacker(settings.transfer_from)
+        runs.append(("transfer_pgd10", network, preprocess, pixels(rows, preprocess), ATTACKS["pgd10"]))
+    result: dict[str, Any] = {"n": len(rows)}
+    clean = _unit(images)
+    with tqdm(total=len(runs) * len(EPSILONS), desc="attacks", unit="attack") as progress:
+        for name, network, preprocess, seen, steps in runs:
+            left = {}
+            for eps in EPSILONS:
+                change = attack(network, preprocess, seen, truth, eps, steps)
+                change = functional.interpolate(change, size=clean.shape[-2:], mode="bilinear", antialias=True)
+                called = _probabilities(subject, (clean + change).clamp(0, 1)) >= subject.thresholds.f1
+                left[f"eps{eps}"] = _rounded((called == (truth == 1)).mean())
+                progress.update()
+            result[name] = left
+    return result
+
+
+def attacker(folder: Path) -> tuple[PreTrainedModel, Preprocess]:
+    """The network of a package, or of a folder as training leaves it. Raises StageError if there is none."""
+    inner = folder / "model" if (folder / "model").is_dir() else folder
+    try:
+        return model.load(inner), Preprocess.load(folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise StageError(f"evaluate.transfer_from: {folder} is neither a package nor a trained model: {reason}") from None
+
+
+def attack(network: PreTrainedModel, preprocess: Preprocess, images: np.ndarray, truth: np.ndarray, eps: int, steps: int) -> torch.Tensor:
+    """The change of the pixels that makes a network wrong, by signs of gradients.
 
     Args:
         network: in evaluation mode.
-        preprocess: of the network; the attack's size is in pixel values, before normalising.
-        pixels: uint8 (n, size, size, 3).
-        labels: int (n,), 1 for fake.
-        threshold_score: difference of the logits from which an image counts as fake.
+        preprocess: of the network.
+        images: uint8 (n, size, size, 3).
+        truth: int (n,), 1 for fake.
+        eps: largest change of a pixel value, out of 255.
+        steps: 1 is FGSM; more is PGD, from the image itself.
 
-    Yields:
-        Name of the attack, its eps (out of 255), and the accuracy that is left.
+    Returns:
+        float32 (n, 3, size, size), to be added to pixel values of 0..1, which stay in that range.
     """
-    truth = torch.from_numpy(labels)
-    for name, steps in (("fgsm", 1), ("pgd10", 10)):
-        for eps in EPSILONS:
-            scale = 1 / (255 * torch.tensor(preprocess.std).view(1, 3, 1, 1))
-            called = []
-            for start in range(0, len(pixels), 32):
-                clean = torch.from_numpy(preprocess.normalise(pixels[start : start + 32]))
-                attacked = _attack(network, clean, truth[start : start + 32], eps * scale, steps, preprocess)
-                with torch.no_grad():
-                    logits = network(pixel_values=attacked).logits
-                called.append((logits[:, 1] - logits[:, 0]) >= threshold_score)
-            yield name, eps, float((torch.cat(called) == (truth == 1)).float().mean())
-
-
-def _attack(
-    network: PreTrainedModel, clean: torch.Tensor, truth: torch.Tensor, bound: torch.Tensor, steps: int, preprocess: Preprocess
-) -> torch.Tensor:
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocess.mean, preprocess.std))
-    low, high = -mean / std, (1 - mean) / std
+    bound = eps / 255
     stride = bound if steps == 1 else bound * 2.5 / steps
-    attacked = clean.clone()
-    for _ in range(steps):
-        attacked.requires_grad_(True)
-        loss = torch.nn.functional.cross_entropy(network(pixel_values=attacked).logits, truth)
-        (slope,) = torch.autograd.grad(loss, attacked)
-        moved = attacked.detach() + stride * slope.sign()
-        attacked = torch.max(torch.min(moved, clean + bound), clean - bound)
-        attacked = torch.max(torch.min(attacked, high), low)
-    return attacked.detach()
+    changes = []
+    for start in range(0, len(images), 32):
+        clean = _unit(images[start : start + 32])
+        change = torch.zeros_like(clean)
+        for _ in range(steps):
+            change.requires_grad_(True)
+            logits = network(pixel_values=(clean + change - mean) / std).logits
+            loss = functional.cross_entropy(logits, torch.tensor(truth[start : start + 32]))
+            (slope,) = torch.autograd.grad(loss, change)
+            change = (change.detach() + stride * slope.sign()).clamp(-bound, bound)
+            change = (clean + change).clamp(0, 1) - clean
+        changes.append(change)
+    return torch.cat(changes)
+
+
+def _unit(images: np.ndarray) -> torch.Tensor:
+    """uint8 (n, size, size, 3) -> float32 (n, 3, size, size) in 0..1."""
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2) / 255
+
+
+def _probabilities(subject: Subject, images: torch.Tensor) -> np.ndarray:
+    """float (n, 3, size, size) in 0..1, not rounded to bytes -> probabilities of fake (n,)."""
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (subject.preprocess.mean, subject.preprocess.std))
+    with torch.no_grad():
+        logits = torch.cat([subject.network(pixel_values=part).logits for part in ((images - mean) / std).split(32)])
+    return ((logits[:, 1] - logits[:, 0]) / subject.temperature).sigmoid().double().numpy()
+
+
+def _short(found: dict[str, np.ndarray]) -> dict[str, float | None]:
+    return {name: _rounded(found[name][0]) for name in ("auc", "balanced_accuracy")}
+
+
+def _rounded(value: float) -> float | None:
+    return round(float(value), 5) if np.isfinite(value) else None

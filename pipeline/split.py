@@ -220,7 +220,7 @@ def _write(division: Division, settings: Split, anew: bool) -> None:
 def _check_parts(division: Division, settings: Split) -> list[Finding]:
     """Look at the outcome with Great Expectations, whatever led to it; reports/data_docs/splits shows it."""
     table = division.table[CHECKED].assign(cluster=division.cluster)
-    frame = suites.splits_frame({name: table[rows] for name, rows in division.rows.items()}, settings.holdout_generators)
+    frame = suites.splits_frame(((name, table[rows]) for name, rows in division.rows.items()), settings.holdout_generators)
     findings = suites.check(suites.splits(frame), frame)
     failures = [finding["detail"] for finding in findings if not finding["success"]]
     if failures:
@@ -229,7 +229,7 @@ def _check_parts(division: Division, settings: Split) -> list[Finding]:
 
 
 def _check_holdout(table: pd.DataFrame, settings: Split) -> None:
-    there = set(table["generator"]) - {manifest.NO_GENERATOR}
+    there = set(table["generator"].unique()) - {manifest.NO_GENERATOR}
     absent = sorted(set(settings.holdout_generators) - there)
     if absent:
         raise StageError(

@@ -23,3 +23,12 @@ def keep(folder: Path, data: bytes, suffix: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         write(file, data)
     return file
+
+
+def stamp_of(path: Path | str) -> str:
+    """What changes when a file does: its size and time; empty if it cannot be looked at."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a million of these
+    except OSError:
+        return ""
+    return f"{found.st_size}-{found.st_mtime_ns}"

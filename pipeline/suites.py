@@ -5,7 +5,7 @@ a group, a hash) where something is wrong and nothing elsewhere, so that "values
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -75,17 +75,16 @@ def manifest(table: pd.DataFrame, settings: Validate, accepted: pd.DataFrame | N
     return gx.ExpectationSuite(name="manifest", expectations=[item for item in suite if getattr(item, "column", None) in there | {None}])
 
 
-def splits_frame(parts: Mapping[str, pd.DataFrame], holdout: list[str]) -> pd.DataFrame:
+def splits_frame(parts: Iterable[tuple[str, pd.DataFrame]], holdout: list[str]) -> pd.DataFrame:
     """What `splits` looks at: all rows of all parts with their `part`, and a column for each kind of offender.
 
     Args:
-        parts: rows of train, val and test, and of `unseen` where there is one, which shares the reals of test. A column `cluster` (the
-            near-duplicates that an image belongs to) is looked at where there is one.
+        parts: name and rows of train, val and test, and of `unseen` where there is one, which shares the reals of test. A column
+            `cluster` (the near-duplicates that an image belongs to) is looked at where there is one.
         holdout: generators that only `unseen` may hold.
     """
-    whole = pd.concat([part.assign(part=name) for name, part in parts.items()], ignore_index=True)
-    seen = whole[whole["part"] != UNSEEN]
-    whole = whole[(whole["part"] != UNSEEN) | ~whole["path"].isin(seen.loc[seen["part"] == "test", "path"])].reset_index(drop=True)
+    whole = pd.concat([part.assign(part=name) for name, part in parts], ignore_index=True)
+    whole = whole[(whole["part"] != UNSEEN) | ~whole["path"].isin(whole.loc[whole["part"] == "test", "path"])].reset_index(drop=True)
     side = whole.assign(part=whole["part"].replace(UNSEEN, "test"))  # both are read once, at the end
     keys = [key for key in ("group", "cluster", "image_id", "pixel_hash") if key in whole]
     return whole[["path", "label", "generator", "part"]].assign(
@@ -256,7 +255,7 @@ def _in_several(table: pd.DataFrame, key: str, of: str) -> pd.Series:
 
 def _parent_elsewhere(table: pd.DataFrame) -> pd.Series:
     """The image_id of a parent that stands in another part than its fake, nothing elsewhere. A parent in no part is no leak."""
-    parents = table["parents"].str.split().explode().dropna()
+    parents = table.loc[table["parents"].fillna("") != "", "parents"].str.split().explode()
     part_of_parent = parents.map(table.drop_duplicates("image_id").set_index("image_id")["part"])
     wrong = parents[part_of_parent.notna() & part_of_parent.ne(table["part"].loc[parents.index])]
     return wrong[~wrong.index.duplicated()].reindex(table.index)

@@ -98,7 +98,8 @@ class PairTrainer(Trainer):
         """Write the weights under the names they have in memory; `save_pretrained` writes a hub's, and leaves out what peft added."""
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        assert isinstance(self.model, torch.nn.Module)
+        folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         save_model(self.model, str(folder / WEIGHTS))
         if self.average:

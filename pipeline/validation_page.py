@@ -93,14 +93,17 @@ def _bars(columns: list[dict[str, Any]], bounds: Shortcut, axes: Axes) -> None:
     axes.set(xlabel="AUC of the column alone (0.5 says nothing)", xlim=(min(0.45, float(values.min())), 1.01))
 
 
-def _example(path: str, row: pd.Series) -> dict[str, Any]:
+def thumbnail(path: Path) -> str | None:
+    """A picture as a data URI; None if it cannot be read."""
     try:
-        image = read(Path(path)).rgb
+        image = read(path).rgb
     except (ImageError, OSError):
-        picture = None
-    else:
-        image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        picture = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return {"path": path, "picture": picture, "label": row["label"], "generator": row["generator"]}
+        return None
+    image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _example(path: str, row: pd.Series) -> dict[str, Any]:
+    return {"path": path, "picture": thumbnail(Path(path)), "label": row["label"], "generator": row["generator"]}

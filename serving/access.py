@@ -4,6 +4,7 @@ import hmac
 import ipaddress
 import time
 from collections import OrderedDict
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -41,6 +42,7 @@ def check(request: Request, settings: Settings) -> str:
     return peer
 
 
+@lru_cache(maxsize=1000)
 def is_loopback(host: str) -> bool:
     """Whether a host name or address means this machine."""
     if host == "localhost":

@@ -9,6 +9,9 @@ from pipeline.credentials import Credentials
 from pipeline.detector import Prediction as Predicted
 from pipeline.tracking import MODEL
 
+DIGITS = 6
+"""After the decimal point, of probabilities and thresholds alike, so that a client who compares them sees the verdict's reason."""
+
 EXAMPLE_ID = "4792c59c-2378-40f5-b3ad-b5dab02126ad"
 EXAMPLE_MODEL: dict[str, Any] = {
     "name": MODEL,
@@ -106,13 +109,13 @@ class Prediction(Answer):
         return cls(
             id=id,
             verdict=found.verdict,
-            probability_fake=round(found.probability_fake, 6),
-            thresholds=Bounds(real_below=thresholds.real_below, fake_above=thresholds.fake_above),
+            probability_fake=round(found.probability_fake, DIGITS),
+            thresholds=Bounds(real_below=round(thresholds.real_below, DIGITS), fake_above=round(thresholds.fake_above, DIGITS)),
             faces=[
                 Face(
                     box=Box(x=face.x, y=face.y, width=face.width, height=face.height),
                     score=round(face.score, 3),
-                    probability_fake=round(face.probability_fake, 6),
+                    probability_fake=round(face.probability_fake, DIGITS),
                 )
                 for face in found.faces
             ],

@@ -30,6 +30,7 @@ def make() -> Starlette:
             Route("/model", routes.model),
             Route("/model/card", routes.card),
             Route("/drift", routes.drift),
+            Route("/metrics", routes.metrics),
             Route("/openapi.json", routes.schema),
             Route("/status", routes.status),
             Mount("/", StaticFiles(directory=WEB, html=True)),
@@ -37,7 +38,7 @@ def make() -> Starlette:
         exception_handlers={
             ApiError: _answered(lambda error: error),
             ImageError: _answered(lambda error: ApiError(error.code, error.message, error.hint)),
-            HTTPException: _answered(lambda error: http_error(error.status_code)),
+            HTTPException: _answered(lambda error: http_error(error.status_code, error.headers)),
             Exception: _answered(lambda _: internal()),
             ClientDisconnect: _unread,
         },

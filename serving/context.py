@@ -3,24 +3,29 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import anyio
+from PIL.Image import Image
 
-from pipeline import predictions
+from pipeline import credentials, predictions
 from pipeline.champion import Champion, Served
+from pipeline.credentials import Credentials
+from pipeline.detector import Detector, Prepared
+from pipeline.images import identify, picture
 from pipeline.predictions import PredictionLog
 from serving.access import RateLimit
+from serving.batches import Batches
 from serving.errors import ApiError
 from serving.settings import Settings
-
-if TYPE_CHECKING:
-    pass
 
 Result = TypeVar("Result")
 FEEDBACK = Path("feedback")
 DRIFT_REPORT = Path("drift/report.json")
 """Inside UNMASK_VAR; the drift flow writes the latter."""
+
+LARGE = 2_000_000
+"""Pixels: a larger picture takes a tenth of a second and more to decode, and waits in a queue of its own for it."""
 
 
 class Context:
@@ -31,10 +36,13 @@ class Context:
         from serving.metrics import Metrics
 
         self.settings, self.champion = settings, champion
-        self.log = PredictionLog(settings.var / predictions.FILE)
-        self.metrics: Metrics = Metrics()
+        self.metrics = Metrics()
+        self.log = PredictionLog(settings.var / predictions.FILE, settings.log_rows, self.metrics.lost)
         self.rate = RateLimit(settings.requests_a_minute)
-        self._threads = anyio.CapacityLimiter(os.cpu_count() or 2)
+        self.batches = Batches()
+        cores = os.cpu_count() or 2
+        # Long work has fewer threads than there are cores, so that it never keeps short work from all of them.
+        self._short, self._long = anyio.CapacityLimiter(cores), anyio.CapacityLimiter(max(1, cores // 2))
         self._under_way = 0
 
     def served(self) -> Served:
@@ -54,6 +62,19 @@ class Context:
         """Count an upload out."""
         self._under_way -= 1
 
-    async def in_thread(self, work: Callable[[], Result]) -> Result:
-        """Run something that takes the processor, beside the requests that only wait."""
-        return await anyio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
+    async def in_thread(self, work: Callable[[], Result], long: bool = False) -> Result:
+        """Run something that takes the processor, beside the requests that only wait; `long` is what takes a tenth of a second and more."""
+        return await anyio.to_thread.run_sync(work, limiter=self._long if long else self._short, abandon_on_cancel=True)
+
+    async def open(self, detector: Detector, data: bytes) -> tuple[Prepared, Credentials | None]:
+        """What is to be judged of an image file, and who says what of it. Raises ImageError."""
+
+        def rest(image: Image) -> tuple[Prepared, Credentials | None]:
+            return detector.prepare(picture(image, data)), credentials.read(data)
+
+        def begin() -> Image | tuple[Prepared, Credentials | None]:
+            image = identify(data, self.settings.images)
+            return image if image.width * image.height > LARGE else rest(image)
+
+        begun = await self.in_thread(begin)
+        return begun if isinstance(begun, tuple) else await self.in_thread(lambda: rest(begun), long=True)

@@ -29,6 +29,7 @@ STATUS = {
     "internal": 500,
     "no_model": 503,
     "timeout": 504,
+    "no_room": 507,
 }
 """Code, which stays the same for programs -> HTTP status."""
 
@@ -58,8 +59,8 @@ def internal() -> ApiError:
     return ApiError("internal", "Something went wrong inside", "Try again; the service's log says more.")
 
 
-def http_error(status: int) -> ApiError:
-    """What a client hears of an error that a library answered."""
+def http_error(status: int, headers: Mapping[str, str] | None = None) -> ApiError:
+    """What a client hears of an error that a library answered, with its headers: 405 needs `Allow`."""
     if status >= 500 and status not in CODES:
         return internal()
     messages = {
@@ -69,4 +70,4 @@ def http_error(status: int) -> ApiError:
         "bad_value": "The request cannot be understood",
     }
     code = CODES.get(status, "bad_value")
-    return ApiError(code, messages[code], "GET /openapi.json lists what there is.")
+    return ApiError(code, messages[code], "GET /openapi.json lists what there is.", headers)

@@ -48,7 +48,7 @@ class Front:
                 await _ready(context)(scope, receive, answer)
                 return
             if scope["path"] not in HEALTH and not (context.settings.api_keys and scope["path"] in self.page):
-                client = check(request, context.settings)
+                client = request.state.client = check(request, context.settings)
                 if scope["method"] == "POST":
                     context.rate.take(client)
                     context.enter()

@@ -32,6 +32,7 @@ MEANING = {
     "no_card": ("The package of this model has no card", "Models that `make run` trains have one."),
     "no_model": ("No model is promoted", "Run `make run`, or set the alias in MLflow."),
     "no_report": ("Drift was not checked yet", "The flow `drift` does it every hour where `make up` runs."),
+    "no_room": ("There is no room for more feedback", "Whoever runs the service can make some: UNMASK_FEEDBACK_MEGABYTES."),
     "not_an_image": ("The file is not an image that can be read", "Use JPEG, PNG or WebP."),
     "not_found": ("There is nothing at this address", "GET /openapi.json lists what there is."),
     "not_multipart": ("The request is not a multipart form", "Send it like `curl -F image=@photo.jpg URL/predict`."),
@@ -51,7 +52,11 @@ MEANING = {
 ANYWHERE = ("unauthorized", "loopback_only", "cross_origin", "method_not_allowed", "internal")
 UPLOADED = ("not_multipart", "bad_form", "wrong_field", "too_large", "too_many_images", "upload_timeout", "too_many_requests", "busy")
 IMAGE = ("empty", "not_an_image", "too_many_pixels", "truncated")
-FILE = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF; of an animation the first frame"}
+FILE = {
+    "type": "string",
+    "format": "binary",
+    "description": "JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF and, where its codec is installed, HEIC; of an animation the first frame",
+}
 
 
 @cache
@@ -93,7 +98,7 @@ def document(max_batch: int) -> dict[str, Any]:
                 },
                 ("id", "label"),
                 answers.Feedback,
-                (*UPLOADED, *IMAGE, "bad_value", "unknown_id"),
+                (*UPLOADED, *IMAGE, "bad_value", "unknown_id", "no_room"),
             )
         },
         "/model": {"get": _operation("What answers, and how good it was", _json(answers.About), ("no_model",))},

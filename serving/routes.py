@@ -1,5 +1,6 @@
 """The routes: a form in, an answer out."""
 
+import asyncio
 import json
 import logging
 import time
@@ -19,9 +20,11 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from pipeline import credentials, feedback, predictions
 from pipeline.champion import Served
 from pipeline.detector import Prediction as Predicted
+from pipeline.detector import Prepared
 from pipeline.images import ImageError, decode
 from pipeline.overlay import overlay
 from serving import answers, openapi, upload
+from serving.answers import DIGITS
 from serving.context import DRIFT_REPORT, FEEDBACK, Context
 from serving.errors import ApiError, internal
 from serving.front import WEB
@@ -47,8 +50,8 @@ class Predict(HTTPEndpoint):
             data = await upload.files(form, "image", 1, ONE)[0].read()
         served = context.served()
         async with _deadline(context):
-            found = await context.in_thread(lambda: served.detector.predict([decode(data, context.settings.images)])[0])
-            signed = await context.in_thread(lambda: credentials.read(data))
+            prepared, signed = await context.open(served.detector, data)
+            found = await context.batches.judge(served.detector, prepared)
         return _json(_noted(context, served, found, signed, started))
 
 
@@ -67,8 +70,8 @@ class PredictBatch(HTTPEndpoint):
             async with _deadline(context):
                 # One after the other: decoded pictures are large, and a batch must not take every thread from single requests.
                 opened = [await _opened(context, served, await file.read()) for file in files]
-                good = [item for item in opened if not isinstance(item, ApiError)]
-                found = iter(await context.in_thread(lambda: served.detector.judge([prepared for prepared, _ in good])))
+                good = [prepared for prepared, _ in (item for item in opened if not isinstance(item, ApiError))]
+                found = iter(await asyncio.gather(*(context.batches.judge(served.detector, prepared) for prepared in good)))
         items = []
         for index, (name, item) in enumerate(zip(names, opened, strict=True)):
             if isinstance(item, ApiError):
@@ -95,7 +98,7 @@ class Explain(HTTPEndpoint):
             return *served.detector.explain(picture), picture.rgb.size
 
         async with _deadline(context):
-            found, seen, size = await context.in_thread(look)
+            found, seen, size = await context.in_thread(look, long=True)
         if "image/png" in request.headers.get("accept", ""):
             return Response(overlay(found.heat, seen, size), media_type="image/png", headers={"X-Explanation-Method": found.method})
         heat = [[round(float(value), 3) for value in row] for row in found.heat]
@@ -113,14 +116,20 @@ class Feedback(HTTPEndpoint):
             label = cast(Literal["real", "fake"], upload.text(form, "label", ("real", "fake"), LABEL))
             image = await _agreed(context, form)
         answer = await _find(context, id)
-        context.metrics.told(answer.verdict, label)
-        folder = context.settings.var / FEEDBACK
+        folder, most = context.settings.var / FEEDBACK, context.settings.feedback_megabytes * 1e6
 
         def note() -> None:
-            said = {"version": answer.version, "verdict": answer.verdict}
-            feedback.record(folder, id=id, label=label, **said, probability_fake=answer.probability_fake, image=image)
+            said = {"version": answer.version, "verdict": answer.verdict, "client": request.state.client[:64]}
+            try:
+                if feedback.size(folder) + len(image or b"") > most:
+                    raise OSError(f"{folder} is full")
+                feedback.record(folder, id=id, label=label, **said, probability_fake=answer.probability_fake, image=image)
+            except OSError as error:
+                log.warning("feedback was not kept: %s", error)
+                raise ApiError("no_room", *openapi.MEANING["no_room"]) from None
 
         await context.in_thread(note)
+        context.metrics.told(answer.verdict, label)
         return _json(answers.Feedback(id=id, label=label, image_kept=image is not None))
 
 
@@ -136,8 +145,8 @@ async def model(request: Request) -> Response:
         runtime=detector.runtime.name,
         trained_on=meta.trained_on,
         face_detector=detector.finds_faces,
-        thresholds=meta.thresholds.model_dump(),
-        figures=meta.figures,
+        thresholds={name: round(value, DIGITS) for name, value in meta.thresholds.model_dump().items()},
+        figures={name: {part: value and round(value, DIGITS) for part, value in figure.items()} for name, figure in meta.figures.items()},
         lineage=meta.lineage,
         limits=limits | {"formats": settings.formats},
         trouble=" ".join(trouble) if trouble else None,
@@ -151,6 +160,12 @@ async def card(request: Request) -> Response:
     if not path.is_file():
         raise ApiError("no_card", "The package of this model has no card", "Models that `make run` trains have one.")
     return Response(path.read_text(), media_type="text/markdown")
+
+
+async def metrics(request: Request) -> Response:
+    """GET /metrics: figures for Prometheus."""
+    context = _context(request)
+    return Response(await context.in_thread(context.metrics.text), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def drift(request: Request) -> Response:
@@ -202,11 +217,10 @@ def _noted(
     return answers.Prediction.of(id, found, signed, served, seconds)
 
 
-async def _opened(context: Context, served: Served, data: bytes) -> Any:
+async def _opened(context: Context, served: Served, data: bytes) -> tuple[Prepared, credentials.Credentials | None] | ApiError:
     """An image of a batch, ready for the network, and its credentials; or the error that it gets instead."""
     try:
-        prepared = await context.in_thread(lambda: served.detector.prepare(decode(data, context.settings.images)))
-        return prepared, await context.in_thread(lambda: credentials.read(data))
+        return await context.open(served.detector, data)
     except ImageError as error:
         return ApiError(error.code, error.message, error.hint)
     except Exception:  # whatever one image does, the others get their answers

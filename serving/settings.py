@@ -7,6 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
+from pipeline import predictions
 from pipeline.errors import StageError
 from pipeline.images import FORMATS, Limits
 
@@ -38,8 +39,10 @@ class Settings(BaseModel):
         description="requests a minute of one client, 0 for any number; by default 1200 where keys are set, any number otherwise",
     )
     queue: int = Field(128, gt=0, description="uploads that may be under way; further ones are answered 429")
-    timeout: float = Field(30, gt=0, le=300, description="seconds that the answer to an upload may take")
-    upload_timeout: float = Field(60, gt=0, le=300, description="seconds that an upload may take")
+    timeout: float = Field(30, gt=0, le=120, description="seconds that the answer to an upload may take")
+    upload_timeout: float = Field(60, gt=0, le=120, description="seconds that an upload may take")
+    log_rows: int = Field(predictions.MOST, gt=0, description="answers that the prediction log keeps; the oldest go first")
+    feedback_megabytes: float = Field(1000, ge=0, description="of feedback and its pictures together; beyond it none is taken")
     var: Path = Field(Path("var"), description="folder of the prediction log, feedback and downloads")
 
     @classmethod

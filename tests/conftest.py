@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from pipeline import telemetry
 from pipeline.params import Params, load_params
@@ -39,6 +40,8 @@ SMALL = {
     "evaluate.bootstrap": 100,
     "evaluate.attack_images": 4,
     "evaluate.robustness_images": 8,
+    "evaluate.baseline_images": 60,
+    "evaluate.explain_images": 4,
     "export.golden": 2,
     "gates": {"test.f1.value": {"min": 0.0}},
 }
@@ -67,10 +70,15 @@ def make_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Pat
 
 
 @pytest.fixture(scope="session")
-def finished(make_workspace: Callable[[], Path]) -> Path:
-    """A workspace in which `dvc repro` has run. Tests that change it restore it."""
-    folder = make_workspace()
-    run(folder, sys.executable, "-m", "dvc", "repro")
+def finished(make_workspace: Callable[[], Path], tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A workspace in which `dvc repro` has run, made once for all processes that test. Tests that change anything take a copy."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "finished"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            made = make_workspace()
+            run(made, sys.executable, "-m", "dvc", "repro")
+            made.rename(folder)
     return folder
 
 

@@ -17,13 +17,13 @@ ROOT = Path(__file__).parent.parent
 
 
 @contextmanager
-def served(folder: Path, target: str = "service:Unmask", **environment: str) -> Iterator[httpx.Client]:
+def served(folder: Path, target: str = "service:Unmask", python: str | Path = sys.executable, **environment: str) -> Iterator[httpx.Client]:
     """`bentoml serve` of a target from a folder with the service's sources, until the block ends. Yields a client for it."""
     for name in ("service.py", "serving", "web", "pipeline"):
         if not (folder / name).exists() and target == "service:Unmask":
             (folder / name).symlink_to(ROOT / name)
-    port = _free_port()
-    command = [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1", "--port", str(port)]
+    port = free_port()
+    command = [python, "-m", "bentoml", "serve", target, "--host", "127.0.0.1", "--port", str(port)]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "UNMASK_"))}
     # A service that starts wipes the metrics of any other one with the same home.
     inherited["BENTOML_HOME"] = str(folder / "bentoml")
@@ -44,6 +44,7 @@ def register(uri: str, package: Path, *, champion: bool = True) -> str:
     client = mlflow.MlflowClient(uri, uri)
     if not client.search_registered_models():
         client.create_registered_model("unmask")
+    if client.get_experiment_by_name("unmask") is None:
         client.create_experiment("unmask", artifact_location=(package.parent / "artifacts").as_uri())
     experiment = client.get_experiment_by_name("unmask")
     assert experiment is not None
@@ -76,7 +77,8 @@ def _alive(client: httpx.Client) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

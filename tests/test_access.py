@@ -1,7 +1,10 @@
 """Who is answered, and how much: keys, this machine alone, rates, queues."""
 
 import io
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +20,7 @@ from serving.access import RateLimit, is_loopback
 from serving.errors import ApiError
 from serving.settings import Settings
 from tests.package_helpers import tiny_package
-from tests.service_helpers import served, wait_for
+from tests.service_helpers import ROOT, free_port, served, wait_for
 
 KEY, OTHER = "first-key-0123456789", "schlüssel"
 BEARER = {"Authorization": f"Bearer {KEY}"}
@@ -116,6 +119,20 @@ def test_without_keys_only_this_machine_is_answered(opened, alone):
         assert opened.get("/livez", headers=headers).is_success
     assert opened.get("/model", headers={"Host": "localhost:3000"}).is_success
     assert "UNMASK_API_KEYS is not set: only this machine is answered" in (alone / "service.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("host", "settings", "message"),
+    [
+        ("0.0.0.0", {}, "without UNMASK_API_KEYS the service listens only on this machine, and not on 0.0.0.0"),
+        ("127.0.0.1", {"UNMASK_QUEUE": "many"}, "UNMASK_QUEUE"),
+    ],
+)
+def test_a_wrong_start_ends_at_once(host, settings, message):
+    command = [sys.executable, "-m", "bentoml", "serve", "service:Unmask", "--host", host, "--port", str(free_port())]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("UNMASK_")} | settings
+    ended = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=60)
+    assert ended.returncode and message in " ".join(ended.stderr.split()) and "Traceback" not in ended.stderr
 
 
 def test_what_is_this_machine():

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline import feedback
 from serving.errors import STATUS
 from serving.openapi import MEANING
-from tests.package_helpers import CARD, tiny_package
+from tests.package_helpers import CARD, META, tiny_package
 from tests.service_helpers import served, wait_for
 
 
@@ -36,8 +36,10 @@ def workspace(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(workspace, tmp_path_factory) -> Iterator[httpx.Client]:
-    package = tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
-    with served(workspace, UNMASK_PACKAGE=str(package), UNMASK_MAX_BATCH="4", UNMASK_MAX_BATCH_MEGABYTES="1") as client:
+    package = tiny_package(tmp_path_factory.mktemp("packages") / "tiny", thresholds=META["thresholds"] | {"real_below": 0.40000012345})
+    with served(
+        workspace, UNMASK_PACKAGE=str(package), UNMASK_MAX_BATCH="4", UNMASK_MAX_BATCH_MEGABYTES="1", UNMASK_FEEDBACK_MEGABYTES="0.1"
+    ) as client:
         wait_for(lambda: client.get("/readyz").is_success)
         yield client
 
@@ -94,6 +96,23 @@ def test_feedback_that_makes_no_sense_is_refused(client):
     assert refusal(client.post("/feedback", files={"id": (None, answer["id"])})) == (400, "wrong_field")
     form = {"id": (None, answer["id"]), "label": (None, "real"), "keep_image": (None, "true"), "image": ("a.png", b"hello")}
     assert refusal(client.post("/feedback", files=form)) == (415, "not_an_image")
+
+
+def test_feedback_ends_where_its_room_does(client, workspace):
+    answer = client.post("/predict", files={"image": png(3)}).json()
+
+    def told(seed: int) -> httpx.Response:
+        form = {"id": (None, answer["id"]), "label": (None, "real"), "keep_image": (None, "true"), "image": ("a.png", png(seed))}
+        return client.post("/feedback", files=form)
+
+    answers = [told(100 + seed) for seed in range(5)]  # of 24 KB each, in 100 KB
+    assert answers[0].is_success and refusal(answers[-1]) == (507, "no_room")
+    assert feedback.size(workspace / "var" / "feedback") <= 100_000
+
+
+def test_figures_have_no_digits_that_say_nothing(client):
+    assert client.post("/predict", files={"image": png()}).json()["thresholds"] == {"real_below": 0.4, "fake_above": 0.6}
+    assert client.get("/model").json()["thresholds"]["real_below"] == 0.4
 
 
 def test_the_model_and_its_card(client):
@@ -160,6 +179,9 @@ def test_errors_of_bentos_own_addresses_have_the_same_body(client):
     assert refusal(client.post("/metrics")) == (405, "method_not_allowed")
     assert refusal(client.delete("/livez")) == (405, "method_not_allowed")
     assert refusal(client.post("/model")) == (405, "method_not_allowed")
+    known = (("POST", "/model", {"GET", "HEAD"}), ("GET", "/predict", {"POST"}), ("DELETE", "/livez", {"GET", "HEAD"}))
+    for method, path, allowed in known:
+        assert set(client.request(method, path).headers["allow"].split(", ")) == allowed, path
 
 
 def test_metrics_count_refusals_and_feedback(client):

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from ray.cluster_utils import Cluster
 
 from pipeline import ingest
@@ -11,6 +12,7 @@ from pipeline.params import Params
 from tests.test_kill import digests
 
 
+@pytest.mark.long
 def test_a_ray_cluster_makes_the_same_bytes(faces: Path, prepare: Callable[..., Params], monkeypatch):
     forge = {"methods": {"self_blend": 0.4, "swap": 0.3, "resynthesis": 0.3}}
     ingest.run(prepare(data__forge=forge))

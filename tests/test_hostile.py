@@ -1,46 +1,84 @@
 """Files that were made to break a decoder: each ends in a verdict or in an error that says why, never in anything else."""
 
 import io
-import random
+import resource
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
+from benchmarks.hostile import damaged, special
+from benchmarks.load import photograph
+from pipeline.detector import Detector
 from pipeline.images import FORMATS, ImageError, decode
+from tests.package_helpers import tiny_package
+from tests.service_helpers import served, wait_for
 
-PIXELS = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+GROWTH = 1_000_000_000
+"""Bytes: a picture of 50 megapixels takes 150 MB, and twice as much while it is turned; two are decoded at a time."""
 
 
-def mutated(data: bytes, rng: random.Random) -> bytes:
-    """The file cut off, with bytes changed anywhere or in its header, or with another file behind it."""
-    changed = bytearray(data)
-    kind = rng.choice(("cut", "flip", "header", "appended"))
-    if kind == "cut":
-        return bytes(changed[: rng.randrange(len(changed))])
-    if kind == "appended":
-        return data + data[: rng.randrange(len(data))]
-    for _ in range(rng.choice((1, 3, 20))):
-        changed[rng.randrange(len(changed) if kind == "flip" else min(200, len(changed)))] = rng.randrange(256)
-    return bytes(changed)
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
+
+
+def outcome(detector: Detector, data: bytes) -> str:
+    """The verdict, or the code of the error."""
+    try:
+        return detector.predict([decode(data)])[0].verdict
+    except ImageError as error:
+        return error.code
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", FORMATS)
-def test_a_damaged_file_is_an_image_or_an_image_error(kind):
-    file = io.BytesIO()
-    Image.fromarray(PIXELS).save(file, kind)
-    rng, codes = random.Random(7), set()
-    for _ in range(150):
-        try:
-            assert decode(mutated(file.getvalue(), rng)).rgb.mode == "RGB"
-        except ImageError as error:
-            codes.add(error.code)
-    assert codes
+def test_every_damaged_file_gets_a_verdict_or_an_error_that_says_why(package):
+    detector = Detector.load(package)
+    found = {outcome(detector, data) for data in damaged(150 * len(FORMATS), seed=7)}
+    assert found >= {"not_an_image", "truncated"} and found & {"real", "fake", "uncertain"}
 
 
-def test_only_the_first_of_many_frames_is_decoded():
+@pytest.mark.filterwarnings("ignore")
+def test_liars_bombs_and_double_files_cost_little_memory(package):
+    detector = Detector.load(package)
+    outcome(detector, photograph(96, 0))
+    used = psutil.Process().memory_info().vms
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    files = special()
+    resource.setrlimit(resource.RLIMIT_AS, (used + GROWTH, before[1]))  # beyond it the decoder would raise MemoryError
+    try:
+        found = {what: outcome(detector, data) for what, data in files.items()}
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert found["bomb of 10,000 x 10,000 zeros"] == found["header that promises 60,000 x 60,000"] == "too_many_pixels"
+    assert found["JPEG that promises 65,500 x 65,500"] == "too_many_pixels"
+    verdicts = {"10,000 frames", "bomb within the limit", "ZIP behind a PNG", "EXIF of 60 kB"}
+    assert {found[what] for what in verdicts} <= {"real", "fake", "uncertain"}, found
+    assert {found[what] for what in ("SVG", "EPS", "PDF before a JPEG")} <= {"not_an_image"}, found
+
+
+def test_the_service_answers_them_all_and_goes_on(package, tmp_path):
+    files = [*special().values(), *damaged(40, seed=11)]
+    with served(tmp_path, UNMASK_PACKAGE=str(package)) as client:
+        wait_for(lambda: client.get("/readyz").is_success)
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda data: client.post("/predict", files={"image": ("../../etc/passwd", data)}), files))
+        assert {answer.status_code for answer in answers} <= {200, 400, 413, 415, 422}
+        assert all("verdict" in answer.json() or "error" in answer.json() for answer in answers)
+        assert client.post("/predict", files={"image": photograph(96, 0)}).is_success
+        log = (tmp_path / "service.log").read_text()
+    assert "Traceback" not in log and "passwd" not in log
+
+
+@pytest.mark.parametrize(
+    "options", [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2, "quality": 40}, {"progressive": True}, {"optimize": True}]
+)
+@pytest.mark.parametrize("size", [(90, 120), (33, 47)])
+def test_a_jpeg_has_the_pixels_that_pillow_gives_it(options, size):
     file = io.BytesIO()
-    frames = [Image.new("P", (8, 8), index % 2) for index in range(3000)]
-    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
-    assert decode(file.getvalue()).rgb.size == (8, 8)
+    pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG", **options)
+    assert np.array_equal(decode(file.getvalue()).pixels, np.asarray(Image.open(file)))

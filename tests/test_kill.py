@@ -24,6 +24,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shard", [False, True])
 def test_a_killed_ingest_ends_with_the_bytes_of_an_undisturbed_one(tmp_path: Path, shard: bool):
     faces = tmp_path / "faces"

@@ -9,12 +9,20 @@ import pandas as pd
 import pytest
 from moto.server import ThreadedMotoServer
 
+from flows import gates
 from pipeline.manifest import COLUMNS, read_parts
 from pipeline.package import verify
+from pipeline.params import Bound
 from pipeline.settings import apply
 from tests.conftest import run
 
 DVC = (sys.executable, "-m", "dvc")
+
+
+@pytest.fixture(scope="module")
+def finished(finished: Path, copy_workspace) -> Path:
+    """Of this file's own: its tests remove what was made and pull it back."""
+    return copy_workspace(finished)
 
 
 def test_every_promised_file_is_there(finished: Path):
@@ -28,6 +36,27 @@ def test_every_promised_file_is_there(finished: Path):
         json.loads((finished / f"reports/{name}.json").read_text())
     assert "<html" in (finished / "reports/evaluation.html").read_text()
     assert verify(finished / "models/package").meta.lineage["data_md5"].endswith(".dir")
+
+
+def test_figures_of_the_report_can_be_gated(finished: Path):
+    report = json.loads((finished / "reports/evaluation.json").read_text())
+    examples = ("test.f1.low", "unseen.auc.value", "robustness.jpeg40.drop", "robustness.jpeg40_half.auc", "calibration.ece")
+    examples += ("vs_baseline.auc", "test.ece.value", "golden.broken", "operating_points.fpr5.fpr", "unseen_worst_auc")
+    verdicts = gates.judge({name: Bound(min=-1) for name in examples}, report)
+    assert all(verdict.passed for verdict in verdicts)
+    page = (finished / "reports/evaluation.html").read_text()
+    for title in ("Beside simple models", "Operating points", "Calibration", "Do the heat maps show what matters?", "Degraded pictures"):
+        assert title in page
+
+
+def test_the_package_carries_what_was_measured(finished: Path):
+    report = json.loads((finished / "reports/export.json").read_text())
+    assert report["golden"]["n"] == 4 and report["golden"]["largest_probability_difference"] < 1e-3
+    assert verify(finished / "models/package").meta.bf16 is report["precision"]["bf16"]["allowed"]
+    card = (finished / "models/package/card.md").read_text()
+    for heading in ("## Intended use", "## Data", "## Figures", "## Limits", "## Licences"):
+        assert heading in card
+    assert "rendered by this program" in card and "reports/data_card.md" in card
 
 
 def test_no_group_stands_in_two_parts(finished: Path):

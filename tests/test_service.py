@@ -1,13 +1,9 @@
-"""The service as its users meet it: `bentoml serve`, following MLflow or packed into a bento."""
+"""The service as its users meet it: `bentoml serve`, following MLflow."""
 
-import importlib.metadata
 import io
 import json
-import os
 import shutil
 import struct
-import subprocess
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +11,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
-from pipeline.champion import Champion
-from pipeline.champion_source import KEEP, Registry
+from benchmarks.hostile import chunk, png_of
+from pipeline.images import HEIF
 from tests.package_helpers import tiny_package
-from tests.service_helpers import ROOT, promote, register, served, wait_for
+from tests.service_helpers import promote, register, served, wait_for
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (80, 100, 3), dtype=np.uint8)
 
@@ -121,6 +116,7 @@ def test_odd_but_valid_pictures_get_a_verdict(client):
         "animated GIF": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
         "bilevel": encoded(image.convert("1"), "PNG"),
         "WebP": encoded(image, "WEBP"),
+        **{kind: encoded(image, kind) for kind in HEIF},
     }
     for name, data in odd.items():
         answer = predict(client, data)
@@ -146,8 +142,8 @@ def test_a_bad_file_is_refused(client, data, expected):
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(client):
-    assert refusal(predict(client, _png_claiming(60_000, 60_000))) == (413, "too_many_pixels")
-    assert refusal(predict(client, _png_claiming(2**31 - 1, 2**31 - 1)))[0] in (413, 415)
+    assert refusal(predict(client, png_of(60_000, 60_000, zlib.compress(bytes(1000))))) == (413, "too_many_pixels")
+    assert refusal(predict(client, png_of(2**31 - 1, 2**31 - 1, b"")))[0] in (413, 415)
 
 
 def test_a_bad_request_is_refused(client):
@@ -225,100 +221,8 @@ def test_it_follows_the_alias_and_refuses_a_broken_package(client, store, packag
     assert predict(client, PNG).json()["model"]["version"] == "1"
 
 
-def test_without_mlflow_the_last_champion_is_served_after_a_restart(tmp_path, package):
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    register(store, package)
-    before = Champion(Registry(store, tmp_path / "served"))
-    before.look()
-    assert before.served is not None and before.trouble is None
-
-    after = Champion(Registry("http://127.0.0.1:9", tmp_path / "served"), seconds=0.1)
-    after.start()
-    wait_for(lambda: after.served is not None)
-    after.stop()
-    assert after.served is not None and after.served.version == "1"
-    assert after.trouble is not None and "does not answer" in after.trouble[0]
-
-
-def test_the_champion_goes_on_when_its_alias_is_removed_and_changes_when_the_store_is_made_anew(tmp_path, package):
-    import mlflow
-
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    register(store, package)
-    champion = Champion(Registry(store, tmp_path / "served"))
-    champion.look()
-    first = champion.served
-    mlflow.MlflowClient(store, store).delete_registered_model_alias("unmask", "champion")
-    champion.look()
-    assert champion.served is first and champion.trouble is not None and "No model is promoted" in champion.trouble[0]
-
-    anew = f"sqlite:///{tmp_path / 'anew.db'}"
-    shutil.copytree(package, tmp_path / "other" / "package")
-    register(anew, tmp_path / "other" / "package")
-    champion.source = Registry(anew, tmp_path / "served")
-    champion.look()
-    assert champion.served is not first and champion.served is not None and champion.served.version == "1" and champion.trouble is None
-
-
-def test_a_damaged_download_is_fetched_again_and_old_ones_go(tmp_path, package):
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    folder = tmp_path / "served"
-    for _ in range(KEEP + 1):
-        register(store, package)
-        Champion(Registry(store, folder)).look()
-    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [str(number) for number in range(2, KEEP + 2)]
-    newest = folder / str(KEEP + 1)
-    (newest / "preprocess.json").write_text("{}")
-    champion = Champion(Registry(store, folder))
-    champion.look()
-    assert champion.served is not None and champion.trouble is None
-    assert (newest / "preprocess.json").read_bytes() == (package / "preprocess.json").read_bytes()
-
-
-def test_a_bento_runs_without_mlflow_prefect_and_dvc(tmp_path, package):
-    source, home = tmp_path / "source", tmp_path / "bentoml"
-    source.mkdir()
-    for name in ("service.py", "bentofile.yaml", ".bentoignore"):
-        shutil.copy(ROOT / name, source / name)
-    for name in ("pipeline", "serving", "web"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(package, source / "models" / "champion")
-    environment = os.environ | {"BENTOML_HOME": str(home), "PYTHONPATH": ""}
-    build = [sys.executable, "-m", "bentoml", "build", "--label", "model_version=7", "--output", "tag"]
-    built = subprocess.run(build, cwd=source, env=environment, text=True, capture_output=True)
-    assert built.returncode == 0, built.stderr
-    tag = built.stdout.strip().splitlines()[-1].removeprefix("__tag__:")
-
-    blocker = tmp_path / "blocker"
-    blocker.mkdir()
-    for name in ("mlflow", "prefect", "dvc"):
-        (blocker / f"{name}.py").write_text("raise ImportError(__name__)\n")
-    with served(tmp_path, tag, BENTOML_HOME=str(home), PYTHONPATH=str(blocker), UNMASK_VAR=str(tmp_path / "var")) as client:
-        wait_for(lambda: client.get("/readyz").is_success)
-        assert predict(client, PNG).json()["model"]["version"] == "7"
-        assert client.post("/explain", files={"image": PNG}).is_success
-        assert client.get("/").is_success
-
-
-def test_a_bento_lists_the_versions_that_are_tested():
-    packages = yaml.safe_load((ROOT / "bentofile.yaml").read_text())["python"]["packages"]
-    for package in packages:
-        name, version = package.split("==")
-        assert importlib.metadata.version(name).split("+")[0] == version
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
 def _png16(gray: np.ndarray) -> bytes:
     """A 16-bit grayscale PNG with the values of an 8-bit picture."""
     rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in gray[..., 0])
     header = struct.pack(">IIBBBBB", gray.shape[1], gray.shape[0], 16, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
-
-
-def _png_claiming(width: int, height: int) -> bytes:
-    """A small PNG whose header promises many pixels."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes(1000))) + _chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

@@ -189,7 +189,8 @@ def test_feedback_comes_back_as_data_and_disagreement_is_left_out(tmp_path: Path
     source = {"kind": "feedback", "name": "users", "path": str(folder)}
     ingest.run(prepare(data__sources=[source]))
     table = read(MANIFEST)
-    assert sorted(table["label"]) == ["fake", "real", "real", "real", "real"] and set(quarantined().values()) == {"conflict"}
+    assert sorted(table["label"]) == ["fake", "real", "real", "real", "real"] and not quarantined()
+    assert {line.split(",")[0] for line in (folder / "set_aside.csv").read_text().splitlines()[1:]} == {"a2", "b2"}
     assert set(table["answered_by"]) == {"3"} and set(table["verdict"]) == {"fake"}
     with (folder / "feedback.jsonl").open("ab") as file:
         file.write(b"\n")

@@ -244,7 +244,9 @@ split.run(params(seed=int(sys.argv[2])))
 """
 
 
-@pytest.mark.parametrize(("seed", "moves"), [(7, 1), (8, 0), (8, 3)])
+@pytest.mark.parametrize(
+    ("seed", "moves"), [(7, 1), pytest.param(8, 0, marks=pytest.mark.long), pytest.param(8, 3, marks=pytest.mark.long)]
+)
 def test_a_killed_run_leaves_no_wrong_memory(run, seed: int, moves: int):
     """With the old settings the old places are kept, whatever files were replaced. With others the mixture is nobody's memory."""
     run(people(40))

@@ -1,5 +1,6 @@
 """`make up` for real: all servers under one supervisor, a deployment run from the command line, and nothing left after ctrl-C."""
 
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.automation import NAME
 from flows.ports import PORTS
+from flows.promotion import SOMEBODY
 from tests.conftest import ROOT
 from tests.service_helpers import _free_port, wait_for
 
@@ -69,7 +71,8 @@ def test_a_run_from_the_command_line_is_registered_and_seen_everywhere(up, works
         wait_for(lambda: any(run.deployment_id == drift.id and run.auto_scheduled for run in client.read_flow_runs()))
         done = subprocess.run([*prefect, "run", "train/default", "--watch"], env=called, text=True, capture_output=True)
         assert done.returncode == 0, done.stdout + done.stderr + (workspace / "up.log").read_text()
-        runs = client.read_flow_runs()
+        trained = client.read_deployment_by_name("train/default").id
+        runs = [run for run in client.read_flow_runs() if run.deployment_id == trained]
         assert [run.state_name for run in runs if run.state and run.state.is_completed()] == ["Completed"]
         tasks = {task.name: task.state_name for task in client.read_task_runs()}
     assert {stage: tasks[stage] for stage in ("ingest", "validate", "split", "train", "evaluate", "export")} == dict.fromkeys(
@@ -91,6 +94,11 @@ def test_a_run_from_the_command_line_is_registered_and_seen_everywhere(up, works
     record = httpx.get(f"{mlflow_uri}/api/2.0/mlflow/runs/get", params={"run_id": version["run_id"]}).json()["run"]
     replayed = next(tag["value"] for tag in record["data"]["tags"] if tag["key"] == "replayed_from")
     assert answer["model"]["version"] == "1" and answer["model"]["run_id"] == replayed
+    # The flow deploy looks every minute, and records what was promoted.
+    promotions = workspace / "var/promotions.jsonl"
+    wait_for(promotions.is_file, seconds=180)
+    line = json.loads(promotions.read_text())
+    assert line["version"] == 1 and line["bento"].startswith("unmask:") and line["by"] == SOMEBODY
 
 
 def test_a_taken_port_is_named(up, workspace: Path, environment: dict[str, str], ports):

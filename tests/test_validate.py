@@ -400,7 +400,7 @@ def parts(clean: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def leaks(parts: dict[str, pd.DataFrame]) -> list[str]:
-    frame = suites.splits_frame(parts, ["held"])
+    frame = suites.splits_frame(parts.items(), ["held"])
     return [finding["detail"] for finding in suites.check(suites.splits(frame), frame) if not finding["success"]]
 
 

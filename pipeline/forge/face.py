@@ -1,7 +1,6 @@
 """Where a face stands, and the soft masks that forgeries are blended with."""
 
 from dataclasses import dataclass
-from typing import Self
 
 import cv2
 import numpy as np
@@ -18,8 +17,8 @@ class Face:
     tilt: float = 0.0
 
     @classmethod
-    def of_crop(cls, height: int, width: int) -> Self:
-        """Where a picture that was cut out around a face has it."""
+    def centred(cls, width: int, height: int) -> "Face":
+        """Where a crop of a face has it, for a picture of this size in pixels that no detector has looked at."""
         return cls(width / 2, height * 0.52, width * 0.3, height * 0.38)
 
     def mask(self, shape: tuple[int, ...], grow: float = 1.0, top: float = -1.0) -> np.ndarray:
@@ -46,6 +45,12 @@ class Face:
         u = (dx * np.cos(angle) + dy * np.sin(angle)) / self.half_width
         v = (-dx * np.sin(angle) + dy * np.cos(angle)) / self.half_height
         return u, v
+
+    def place(self, u: float, v: float) -> tuple[float, float]:
+        """The inverse of `axes`: where a point of the ellipse's own coordinates lies in the picture."""
+        cos, sin = np.cos(np.deg2rad(self.tilt)), np.sin(np.deg2rad(self.tilt))
+        across, down = u * self.half_width, v * self.half_height
+        return self.x + across * cos - down * sin, self.y + across * sin + down * cos
 
     def _corners(self) -> np.ndarray:
         angle = np.deg2rad(self.tilt)

@@ -36,19 +36,35 @@ class _Canvas:
 
     def __init__(self, side: int, face: Face) -> None:
         rows, columns = np.mgrid[:side, :side].astype(np.float32)
-        self.u, self.v = face.axes(columns, rows)
+        self.face = face
+        self.u, self.v = (axis.astype(np.float32) for axis in face.axes(columns, rows))
         self.edge = 1.5 / face.half_width
         self.picture = np.zeros((side, side, 3), np.float32)
 
     def ellipse(self, u: float, v: float, a: float, b: float, tilt: float = 0.0) -> np.ndarray:
         """Coverage in 0..1 of an ellipse at (u, v) with half axes a and b."""
-        cos, sin = np.cos(tilt), np.sin(tilt)
-        du, dv = self.u - u, self.v - v
+        cos, sin = float(np.cos(tilt)), float(np.sin(tilt))
+        soft = self.edge / min(a, b)
+        window = self._around(u, v, max(a, b) * (1 + 0.5 * soft))
+        du, dv = self.u[window] - u, self.v[window] - v
         radius = np.sqrt(((du * cos + dv * sin) / a) ** 2 + ((dv * cos - du * sin) / b) ** 2)
-        return np.clip((1 - radius) * min(a, b) / self.edge + 0.5, 0, 1)
+        cover = np.zeros_like(self.u)
+        cover[window] = np.clip((1 - radius) / soft + 0.5, 0, 1)
+        return cover
 
     def paint(self, cover: np.ndarray, colour: np.ndarray) -> None:
-        self.picture += cover[..., None] * (colour - self.picture)
+        """Lay a colour, or a picture of colours, over what is there; only where it covers something, as most features are small."""
+        rows, columns = np.flatnonzero(cover.any(1)), np.flatnonzero(cover.any(0))
+        if not len(rows):
+            return
+        window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        below = self.picture[window]
+        below += cover[window][..., None] * ((colour[window] if colour.ndim == 3 else colour) - below)
+
+    def _around(self, u: float, v: float, reach: float) -> tuple[slice, slice]:
+        """The pixels up to `reach` head units from (u, v), and some more."""
+        (x, y), pixels = self.face.place(u, v), reach * max(self.face.half_width, self.face.half_height) + 1
+        return slice(max(0, int(y - pixels)), max(0, int(y + pixels) + 2)), slice(max(0, int(x - pixels)), max(0, int(x + pixels) + 2))
 
 
 def render(rng: np.random.Generator, side: int) -> Scene:

@@ -1,29 +1,42 @@
 """Images that users labelled through the service, where they agreed to have them kept."""
 
+import logging
+
 import pandas as pd
 
-from pipeline import feedback
+from pipeline import feedback, trust
 from pipeline.params_data import FeedbackSource
+
+SET_ASIDE = "set_aside.csv"
+"""In the source's folder: the statements that do not count, and why."""
+
+log = logging.getLogger(__name__)
 
 
 def listing(source: FeedbackSource) -> pd.DataFrame:
-    """One row an image and label: file, path, label, group, verdict, answered_by.
+    """One row an image: file, path, label, group, verdict, answered_by. No feedback yet is no error.
 
-    Users who disagree over one image give it two rows; ingest then finds the conflict and leaves it out. No feedback yet is no error.
+    Which statements count is said in pipeline/trust.py; the others are listed in SET_ASIDE.
 
     Raises:
         StageError: naming a line of the record that cannot be read.
     """
+    judged = trust.judge(feedback.read(source.path), source)
+    if judged.set_aside:
+        fields = ("id", "image", "client", "label", "time")
+        listed = [{name: getattr(said, name) for name in fields} | {"reason": reason} for said, reason in judged.set_aside]
+        pd.DataFrame(listed).to_csv(source.path / SET_ASIDE, index=False)
+        log.warning("%d statements of users do not count: %s says why", len(listed), source.path / SET_ASIDE)
     rows = {
-        f"{statement.label}/{statement.image}": {
-            "file": str(source.path / feedback.IMAGES / statement.image),
-            "path": f"{statement.label}/{statement.image}",
-            "label": statement.label,
-            "group": statement.image,
-            "verdict": statement.verdict,
-            "answered_by": statement.version,
+        said.image: {
+            "file": str(source.path / feedback.IMAGES / said.image),
+            "path": f"{said.label}/{said.image}",
+            "label": said.label,
+            "group": said.image,
+            "verdict": said.verdict,
+            "answered_by": said.version,
         }
-        for statement in feedback.read(source.path)
-        if statement.image is not None
+        for said in judged.counted
+        if said.image is not None and (source.path / feedback.IMAGES / said.image).is_file()
     }
     return pd.DataFrame(rows.values(), columns=["file", "path", "label", "group", "verdict", "answered_by"])

@@ -147,8 +147,9 @@ def _forge(task: Task, lossless: bool, detector: FaceDetector | None) -> bytes |
 
 def _face(picture: Picture, detector: FaceDetector | None) -> Face | None:
     """The ellipse of the largest face; without a detector, where a crop of a face has it."""
+    width, height = picture.rgb.size
     if detector is None:
-        return Face.of_crop(*picture.pixels.shape[:2])
+        return Face.centred(width, height)
     found = detector.find(picture.pixels)
     if not found:
         return None

@@ -1,0 +1,91 @@
+"""Files that were made to break a decoder, from a seed: damaged ones, liars, bombs, and two kinds of file in one."""
+
+import io
+import random
+import struct
+import zlib
+from collections.abc import Iterator
+
+from PIL import Image
+
+from benchmarks.load import photograph
+from pipeline.images import FORMATS
+
+LOOP = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x69\x87\x04\0\x01\0\0\0\x08\0\0\0\x08\0\0\0"
+"""A directory whose next page, and whose only entry, is itself."""
+
+
+def damaged(count: int, seed: int = 0) -> Iterator[bytes]:
+    """Valid files of every format, each cut off, with bytes changed anywhere or in its header, or with another file behind it."""
+    rng = random.Random(seed)  # noqa: S311 - nothing secret
+    image = Image.open(io.BytesIO(photograph(96, seed)))
+    files = [_saved(image, kind) for kind in FORMATS]
+    for number in range(count):
+        yield _mutated(files[number % len(files)], rng)
+
+
+def special() -> dict[str, bytes]:
+    """What -> a file that is one."""
+    small = Image.new("RGB", (8, 8), "gray")
+    jpeg, png = _saved(small, "JPEG"), _saved(small, "PNG")
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 60_000
+    frames = [Image.new("P", (8, 8), index % 2) for index in range(10_000)]
+    many = io.BytesIO()
+    frames[0].save(many, "GIF", save_all=True, append_images=frames[1:])
+    return {
+        "bomb of 10,000 x 10,000 zeros": png_of(10_000, 10_000, zlib.compress(bytes(30_010_000), 9)),
+        "bomb within the limit": png_of(7_000, 7_000, zlib.compress(bytes((7_000 * 3 + 1) * 7_000), 9)),
+        "header that promises 60,000 x 60,000": png_of(60_000, 60_000, zlib.compress(bytes(1000))),
+        "header that promises 2**31 pixels a side": png_of(2**31 - 1, 2**31 - 1, zlib.compress(bytes(1000))),
+        "header that promises nothing": png_of(0, 0, b""),
+        "JPEG that promises 65,500 x 65,500": _jpeg_claiming(jpeg, 65_500, 65_500),
+        "JPEG with a script behind it": jpeg + b"<script>alert(1)</script>" * 1000,
+        "ZIP behind a PNG": png + b"PK\x03\x04" + bytes(1000),
+        "PDF before a JPEG": b"%PDF-1.7\n" + jpeg,
+        "10,000 frames": many.getvalue(),
+        "colour profile of 4 MB": _saved(small, "PNG", icc_profile=bytes(4_000_000)),
+        "colour profile that is none": _saved(small, "JPEG", icc_profile=b"\xff" * 60_000),
+        "EXIF of 60 kB": _saved(small, "JPEG", exif=exif),
+        "EXIF that points at itself": _saved(small, "JPEG", exif=LOOP),
+        "TIFF that is its own next page": b"II*\0\x08\0\0\0\x00\0\x08\0\0\0",
+        "text of 10 MB in 10 kB": png[:33] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10_000_000), 9)) + png[33:],
+        "10,000 chunks": png[:33] + chunk(b"tEXt", b"a\0b") * 10_000 + png[33:],
+        "1 x 50,000,000 pixels": png_of(1, 50_000_000, zlib.compress(bytes(1000))),
+        "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    }
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """A piece of a PNG file."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_of(width: int, height: int, rows: bytes) -> bytes:
+    """A PNG file, 8-bit RGB, with this header and these compressed rows, whether or not the two belong together."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def _jpeg_claiming(data: bytes, width: int, height: int) -> bytes:
+    place = data.index(b"\xff\xc0") + 5
+    return data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
+
+
+def _mutated(data: bytes, rng: random.Random) -> bytes:
+    changed = bytearray(data)
+    kind = rng.choice(("cut", "flip", "header", "appended"))
+    if kind == "cut":
+        return bytes(changed[: rng.randrange(len(changed))])
+    if kind == "appended":
+        return data + data[: rng.randrange(len(data))]
+    for _ in range(rng.choice((1, 3, 20))):
+        changed[rng.randrange(len(changed) if kind == "flip" else min(200, len(changed)))] = rng.randrange(256)
+    return bytes(changed)

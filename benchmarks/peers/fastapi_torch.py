@@ -1,0 +1,13 @@
+"""Plain FastAPI: uvicorn, PyTorch, an image a request, in FastAPI's threads."""
+
+from fastapi import FastAPI, UploadFile
+
+from benchmarks.peers.torch_model import predict
+
+app = FastAPI()
+
+
+@app.post("/predict")
+def answer(image: UploadFile) -> dict[str, float]:
+    """The verdict on the form's `image`."""
+    return predict(image.file.read())

@@ -1,0 +1,13 @@
+"""Plain Flask: gunicorn with one process and eight threads, PyTorch, an image a request."""
+
+from flask import Flask, request
+
+from benchmarks.peers.torch_model import predict
+
+app = Flask(__name__)
+
+
+@app.post("/predict")
+def answer() -> dict[str, float]:
+    """The verdict on the form's `image`."""
+    return predict(request.files["image"].read())

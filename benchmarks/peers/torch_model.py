@@ -1,0 +1,23 @@
+"""The network through PyTorch in float32, an image at a time, as most services run it."""
+
+import io
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from pipeline import model
+from pipeline.preprocess import Preprocess
+
+PACKAGE = Path(os.environ["PACKAGE"])
+preprocess = Preprocess.load(PACKAGE)
+network = model.load(PACKAGE / "model")
+
+
+def predict(data: bytes) -> dict[str, float]:
+    """The probability that an image file shows a fake, not calibrated."""
+    pixels = preprocess.pixels(Image.open(io.BytesIO(data)).convert("RGB"))
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(preprocess.normalise(pixels[None]))).logits
+    return {"probability_fake": float(torch.softmax(logits, 1)[0, 1])}

@@ -1,0 +1,237 @@
+"""Speed of the service beside what one would write first: `python -m benchmarks.serving --package DIR --seconds N`.
+
+Every service runs alone, on the same machine, with the same network and the same pictures; the clients are one more process there.
+Results: benchmarks/results/serving.json and serving.md.
+"""
+
+import argparse
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.load import Load, photograph, send, status, upload
+from benchmarks.measure import RESULTS, record
+from pipeline.detector import Detector
+from pipeline.images import decode
+
+CLIENTS = (1, 8, 32)
+SIDE, PICTURES = 256, 64
+LARGE_SIDE = 3464
+"""12 megapixels."""
+
+BATCH = 16
+ROOT = Path(__file__).parent.parent
+UVICORN = ["-m", "uvicorn", "--log-level", "warning", "--host", "127.0.0.1", "--port", "{port}"]
+PEERS = {
+    "Flask, PyTorch": ["-m", "gunicorn", "-w", "1", "--threads", "8", "-b", "127.0.0.1:{port}", "benchmarks.peers.flask_torch:app"],
+    "FastAPI, PyTorch": [*UVICORN, "benchmarks.peers.fastapi_torch:app"],
+    "LitServe, PyTorch": ["-m", "benchmarks.peers.litserve_torch", "{port}"],
+    "Starlette, micro-batches": [*UVICORN, "benchmarks.peers.starlette_batches:app"],
+    "Unmask": ["-m", "bentoml", "serve", "service:Unmask", "--host", "127.0.0.1", "--port", "{port}"],
+}
+"""Name -> arguments of Python."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service that answers: where, and its first process."""
+
+    port: int
+    process: psutil.Process
+
+    @property
+    def tree(self) -> list[psutil.Process]:
+        """All its processes."""
+        return [self.process, *self.process.children(recursive=True)]
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of processor time so far."""
+        return sum(used.user + used.system for used in (process.cpu_times() for process in self.tree))
+
+    @property
+    def memory(self) -> float:
+        """Megabytes; what processes share counts once."""
+        return sum(process.memory_full_info().pss for process in self.tree) / 1e6
+
+
+@contextmanager
+def running(arguments: list[str], package: Path, **environment: str) -> Iterator[Running]:
+    """A service of its own, until the block ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    with tempfile.TemporaryDirectory() as folder:
+        own = {"PACKAGE": str(package), "UNMASK_PACKAGE": str(package), "UNMASK_VAR": folder, "BENTOML_HOME": f"{folder}/bentoml"}
+        command = [sys.executable, *(argument.format(port=port) for argument in arguments)]
+        with (Path(folder) / "log").open("w+") as log:
+            process = subprocess.Popen(command, cwd=ROOT, env=os.environ | own | environment, stdout=log, stderr=log)
+            try:
+                wait_until_ready(port, process)
+                yield Running(port, psutil.Process(process.pid))
+            except RuntimeError as error:
+                log.seek(0)
+                raise RuntimeError(f"{error}:\n{log.read()}") from None
+            finally:
+                process.terminate()
+                process.wait(timeout=60)
+
+
+def wait_until_ready(port: int, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    """Until a service answers a picture. Raises RuntimeError if it ends before, or if that takes too long."""
+    end, content = time.monotonic() + seconds, upload(port, photograph(SIDE, 0))
+    while process.poll() is None and time.monotonic() < end:
+        if status(port, content) == 200:
+            return
+        time.sleep(0.2)
+    raise RuntimeError(f"`{' '.join(process.args)}` does not answer")  # type: ignore[arg-type]
+
+
+def loaded(service: Running, clients: int, seconds: float) -> dict[str, Any]:
+    """A row of the table: so many clients with small pictures."""
+    requests = [upload(service.port, photograph(SIDE, seed)) for seed in range(PICTURES)]
+    makers = [_turns(requests, "small", first) for first in range(clients)]
+    send(service.port, makers, 2)
+    before = service.cpu
+    load = send(service.port, makers, seconds)
+    cpu = (service.cpu - before) * 1000 / max(load.all, 1)
+    return _figures(load) | {"cpu_ms": round(cpu, 1), "memory_mb": round(service.memory)}
+
+
+def mixed(service: Running, seconds: float) -> dict[str, Any]:
+    """Small pictures of eight clients alone, and beside two clients with pictures of 12 megapixels."""
+    small = [upload(service.port, photograph(SIDE, seed)) for seed in range(PICTURES)]
+    large = [upload(service.port, photograph(LARGE_SIDE, seed)) for seed in range(2)]
+    eight = [_turns(small, "small", first) for first in range(8)]
+    alone = send(service.port, eight, seconds, warm_up=1)
+    together = send(service.port, [*eight, *(_turns(large, "large", first) for first in range(2))], seconds, warm_up=1)
+    figures = {
+        "alone_p99_ms": alone.percentile(99),
+        "mixed_p99_ms": together.percentile(99, "small"),
+        "large_p50_ms": together.percentile(50, "large"),
+    }
+    ratio = figures["mixed_p99_ms"] / figures["alone_p99_ms"]
+    return {name: round(value, 1) for name, value in figures.items()} | {"ratio": round(ratio, 2), "errors": alone.errors + together.errors}
+
+
+def in_process(package: Path, seconds: float) -> dict[str, Any]:
+    """The package without any HTTP: the graph alone, and from bytes to verdicts, in batches, with decoding in threads."""
+    detector = Detector.load(package)
+    files = [photograph(SIDE, seed) for seed in range(BATCH)]
+
+    def judge(prepared: list[Any]) -> None:
+        detector.judge(prepared)
+
+    values = detector.preprocess.normalise(_stacked(detector, files))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def opened() -> list[Any]:
+            return [pool.submit(lambda data=data: detector.prepare(decode(data))) for data in files]
+
+        ahead = [opened()]
+
+        def whole() -> None:
+            ahead.append(opened())  # the next batch is decoded while this one is judged
+            judge([future.result() for future in ahead.pop(0)])
+
+        return {"graph": _rate(lambda: detector.runtime(values), seconds), "whole": _rate(whole, seconds)}
+
+
+def _rate(work: Callable[[], Any], seconds: float) -> dict[str, float]:
+    """Images a second and processor time of each, of a piece of work on a batch."""
+    for _ in range(3):
+        work()
+    begin, cpu, batches = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - begin < seconds:
+        work()
+        batches += 1
+    passed, images = time.perf_counter() - begin, batches * BATCH
+    return {"rate": round(images / passed, 1), "cpu_ms": round((time.process_time() - cpu) * 1000 / images, 1)}
+
+
+def _stacked(detector: Detector, files: list[bytes]) -> Any:
+    import numpy as np
+
+    return np.stack([detector.prepare(decode(data)).parts[0].pixels for data in files])
+
+
+def _turns(requests: list[bytes], name: str, first: int) -> Callable[[int], tuple[str, bytes]]:
+    return lambda number: (name, requests[(first + number) % len(requests)])
+
+
+def _figures(load: Load) -> dict[str, Any]:
+    return {
+        "rate": round(load.rate, 1),
+        "p50_ms": round(load.percentile(50), 1),
+        "p99_ms": round(load.percentile(99), 1),
+        "errors": load.errors,
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    raw = results["in process"]
+    lines = [
+        "| service | clients | requests/s | p50 ms | p99 ms | errors | CPU ms a request | memory MB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, rows in results["services"].items():
+        for clients, row in rows.items():
+            lines.append(f"| {name} | {clients} | {' | '.join(str(value) for value in row.values())} |")
+    for name, what in (("graph", "the graph alone"), ("whole", "from bytes to verdicts")):
+        lines.append(f"| in process, batches of {BATCH}: {what} | | {raw[name]['rate']} | | | | {raw[name]['cpu_ms']} | |")
+    lines += ["", *(f"{name}: not measured, {why}." for name, why in results["left out"].items())]
+    ours, most = results["services"].get("Unmask", {}), str(max(CLIENTS))
+    if most in ours:
+        lines.append(f"At {most} clients: {ours[most]['rate'] / raw['whole']['rate']:.2f} of the rate in process from bytes to verdicts,")
+        lines.append(
+            f"{ours[most]['rate'] / raw['graph']['rate']:.2f} of the graph's; {ours[most]['cpu_ms'] - raw['whole']['cpu_ms']:.1f} ms of"
+        )
+        lines.append("processor time a request beyond decoding and judging.")
+    if "mixed" in results:
+        found = results["mixed"]
+        lines.append(
+            f"Small pictures beside two clients with 12 megapixels each: p99 {found['mixed_p99_ms']} ms, alone {found['alone_p99_ms']} ms."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
+    parser.add_argument("--package", type=Path, default=Path("models/package"))
+    parser.add_argument("--seconds", type=float, default=10, help="for each number of clients")
+    parser.add_argument("--only", nargs="*", choices=list(PEERS), help="some of the services")
+    arguments = parser.parse_args()
+    package = arguments.package.resolve()
+    results: dict[str, Any] = {"services": {}, "left out": {}, "in process": in_process(package, arguments.seconds)}
+    for name in arguments.only or PEERS:
+        if name.startswith("LitServe") and importlib.util.find_spec("litserve") is None:
+            results["left out"][name] = "because litserve is not installed"
+            continue
+        with running(PEERS[name], package) as service:
+            rows = results["services"][name] = {}
+            for clients in CLIENTS:
+                rows[str(clients)] = loaded(service, clients, arguments.seconds)
+                print(name, clients, rows[str(clients)], flush=True)
+            if name == "Unmask":
+                results["mixed"] = mixed(service, arguments.seconds)
+    print(table(results))
+    record("serving", results)
+    (RESULTS / "serving.md").write_text(table(results))
+
+
+if __name__ == "__main__":
+    main()

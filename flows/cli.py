@@ -1,0 +1,175 @@
+"""`unmask`: the state of everything in one screen, and the way back. Everything else is done in MLflow, Prefect or with `make`."""
+
+import argparse
+import getpass
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+
+from flows import notifications, promotion, registry
+from flows.ports import HOST, PORTS
+from pipeline import feedback, labelling, lineage, predictions
+from pipeline.errors import StageError
+from pipeline.tracking import tracking_uri
+
+ALIASES = (registry.CHAMPION, registry.CHALLENGER, registry.PREVIOUS)
+
+VERBS = {
+    "status": "what there is, and what is served",
+    "rollback": "make the version before the champion again",
+    "forget": "delete what is kept of an answer",
+}
+HISTORY = "Older versions of the data in DVC's cache and remotes still have the image: `dvc gc` deletes those that no branch needs."
+
+
+def status() -> dict[str, Any]:
+    """What there is and what is served, as the project's folder, MLflow and the service say it."""
+    newest, lines = registry.newest(), promotion.history()
+    return {
+        "data_version": lineage.lineage()["data_md5"],
+        "last_run": registry.last_run()
+        | {"version": newest.number if newest else None, "gate": newest.tags.get("gate") if newest else None},
+        **{alias: _version(registry.holder(alias)) for alias in ALIASES},
+        "served": served(),
+        "last_drift_check": _drift(),
+        "last_promotion": lines[-1] if lines else None,
+    }
+
+
+def served() -> dict[str, Any]:
+    """What the service on SERVICE_PORT says it serves: `version` and `trouble`; `version` is None where it serves nothing."""
+    url = f"http://{HOST}:{os.environ.get('SERVICE_PORT') or PORTS['SERVICE_PORT']}/readyz"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            answer = json.load(response)
+        return {"version": answer["version"], "trouble": answer["trouble"]}
+    except urllib.error.HTTPError as error:
+        with error:
+            return {"version": None, "trouble": f"{url} answers {error.code}: it has no model"}
+    except (OSError, HTTPException, ValueError, KeyError):
+        return {"version": None, "trouble": f"{url} does not answer: start it with `make up` or `make serve`"}
+
+
+def show(found: dict[str, Any]) -> str:
+    """`status` as a table for people."""
+    run, now, check, last = (found[name] for name in ("last_run", "served", "last_drift_check", "last_promotion"))
+    rows = {
+        "data version": found["data_version"] or "none yet",
+        "last run": f"{run['run_id']}, {run['status'].lower()}, {run['started']}" if run["run_id"] else "none yet",
+        "newest version": f"{run['version']}, gate {run['gate'] or 'unknown'}" if run["version"] else "none yet",
+        **{alias: _line(found[alias]) for alias in ALIASES},
+        "served": "; ".join(filter(None, [now["version"] and f"version {now['version']}", now["trouble"]])),
+        "last drift check": "none yet",
+        "last promotion": "none recorded",
+    }
+    if check:
+        said = "drift" if check["drift"] else "no drift"
+        rows["last drift check"] = f"{check['time']}, {said} of version {check['version']}, p = {check['p_value']:.2g}"
+    if last:
+        rows["last promotion"] = f"{last['time']}, version {last['version']} (before: {last['previous'] or 'none'}), by {last['by']}"
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def rollback() -> dict[str, Any]:
+    """Move `champion` back to the version before; the service follows within seconds. Raises StageError if there is none."""
+    moved = promotion.roll_back(by := f"{_user()}, unmask rollback")
+    notifications.send(
+        "roll-back", f"version {moved['to']} of {registry.MODEL} is the champion again (was {moved['from'] or 'none'}), by {by}"
+    )
+    return {**moved, "served": served()}
+
+
+def forget(id: str) -> dict[str, int]:
+    """Delete what is kept of an answer: statements and image, numbers in the prediction log, copies in data/raw and put out for labelling.
+
+    Returns:
+        How many of each were deleted.
+
+    Raises:
+        StageError: if nothing is known of it, or the record of feedback cannot be read.
+    """
+    var = Path(os.environ.get("UNMASK_VAR", "var"))
+    statements = sum(said.id == id for said in feedback.read(var / feedback.FOLDER))
+    images = feedback.forget(var / feedback.FOLDER, id)
+    copies = [copy for digest in images for copy in Path("data/raw").rglob(f"{digest}*") if copy.is_file()]
+    for copy in copies:
+        copy.unlink()
+    found = {
+        "statements": statements,
+        "images": len(images),
+        "predictions": predictions.forget(var / predictions.FILE, {id}),
+        "copies": len(copies) + sum(labelling.forget(folder, digest) for folder in (var / "labelling").glob("*/") for digest in images),
+    }
+    if not any(found.values()):
+        raise StageError(f"nothing is kept of an answer with the id {id!r}")
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="unmask", description="The state of the loop, the way back, and forgetting.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, text in VERBS.items():
+        verb = verbs.add_parser(name, help=text, description=text)
+        verb.add_argument("--json", action="store_true", help="for programs")
+        if name == "forget":
+            verb.add_argument("id", metavar="ID", help="of the answer, as the service gave it")
+    arguments = parser.parse_args()
+    found: dict[str, Any]
+    try:
+        if arguments.verb == "status":
+            found = status()
+            text = show(found)
+        elif arguments.verb == "forget":
+            found = forget(arguments.id)
+            text = f"deleted: {', '.join(f'{number} {what}' for what, number in found.items() if number)}. {HISTORY}"
+        else:
+            found = rollback()
+            text = f"champion: version {found['to']} (was {found['from'] or 'none'}). The service follows within seconds."
+    except StageError as error:
+        sys.exit(f"error: {error}")
+    except MlflowException as error:
+        sys.exit(f"error: MLflow at {tracking_uri()}: {str(error).splitlines()[0]}. Start it (make up), or check MLFLOW_TRACKING_URI.")
+    print(json.dumps(found, indent=2) if arguments.json else text)
+
+
+def _version(found: registry.Version | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {"version": found.number, "gate": found.tags.get("gate"), "obstacle": promotion.obstacle(found)}
+
+
+def _line(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "none"
+    return f"version {found['version']}, gate {found['gate'] or 'unknown'}" + (
+        f"; REFUSED: {found['obstacle']}" if found["obstacle"] else ""
+    )
+
+
+def _drift() -> dict[str, Any] | None:
+    path = Path(os.environ.get("UNMASK_VAR", "var")) / "drift" / "report.json"
+    if not path.is_file():
+        return None
+    report, checked = json.loads(path.read_text()), datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    return {"time": checked.isoformat(timespec="seconds")} | {name: report[name] for name in ("version", "drift", "p_value", "window")}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return f"user {os.getuid()}"
+
+
+if __name__ == "__main__":
+    main()

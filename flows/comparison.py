@@ -1,0 +1,112 @@
+"""A new version beside the champion: both judge the same images, and the version's page in MLflow shows what a person decides on."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+from prefect import get_run_logger, task
+
+from flows import registry
+from flows.process import environment, stream
+from flows.registry import Version
+from flows.store import find_champion, retried
+from pipeline import compare, package
+from pipeline.errors import StageError
+from pipeline.lineage import lineage
+from pipeline.package import PACKAGE, Package, PackageError
+
+COMPARED_WITH = "compared_with"
+"""Tag of a version: the champion that it was compared with."""
+
+DIFFERENCE = "difference."
+"""Start of the tags that hold the differences."""
+
+MOST = 5000
+"""Characters of a description that MLflow's database has room for."""
+
+
+@task(name="compare with the champion", **retried)
+def compare_with_champion() -> dict[str, Any] | None:
+    """Compare the package of this run with the champion's, unless that was done before; needs the workspace's lock.
+
+    A comparison that fails is logged and holds nothing up: the version is then registered without one, and not promoted by itself.
+
+    Returns:
+        Content of reports/comparison.json; None where there is no champion, or this is its package, or the comparison failed.
+    """
+    challenger, champion = package.verify(PACKAGE), find_champion.fn()
+    if champion is not None and champion.digest != challenger.digest:
+        try:
+            return _known(challenger, champion) or _compare(champion)
+        except (StageError, PackageError) as error:
+            get_run_logger().warning("not compared with the champion, version %s: %s", champion.number, error)
+    for stale in (compare.REPORT, compare.TABLE):
+        stale.unlink(missing_ok=True)  # reports/ goes into the record as a whole
+    return None
+
+
+def note(version: Version, found: Package, comparison: dict[str, Any] | None) -> None:
+    """Show on a version what is known of it: the comparison as tags and table, where the reports are, and the model card.
+
+    A version that was compared before, and is not now, keeps what was noted then.
+    """
+    if comparison is None:
+        if COMPARED_WITH not in version.tags:
+            registry.describe(version, description(version, found))
+        return
+    differences = {
+        f"{DIFFERENCE}{part}.{name}": _sentence(values[name]["difference"])
+        for part, values in comparison["parts"].items()
+        for name in compare.COMPARED
+    }
+    for key in {key for key in version.tags if key.startswith(DIFFERENCE)} - set(differences):
+        registry.untag(version, key)
+    for key, value in {**differences, COMPARED_WITH: str(comparison["champion"]["version"])}.items():
+        registry.tag(version, key, value)
+    registry.describe(version, description(version, found, compare.table(comparison)), compare.REPORT, compare.TABLE)
+
+
+def description(version: Version, found: Package, table: str | None = None) -> str:
+    """What a person reads in MLflow before moving the alias, as Markdown; cut where MLflow has no more room."""
+    where = [f"Reports: artifacts of run `{version.run_id}`, `reports/evaluation.html` and"]
+    where.append("`reports/comparison.json`." if table else "`reports/validation.json`.")
+    card = (found.path / "card.md").read_text() if (found.path / "card.md").is_file() else ""
+    text = "\n\n".join([*(["## Against the champion, on the same images", table] if table else []), " ".join(where), card]).strip()
+    if len(text) <= MOST:
+        return text
+    rest = "\n\nThe rest: artifact `package/card.md`."
+    return text[: MOST - len(rest)].rpartition("\n")[0] + rest
+
+
+def _known(challenger: Package, champion: Version) -> dict[str, Any] | None:
+    """The comparison that is there, if it is of these two packages on the images of now."""
+    if not compare.REPORT.is_file():
+        return None
+    found: dict[str, Any] = json.loads(compare.REPORT.read_text())
+    was = (found["challenger"]["package"], found["champion"]["package"], found["champion"]["version"], found["splits_md5"])
+    now = (challenger.digest, champion.digest, str(champion.number), lineage()["splits_md5"])
+    return found if was == now else None
+
+
+def _compare(champion: Version) -> dict[str, Any]:
+    """In a process of its own: flows do no machine learning. Raises StageError with what it said."""
+    with tempfile.TemporaryDirectory(prefix="unmask-champion-") as folder:
+        try:
+            there = registry.download(champion, Path(folder))
+        except (MlflowException, OSError) as error:
+            raise StageError(f"its package cannot be downloaded: {str(error).splitlines()[0]}") from None
+        command = [sys.executable, "-m", "pipeline.compare", str(there), "--version", str(champion.number)]
+        ended = stream(command, get_run_logger().info, environment())
+    if ended.returncode:
+        raise StageError(ended.message())
+    result: dict[str, Any] = json.loads(compare.REPORT.read_text())
+    return result
+
+
+def _sentence(difference: dict[str, float | None]) -> str:
+    if difference["value"] is None:
+        return "not defined"
+    return f"{difference['value']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"

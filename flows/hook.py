@@ -1,0 +1,104 @@
+"""Receives MLflow's word that an alias was moved, and starts the flow `deploy` at once instead of within a minute.
+
+Prefect's own webhooks are a feature of its cloud. MLflow signs what it sends; nothing that is not signed, or is old, is listened to.
+"""
+
+import base64
+import hashlib
+import hmac
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+
+import uvicorn
+from mlflow import MlflowClient
+from mlflow.entities.webhook import WebhookAction, WebhookEntity, WebhookEvent, WebhookEventStr
+from mlflow.webhooks.constants import WEBHOOK_DELIVERY_ID_HEADER, WEBHOOK_SIGNATURE_HEADER, WEBHOOK_TIMESTAMP_HEADER
+from prefect.deployments import run_deployment
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from flows.ports import HOST
+from flows.registry import CHAMPION
+from pipeline.tracking import MODEL, connect
+
+SECRET = "UNMASK_WEBHOOK_SECRET"  # noqa: S105 - the name of the variable that holds it
+NAME = "unmask-deploy"
+OLDEST = 300.0
+"""Seconds: what was signed longer ago may have been recorded by somebody and sent again."""
+
+LARGEST = 100_000
+"""Bytes of a message."""
+
+EVENTS: list[WebhookEventStr | WebhookEvent] = [
+    WebhookEvent(WebhookEntity.MODEL_VERSION_ALIAS, action) for action in (WebhookAction.CREATED, WebhookAction.DELETED)
+]
+log = logging.getLogger("unmask.hook")
+
+
+def signed(headers: Mapping[str, str], body: bytes, secret: str) -> bool:
+    """Whether MLflow sent this, knowing the secret, within the last minutes."""
+    sent = headers.get(WEBHOOK_TIMESTAMP_HEADER, "")
+    if not sent.isdecimal() or abs(time.time() - int(sent)) > OLDEST:
+        return False
+    text = f"{headers.get(WEBHOOK_DELIVERY_ID_HEADER, '')}.{sent}.".encode() + body
+    expected = "v1," + base64.b64encode(hmac.new(secret.encode(), text, hashlib.sha256).digest()).decode()
+    return hmac.compare_digest(expected.encode(), headers.get(WEBHOOK_SIGNATURE_HEADER, "").encode())
+
+
+def app(secret: str) -> Starlette:
+    """One route: POST / answers 202 if the flow was started, 204 if the message is about something else, 401 if it is not signed."""
+
+    async def receive(request: Request) -> Response:
+        if int(request.headers.get("content-length", LARGEST + 1)) > LARGEST:
+            return Response(status_code=413)
+        body = await request.body()
+        if not signed(request.headers, body, secret):
+            log.warning("a message without a valid signature was refused")
+            return Response(status_code=401)
+        data = (await request.json()).get("data", {})
+        if (data.get("name"), data.get("alias")) != (MODEL, CHAMPION):
+            return Response(status_code=204)
+        await run_deployment("deploy/default", timeout=0)  # type: ignore[misc]
+        return Response(status_code=202)
+
+    return Starlette(routes=[Route("/", receive, methods=["POST"])])
+
+
+def subscribe(url: str, secret: str) -> None:
+    """Have MLflow send its word here, once, however often this is called."""
+    connect()
+    client = MlflowClient()
+    for known in client.list_webhooks():
+        if known.name == NAME:
+            client.update_webhook(known.webhook_id, url=url, events=EVENTS, secret=secret)
+            return
+    client.create_webhook(NAME, url, EVENTS, secret=secret)
+
+
+def mlflow_environment(secret: str) -> dict[str, str]:
+    """What a MLflow server on this machine needs to reach the receiver: it takes only https and public addresses by itself."""
+    key = base64.urlsafe_b64encode(hashlib.sha256(f"mlflow {secret}".encode()).digest()).decode()
+    return {
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": key,
+    }
+
+
+def main() -> None:
+    """Subscribe, and listen on the port that the one argument names."""
+    secret = os.environ.get(SECRET, "")
+    if not secret:
+        sys.exit(f"error: {SECRET} is not set: choose a secret that only MLflow and this receiver share")
+    port = int(sys.argv[1])
+    subscribe(f"http://{HOST}:{port}/", secret)
+    uvicorn.run(app(secret), host=HOST, port=port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

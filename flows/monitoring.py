@@ -1,0 +1,33 @@
+"""The record of drift checks: an experiment of MLflow beside that of the trainings, one run a check."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from prefect import task
+
+from flows.store import retried
+from pipeline.tracking import EXPERIMENT, connect
+
+MONITORING = f"{EXPERIMENT}-monitoring"
+
+
+@task(name="record the check", **retried)
+def record(report: dict[str, Any], folder: Path) -> str:
+    """Log a report's figures, and report.json and report.html of the folder. Returns the id of the run."""
+    experiment, f1 = connect(MONITORING), report["f1"]
+    figures = {"p_value": report["p_value"], "window": report["window"], "share_of_fakes": report["share_of_fakes"]}
+    figures |= {f"f1_{name}": f1[name]["value"] for name in f1 if f1[name] is not None}
+    figures |= {f"share_{verdict}": share for verdict, share in report.get("verdicts", {}).items()}
+    figures |= {found["name"]: found["value"] for found in report["statistics"]}
+    figures |= {f"psi_{found['name']}": found["psi"] for found in report["statistics"]}
+    kind = report["kind"]["kind"] if report["drift"] else "none"
+    client, now = MlflowClient(), int(time.time() * 1000)
+    run = client.create_run(experiment, tags={"version": str(report["version"]), "drift": kind}).info.run_id
+    client.log_batch(run, [Metric(name, value, now, 0) for name, value in figures.items() if value is not None])
+    for name in ("report.json", "report.html"):
+        client.log_artifact(run, str(folder / name))
+    client.set_terminated(run)
+    return run

@@ -1,0 +1,144 @@
+"""Which version may be served, which takes the champion's place by itself, and the record of which did.
+
+MLflow keeps no history of its aliases: the record is an append-only file of JSON lines, and the alias `previous` follows from it.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flows import registry
+from flows.registry import CHAMPION, PREVIOUS, Version
+from pipeline import servable
+from pipeline.compare import COMPARED
+from pipeline.errors import StageError
+from pipeline.params import Promotion
+from pipeline.servable import ADVICE, OVERRIDE
+
+REFUSED = "refused"
+"""Tag of a version that was promoted and may not be served: why."""
+
+BENTO = "bento"
+"""Tag of a version: the bento it was packed into."""
+
+SOMEBODY = "unknown: the alias was moved in MLflow"
+
+
+def obstacle(version: Version) -> str | None:
+    """Why a version may not be served; None if it may."""
+    return servable.obstacle(version.number, version.tags)
+
+
+def earned(settings: Promotion, comparison: Mapping[str, Any] | None) -> str | None:
+    """Why a version takes the champion's place by itself; None if it does not.
+
+    Args:
+        settings: the policy.
+        comparison: reports/comparison.json; without one nothing is promoted.
+    """
+    if settings.auto == "never" or comparison is None:
+        return None
+    least = 0.0 if settings.auto == "if_better" else -settings.margin
+    gaps = {name: comparison["parts"]["test"][name]["difference"] for name in COMPARED}
+    if any(gap["low"] is None or gap["low"] <= least for gap in gaps.values()):
+        return None
+    shown = ", ".join(f"{name} {gap['value']:+.4f} (at least {gap['low']:+.4f})" for name, gap in gaps.items())
+    return f"promotion.auto: {settings.auto}; against version {comparison['champion']['version']}: {shown}"
+
+
+def record(version: Version, by: str | None = None) -> dict[str, Any] | None:
+    """Note that a version has become the champion, and put `previous` on the one before; nothing if that was noted already.
+
+    Args:
+        version: the champion, which may be served.
+        by: who or what moved the alias.
+
+    Returns:
+        The new line of the record.
+    """
+    lines = history()
+    if lines and _is(lines[-1], version):
+        return None
+    before = _before(version, lines)
+    if before is not None:  # first, so that a line in the record means that it was done
+        registry.move(PREVIOUS, before)
+    line = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": version.number,
+        "previous": before.number if before else None,
+        "by": by or SOMEBODY,
+        "gate": version.tags.get("gate"),
+        OVERRIDE: version.tags.get(OVERRIDE),
+        BENTO: version.tags.get(BENTO),
+        "package": version.digest,
+    }
+    _file().parent.mkdir(parents=True, exist_ok=True)
+    with _file().open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    return line
+
+
+def promote(version: Version) -> None:
+    """Put `champion` on a version. The flow `deploy` records it; what was moved in MLflow and not followed yet is recorded first."""
+    champion = registry.holder(CHAMPION)
+    if champion is not None and obstacle(champion) is None:
+        record(champion)
+    registry.move(CHAMPION, version)
+
+
+def roll_back(by: str) -> dict[str, int | None]:
+    """Put `champion` back on the version that was served before.
+
+    Args:
+        by: who does it.
+
+    Returns:
+        `from` and `to`, numbers of versions.
+
+    Raises:
+        StageError: if there is no such version, or it may not be served any more.
+    """
+    champion = registry.holder(CHAMPION)
+    target = _before(champion, history()) or registry.holder(PREVIOUS)
+    if target is None or target == champion:
+        raise StageError(
+            "there is no version to go back to: none but the champion was ever promoted, or it is no longer registered. "
+            f"Move the alias `{CHAMPION}` of {registry.MODEL} in MLflow."
+        )
+    if (reason := obstacle(target)) is not None:
+        raise StageError(f"cannot go back: {reason}. {ADVICE}")
+    promote(target)
+    record(target, by)
+    return {"from": champion.number if champion else None, "to": target.number}
+
+
+def history() -> list[dict[str, Any]]:
+    """The record, oldest first. A line that a full disk cut off is left out."""
+    found: list[dict[str, Any]] = []
+    if _file().is_file():
+        for line in _file().read_text().splitlines():
+            with suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+    return found
+
+
+def _before(version: Version | None, lines: list[dict[str, Any]]) -> Version | None:
+    """The newest other version of the record that is still registered."""
+    for line in reversed(lines):
+        if version is None or not _is(line, version):
+            found = registry.known(line["version"])
+            if found is not None and _is(line, found):  # a registry that was made anew counts from 1 again
+                return found
+    return None
+
+
+def _is(line: Mapping[str, Any], version: Version) -> bool:
+    return (line["version"], line["package"]) == (version.number, version.digest)
+
+
+def _file() -> Path:
+    return Path(os.environ.get("UNMASK_VAR", "var")) / "promotions.jsonl"

@@ -1,0 +1,83 @@
+"""Trainings that nobody asked for: whether one may start, and what to label where it would have nothing new to learn from."""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from flows import registry
+from flows.drift import fetch_package
+from pipeline import feedback, labelling, predictions
+from pipeline.diagnosis import foreignness
+from pipeline.lineage import lineage
+from pipeline.params import Params
+from pipeline.params_loop import Retrain
+
+AUTOMATIC = ("drift",)
+"""Reasons that are not a person's: params.yaml: retrain bounds these runs."""
+
+
+def held_back(settings: Retrain) -> str | None:
+    """Why no training may start by itself now; None if one may."""
+    now = datetime.now(UTC)
+    begun = [datetime.fromisoformat(line["time"]) for line in history()]
+    if begun and now < (free := begun[-1] + timedelta(hours=settings.cooldown_hours)):
+        return f"the last one began {begun[-1]:%Y-%m-%d %H:%M} UTC, retrain.cooldown_hours ends {free:%Y-%m-%d %H:%M}"
+    recent = [time for time in begun if now - time < timedelta(days=1)]
+    if len(recent) >= settings.a_day:
+        return f"{len(recent)} began within 24 hours, retrain.a_day allows {settings.a_day}"
+    return None
+
+
+def begin(reason: str, evidence: Mapping[str, Any] | None) -> None:
+    """Note that one starts."""
+    _file().parent.mkdir(parents=True, exist_ok=True)
+    line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "reason": reason, "evidence": evidence}
+    with _file().open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def history() -> list[dict[str, Any]]:
+    """Those that began, oldest first. A line that a full disk cut off is left out."""
+    found: list[dict[str, Any]] = []
+    if _file().is_file():
+        for line in _file().read_text().splitlines():
+            with suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+    return found
+
+
+def nothing_new() -> registry.Version | None:
+    """The newest version, if it was trained on the very data that there is now."""
+    newest = registry.newest()
+    return newest if newest and newest.tags.get("data_md5") == lineage()["data_md5"] else None
+
+
+def label_next(params: Params) -> Path | None:
+    """Put out what is best to label next, into var/labelling, a folder a day. Returns the folder; None if no user let us keep anything."""
+    folder = _var() / "labelling" / f"{datetime.now(UTC):%Y-%m-%d}"
+    if folder.is_dir():
+        return folder  # somebody may be at work in it
+    kept = _var() / feedback.FOLDER
+    statements, distances = feedback.read(kept), {}
+    champion = registry.holder(registry.CHAMPION)
+    if champion is not None and champion.digest and statements:
+        window = predictions.newest(_var() / predictions.FILE, champion.digest, params.drift.max_window)
+        if len(window):
+            reference = pd.read_parquet(fetch_package.fn(champion).path / "reference.parquet")
+            distances = dict(zip(window["id"], foreignness(reference, window).tolist(), strict=True))
+    put = labelling.export(folder, statements, kept / feedback.IMAGES, distances, params.retrain.label_next)
+    return folder if put else None
+
+
+def _var() -> Path:
+    return Path(os.environ.get("UNMASK_VAR", "var"))
+
+
+def _file() -> Path:
+    return _var() / "retrainings.jsonl"

@@ -1,0 +1,80 @@
+"""A bento is served once, on a spare port, and asked for the pictures whose answers are known, before anybody relies on it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+
+from flows.ports import HOST
+from flows.process import Ended, environment, leash
+from pipeline.package import Package
+
+READY_SECONDS = 180.0
+TOLERANCE = 1e-3
+"""Of a probability: another number of threads or another processor changes less."""
+
+
+def smoke(bento: Path, package: Package) -> str | None:
+    """What is wrong with a bento; None if it gives the package's own answers to the golden examples.
+
+    Args:
+        bento: its folder in BentoML's store.
+        package: what was packed.
+    """
+    with socket.socket() as spare:
+        spare.bind((HOST, 0))
+        port = spare.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="unmask-smoke-") as folder:
+        # A service that starts wipes the metrics of any other one with the same home.
+        own = {"BENTOML_HOME": folder, "UNMASK_VAR": folder}
+        env = {name: value for name, value in environment().items() if not name.startswith(("UNMASK_", "PROMETHEUS_"))} | own
+        log = Path(folder) / "log"
+        command = [sys.executable, "-m", "bentoml", "serve", str(bento), "--host", HOST, "--port", str(port)]
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=folder, start_new_session=True
+            )
+        try:
+            with leash(-process.pid), httpx.Client(base_url=f"http://{HOST}:{port}", timeout=60) as client:
+                if not _ready(client, process):
+                    return f"it does not come up: {Ended(process.returncode or 0, log.read_text().splitlines()).message()}"
+                return _differs(client, package)
+        except httpx.HTTPError as error:
+            return f"it stopped answering: {error}"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _ready(client: httpx.Client, process: "subprocess.Popen[bytes]") -> bool:
+    end = time.monotonic() + READY_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            if client.get("/readyz").is_success:
+                return True
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    return False
+
+
+def _differs(client: httpx.Client, package: Package) -> str | None:
+    for path, golden in package.golden.items():
+        answer = client.post("/predict", files={"image": path.read_bytes()})
+        if not answer.is_success:
+            return f"{path.name}: it answers {answer.status_code}: {answer.text[:200]}"
+        found = answer.json()["probability_fake"]
+        if abs(found - golden.probability_fake) > TOLERANCE:
+            return f"{path.name}: it says {found:.4f}, the package says {golden.probability_fake:.4f}"
+    return None

@@ -1,0 +1,77 @@
+"""The data of the report's plots."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from pipeline.manifest import ID2LABEL
+from pipeline.metrics import BINS
+from pipeline.package import Thresholds
+
+
+def curves(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, pd.DataFrame]:
+    """roc, pr, calibration, confusion and selective; roc and pr are empty where there is one class only.
+
+    Args:
+        labels: int (n,), 1 for fake.
+        probabilities: float (n,) of fake.
+        threshold: from which on an image is called fake.
+    """
+    fpr, tpr, precision, recall = (np.array([]),) * 4
+    if len(set(labels)) == 2:
+        fpr, tpr, _ = roc_curve(labels, probabilities)
+        precision, recall, _ = precision_recall_curve(labels, probabilities)
+    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    grouped = pd.DataFrame({"bin": bins, "predicted": probabilities, "observed": labels}).groupby("bin")
+    called = pd.Series(probabilities >= threshold).map({True: "fake", False: "real"})
+    return {
+        "roc": pd.DataFrame({"fpr": fpr, "tpr": tpr}),
+        "pr": pd.DataFrame({"recall": recall, "precision": precision}),
+        "calibration": grouped.mean().assign(n=grouped.size()).reset_index(drop=True),
+        "confusion": pd.DataFrame({"actual": pd.Series(labels).map(ID2LABEL), "predicted": called}),
+        "selective": risk_coverage(labels, probabilities, threshold),
+    }
+
+
+def risk_coverage(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> pd.DataFrame:
+    """Selective prediction (Geifman and El-Yaniv, NeurIPS 2017): the share that is wrong among the surest images.
+
+    How sure a verdict is, is the distance of its log odds from the threshold's.
+
+    Returns:
+        coverage: share of the images that get a verdict, rising to 1; risk: share of those that is wrong.
+    """
+    odds = _log_odds(probabilities)
+    order = np.argsort(-np.abs(odds - _log_odds(np.array([threshold]))), kind="stable")
+    wrong = ((probabilities >= threshold) != (labels == 1))[order]
+    count = np.arange(1, len(labels) + 1)
+    return pd.DataFrame({"coverage": count / len(labels), "risk": np.cumsum(wrong) / count})
+
+
+def selective(labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds) -> dict[str, float | None]:
+    """What the two thresholds that make `uncertain` buy.
+
+    Returns:
+        coverage: share of the images with another verdict; error: share of those that is wrong; area: under risk against coverage.
+    """
+    covered = (probabilities >= thresholds.fake_above) | (probabilities < thresholds.real_below)
+    wrong = (probabilities >= thresholds.fake_above) != (labels == 1)
+    return {
+        "coverage": float(covered.mean()),
+        "error": float(wrong[covered].mean()) if covered.any() else None,
+        "area": round(float(risk_coverage(labels, probabilities, thresholds.f1)["risk"].mean()), 5),
+    }
+
+
+def write(found: dict[str, pd.DataFrame], folder: Path) -> None:
+    """Each curve as a CSV file, for `dvc plots`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, curve in found.items():
+        curve.to_csv(folder / f"{name}.csv", index=False)
+
+
+def _log_odds(probabilities: np.ndarray) -> np.ndarray:
+    clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    return np.log(clipped / (1 - clipped))

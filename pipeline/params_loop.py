@@ -1,0 +1,60 @@
+"""The sections of params.yaml that say how the model is kept right: promotion, drift, retraining, feedback, notifications."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.params_data import Section, Share
+
+
+class Promotion(Section):
+    """Whether a version takes the champion's place by itself."""
+
+    auto: Literal["never", "if_better", "if_not_worse"] = Field(
+        description="what the lower bound of the difference from the champion has to be, on the test part, for F1 and AUC alike: "
+        "above 0 for `if_better`, above -margin for `if_not_worse`; `never` leaves it to a person"
+    )
+    margin: float = Field(ge=0, le=1, description="how much worse still counts as not worse")
+
+
+class Drift(Section):
+    """When the traffic counts as different from the reference."""
+
+    min_window: int = Field(ge=50, description="predictions below which a check ends as 'not enough data'")
+    max_window: int = Field(gt=0, description="newest predictions that a check looks at")
+    alpha: Share = Field(description="false-alarm rate of one check, held by permutation at the window's own size")
+    permutations: int = Field(ge=99)
+    cron: str
+
+    @model_validator(mode="after")
+    def _can_find_drift(self) -> "Drift":
+        if self.max_window < self.min_window:
+            raise ValueError(f"max_window {self.max_window} is below min_window {self.min_window}: no check would ever have enough data")
+        least = 1 / (self.permutations + 1)
+        if self.alpha < least:
+            raise ValueError(
+                f"alpha {self.alpha:g} is below {least:.2g}, the smallest p-value of {self.permutations} permutations: "
+                "drift could never be found; raise `permutations` or `alpha`"
+            )
+        return self
+
+
+class Retrain(Section):
+    """When a drift may start a training by itself. A person's `prefect deployment run train/default` is bound by none of it."""
+
+    on: Literal["new_data", "always"] = Field(description="`new_data`: only if there are images that the newest version has not seen")
+    cooldown_hours: float = Field(ge=0, description="since the last training that was started so")
+    a_day: int = Field(ge=0, description="trainings that are started so within 24 hours")
+    label_next: int = Field(ge=0, description="images that are put out for labelling where nothing new has come in")
+
+
+class Feedback(Section):
+    """How long is kept what users let us keep. Which of their statements count is said at the data source `feedback`."""
+
+    retention_days: float | None = Field(gt=0, description="after these an image that a user let us keep is deleted; null keeps it")
+
+
+class Notifications(Section):
+    """Who is told of a failed gate, a drift, a promotion, a refusal, a roll-back."""
+
+    block: str | None = Field(description="Prefect block that sends, as `type/name`, e.g. custom-webhook/team; null sends nothing")

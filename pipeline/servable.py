@@ -1,0 +1,31 @@
+"""Whether a registered version may be served: the flow `deploy` and the service judge by the same rule."""
+
+from collections.abc import Mapping
+
+OVERRIDE = "gate_override"
+"""Tag that lets a version be served without a passed gate: `who: why`."""
+
+SMOKE_TEST = "smoke_test"
+"""Tag: `passed`, or `failed: why` where the bento of the version did not give the package's answers."""
+
+ADVICE = f"Move the alias `champion` to another version, or set the tag {OVERRIDE} to `who: why`"
+
+
+def obstacle(number: int | str, tags: Mapping[str, str]) -> str | None:
+    """Why the version with these tags may not be served; None if it may."""
+    if tags.get(SMOKE_TEST, "").startswith("failed"):
+        why = tags[SMOKE_TEST].partition(": ")[2]
+        return f"version {number} did not pass its smoke test: {why}. Without its tag {SMOKE_TEST} it is tried again"
+    override = tags.get(OVERRIDE)
+    if tags.get("gate") == "passed" or (override is not None and _names_who_and_why(override)):
+        return None
+    failed = [f"{name.removeprefix('gate.')} {value}" for name, value in sorted(tags.items()) if value.startswith("failed:")]
+    reason = f"version {number} did not pass its gate: {'; '.join(failed) or tags.get('gate', 'it has none')}"
+    if override is not None:
+        reason += f". Its tag {OVERRIDE} says {override!r}, which is not `who: why`"
+    return reason
+
+
+def _names_who_and_why(override: str) -> bool:
+    who, _, why = override.partition(":")
+    return bool(who.strip() and why.strip())

@@ -1,0 +1,87 @@
+"""Parts of the test set that are judged by themselves: a detector that is good on the whole may fail on one kind of picture."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline import manifest
+from pipeline.manifest import NO_GENERATOR
+from pipeline.metrics import group_weights, judge_drawn
+from pipeline.params import Evaluate
+from pipeline.scoring import labels
+
+SMALL = 30
+"""Images below which the figures of a slice say little."""
+MOST_VALUES = 20
+"""Of a column; a number with more is cut into thirds, and of names with more the rarest are `other`."""
+CUT = ("jpeg_quality", "size", "blur", "brightness", "face_share")
+JUDGED = ("f1", "recall", "fpr", "auc", "ece", "brier", "nll")
+ADDED = ("part", "score", "probability_fake")
+"""Columns that evaluation puts beside the manifest's."""
+
+
+def slices(table: pd.DataFrame, threshold: float, settings: Evaluate) -> list[dict[str, Any]]:
+    """Figures of each slice: generators (each against all reals), how the file is stored, how the picture was taken, attributes.
+
+    Args:
+        table: rows of the test part with `probability_fake`.
+
+    Returns:
+        column, value, n, `small` (under 30 images) and the figures JUDGED with their intervals.
+    """
+    truth, probabilities = labels(table), table["probability_fake"].to_numpy()
+    weights = group_weights(table["group"].to_numpy(), settings.bootstrap, settings.seed)
+    found = []
+    for column, value, inside in _slices(table):
+        rows = inside | (table["label"] == "real").to_numpy() if column == "generator" else inside
+        judged = judge_drawn(truth[rows], probabilities[rows], threshold, weights[:, rows])
+        n = int(inside.sum())
+        found.append({"column": column, "value": value, "n": n, "small": n < SMALL, **{name: judged[name] for name in JUDGED}})
+    return found
+
+
+def _slices(table: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Column, value, and which rows have it: bool (n,). A column with one value is no slice, but for the generator."""
+    for name, column in _columns(table):
+        ordered = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else sorted(set(column.dropna()))
+        values = [value for value in ordered if value != NO_GENERATOR]
+        if len(values) > 1 or name == "generator":
+            yield from ((name, value, (column == value).to_numpy(bool, na_value=False)) for value in values)
+
+
+def _columns(table: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+    """The columns to cut along, as text."""
+    for name in ("generator", "format", "source"):
+        yield name, table[name].astype("str")
+    measured = table.assign(size=table[["width", "height"]].max(axis=1))
+    for name in CUT:
+        yield name, thirds(measured[name].astype("float64"))
+    yield "faces", table["faces"].map({0: "none found", 1: "one"}).where(table["faces"].isna() | (table["faces"] < 2), "several")
+    for name in manifest.attributes(table.drop(columns=list(ADDED), errors="ignore")):
+        yield name, _attribute(table[name])
+
+
+def thirds(values: pd.Series) -> pd.Series:
+    """Numbers -> the third of the images that each belongs to, named by its lowest and highest value.
+
+    Returns:
+        Categories in the order of the numbers; missing stays missing. Up to three numbers stand for themselves.
+    """
+    third = values if values.nunique() <= 3 else pd.qcut(values, 3, labels=False, duplicates="drop")
+    names = {
+        index: f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        for index, low, high in values.groupby(third).agg(["min", "max"]).itertuples()
+    }
+    return third.map(names).astype(pd.CategoricalDtype(list(dict.fromkeys(names.values())), ordered=True))
+
+
+def _attribute(column: pd.Series) -> pd.Series:
+    if column.nunique() > MOST_VALUES:
+        numbers = pd.to_numeric(column, errors="coerce")
+        if numbers.notna().sum() == column.notna().sum():
+            return thirds(numbers.astype("float64"))
+        common = column.value_counts().index[: MOST_VALUES - 1]
+        column = column.where(column.isin(common) | column.isna(), "other")
+    return column.mask(column.isna() | (column.astype("str") == "")).astype("object").map(str, na_action="ignore")

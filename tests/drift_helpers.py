@@ -1,0 +1,41 @@
+"""Answers of a service that exists on paper only, and their record."""
+
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.detector import Prediction
+from pipeline.params_loop import Drift
+from pipeline.predictions import STATISTICS, PredictionLog
+
+DIMENSIONS = 16
+SETTINGS = Drift(min_window=50, max_window=1000, alpha=0.01, permutations=199, cron="0 * * * *")
+
+
+def sample(rng: np.random.Generator, rows: int) -> pd.DataFrame:
+    """What `measures` gives of pictures of one source: some columns are continuous, some have ties, one is constant."""
+    return pd.DataFrame(
+        {
+            "probability_fake": rng.beta(0.5, 0.5, rows),
+            "embedding": list(rng.normal(size=(rows, DIMENSIONS)).astype(np.float32)),
+            "brightness": rng.normal(120, 30, rows),
+            "contrast": rng.normal(50, 10, rows).round(),
+            "blur": rng.lognormal(5, 1, rows),
+            "saturation": rng.normal(90, 20, rows),
+            "width": rng.choice([96.0, 128.0], rows),
+            "height": np.full(rows, 96.0),
+        }
+    )
+
+
+def record(path: Path, package: str, rows: pd.DataFrame) -> PredictionLog:
+    """Write rows as the service does. They get ids, unless they have some."""
+    log = PredictionLog(path)
+    for row in rows.to_dict("records"):
+        statistics = {name: row[name] for name in STATISTICS}
+        prediction = Prediction(row["probability_fake"], "uncertain", ["too_dark"], row["embedding"], statistics)
+        log.record(id=row.get("id") or str(uuid.uuid4()), package=package, version="1", prediction=prediction)
+    log.close()
+    return log

@@ -1,0 +1,134 @@
+"""A picture, or many, from the choice to the feedback."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from pipeline import feedback
+from tests.package_helpers import META, tiny_package
+from tests.page.use import choose, needs_chromium, picture
+from tests.service_helpers import register, wait_for
+
+pytestmark = needs_chromium
+
+
+def test_an_upload_gets_a_verdict_a_probability_and_a_map(page: Page):
+    choose(page, "me.png", picture())
+    expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
+    expect(page.locator("#percent")).to_contain_text("%")
+    expect(page.get_by_role("img", name="Likely fake from 1.0%")).to_be_visible()
+    expect(page.locator("#name")).to_have_text("me.png")
+    expect(page.get_by_text("it can miss forgeries of a kind it was never shown")).to_be_visible()
+    expect(page.locator("#map-note")).to_contain_text("Where the model looked", timeout=20_000)
+    canvas, preview = page.locator("#map"), page.locator("#preview")
+    expect(canvas).to_be_visible()
+    drawn = canvas.evaluate(
+        "canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(value => value > 0)"
+    )
+    assert drawn
+    over, under = canvas.bounding_box(), preview.bounding_box()
+    assert over and under
+    assert over["height"] == pytest.approx(under["height"], abs=2) and over["width"] == pytest.approx(over["height"] * 90 / 120, abs=3)
+    assert over["x"] + over["width"] / 2 == pytest.approx(under["x"] + under["width"] / 2, abs=2)
+
+
+def test_the_map_fades_with_the_slider(page: Page):
+    choose(page, "me.png", picture())
+    slider = page.get_by_label("Attention map")
+    expect(slider).to_be_enabled(timeout=20_000)
+    slider.focus()
+    page.keyboard.press("Home")
+    expect(page.locator("#map")).to_have_css("opacity", "0")
+    page.keyboard.press("End")
+    expect(page.locator("#map")).to_have_css("opacity", "1")
+
+
+def test_a_picture_can_be_dropped_and_pasted(page: Page):
+    put = """([name, kind, bytes]) => {
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
+        const pasted = kind === "paste";
+        const event = pasted ? new ClipboardEvent(kind, { clipboardData: transfer }) : new DragEvent(kind, { dataTransfer: transfer });
+        window.dispatchEvent(event);
+    }"""
+    for kind in ("paste", "drop"):
+        page.evaluate(put, [f"{kind}.png", kind, list(picture())])
+        expect(page.locator("#name")).to_have_text(f"{kind}.png", timeout=20_000)
+        expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
+
+
+def test_a_bad_file_is_explained_and_the_next_one_works(page: Page):
+    choose(page, "notes.txt", b"hello")
+    expect(page.get_by_role("alert")).to_contain_text("This file is not a picture")
+    choose(page, "half.png", picture()[:-400])
+    expect(page.get_by_role("alert")).to_contain_text("damaged or cut off")
+    choose(page, "big.png", bytes(20_000_001))
+    expect(page.get_by_role("alert")).to_contain_text("larger than the service takes")
+    choose(page, "me.png", picture())
+    expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_warnings_are_in_plain_words(page: Page):
+    choose(page, "small.png", picture(size=(40, 40)))
+    expect(page.get_by_text("The picture is very small")).to_be_visible(timeout=20_000)
+
+
+def test_many_pictures_get_a_row_each_and_a_csv_file(page: Page):
+    kinds = {"=a.png": picture(), "b.txt": b"hello", 'c, "d".png': picture(size=(40, 40))}
+    page.locator("#file").set_input_files([{"name": name, "mimeType": "image/png", "buffer": data} for name, data in kinds.items()])
+    rows = page.locator("#rows li")
+    expect(rows).to_have_count(3)
+    expect(page.get_by_text("3 of 3 done", exact=True).first).to_be_visible(timeout=30_000)
+    expect(rows.nth(0)).to_contain_text("=a.png")
+    expect(rows.nth(0)).to_contain_text("Likely")
+    expect(rows.nth(1)).to_contain_text("This file is not a picture that can be read")
+
+    rows.nth(2).get_by_role("button").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#name")).to_have_text('c, "d".png')
+    expect(page.get_by_text("The picture is very small")).to_be_visible()
+    rows.nth(1).get_by_role("button").click()
+    expect(page.get_by_role("alert")).to_contain_text("b.txt: This file is not a picture")
+
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as CSV").click()
+    saved = list(csv.DictReader(download.value.path().read_text("utf-8-sig").splitlines()))
+    assert [row["file"] for row in saved] == ["'=a.png", "b.txt", 'c, "d".png']  # no formula for a spreadsheet
+    assert saved[0]["verdict"] in ("real", "fake", "uncertain") and 0 <= float(saved[0]["probability_fake"]) <= 1
+    assert saved[1]["error"] == "not_an_image" and "too_small" in saved[2]["warnings"]
+
+    page.get_by_role("button", name="Clear").click()
+    expect(page.get_by_role("heading", name="Is this face real?")).to_be_visible()
+
+
+def test_feedback_keeps_the_picture_only_if_asked_to(page: Page, workspace: Path):
+    folder = workspace / "var" / "feedback"
+    for keep in (False, True):
+        choose(page, f"{keep}.png", picture())
+        expect(page.locator("#name")).to_have_text(f"{keep}.png")
+        expect(page.locator("#said")).to_be_visible(timeout=20_000)
+        page.get_by_text("This is wrong").click()
+        page.get_by_label("It is real").check()
+        consent = page.get_by_label("Keep this picture")
+        expect(consent).not_to_be_checked()
+        if keep:
+            consent.check()
+        page.get_by_role("button", name="Send").click()
+        expect(page.get_by_text("Thank you. It is noted.")).to_be_visible(timeout=20_000)
+        said = feedback.read(folder)[-1]
+        assert said.label == "real" and (said.image is not None) == keep
+    assert [path.read_bytes() for path in (folder / "images").iterdir()] == [picture()]
+
+
+def test_a_promotion_shows_in_the_page_within_seconds(page: Page, workspace: Path, tmp_path: Path, promoted: str):
+    choose(page, "me.png", picture())
+    expect(page.locator("#model")).to_have_text("Model version 1", timeout=20_000)
+    package = tiny_package(tmp_path / "next", thresholds=META["thresholds"] | {"real_below": 0.99, "fake_above": 0.995})
+    register(f"sqlite:///{workspace / 'mlflow.db'}", package)
+    wait_for(lambda: page.request.get(f"{promoted}/model").json()["version"] == "2")
+    choose(page, "me.png", picture())
+    expect(page.get_by_role("heading", name="Likely real")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Model version 2, made Jan 2, 2026.")).to_be_visible()

@@ -1,0 +1,24 @@
+"""What the tests of the page do in it."""
+
+import io
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium: apt install chromium, or set CHROMIUM to its path")
+FACE = np.random.default_rng(0).integers(0, 255, (120, 90, 3), dtype=np.uint8)
+
+
+def picture(kind: str = "PNG", size: tuple[int, int] = (90, 120)) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(FACE).resize(size).save(file, kind)
+    return file.getvalue()
+
+
+def choose(page: Page, name: str, data: bytes) -> None:
+    page.locator("#file").set_input_files({"name": name, "mimeType": "application/octet-stream", "buffer": data})

@@ -1,0 +1,112 @@
+"""Which package is served: what is promoted, unless it cannot be trusted; and what was served before, if nobody can be asked."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from pipeline.champion import Champion
+from pipeline.champion_source import KEEP, Pinned, Registry
+from pipeline.package import GOLDEN, seal, verify
+from tests.package_helpers import META, tiny_package
+from tests.service_helpers import register, wait_for
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> Path:
+    """An empty store: making one takes seconds, copying it none."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_registered_models()
+    return path
+
+
+@pytest.fixture
+def new_store(tmp_path, template) -> Callable[[str], str]:
+    """A function that makes an empty MLflow store and gives its address."""
+    return lambda name: f"sqlite:///{shutil.copyfile(template, tmp_path / f'{name}.db')}"
+
+
+def test_without_mlflow_the_last_champion_is_served_after_a_restart(tmp_path, package, new_store):
+    store = new_store("mlflow")
+    register(store, package)
+    before = Champion(Registry(store, tmp_path / "served"))
+    before.look()
+    assert before.served is not None and before.trouble is None
+
+    after = Champion(Registry("http://127.0.0.1:9", tmp_path / "served"), seconds=0.1)
+    after.start()
+    wait_for(lambda: after.served is not None)
+    after.stop()
+    assert after.served is not None and after.served.version == "1"
+    assert after.trouble is not None and "does not answer" in after.trouble[0]
+
+
+def test_the_champion_goes_on_when_its_alias_is_removed_and_changes_when_the_store_is_made_anew(tmp_path, package, new_store):
+    store = new_store("mlflow")
+    register(store, package)
+    champion = Champion(Registry(store, tmp_path / "served"))
+    champion.look()
+    first = champion.served
+    mlflow.MlflowClient(store, store).delete_registered_model_alias("unmask", "champion")
+    champion.look()
+    assert champion.served is first and champion.trouble is not None and "No model is promoted" in champion.trouble[0]
+
+    anew = new_store("anew")
+    shutil.copytree(package, tmp_path / "other" / "package")
+    register(anew, tmp_path / "other" / "package")
+    champion.source = Registry(anew, tmp_path / "served")
+    champion.look()
+    assert champion.served is not first and champion.served is not None and champion.served.version == "1" and champion.trouble is None
+
+
+def test_a_damaged_download_is_fetched_again_and_old_ones_go(tmp_path, package, new_store):
+    store = new_store("mlflow")
+    folder = tmp_path / "served"
+    for _ in range(KEEP + 1):
+        register(store, package)
+        Champion(Registry(store, folder)).look()
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [str(number) for number in range(2, KEEP + 2)]
+    newest = folder / str(KEEP + 1)
+    (newest / "preprocess.json").write_text("{}")
+    champion = Champion(Registry(store, folder))
+    champion.look()
+    assert champion.served is not None and champion.trouble is None
+    assert (newest / "preprocess.json").read_bytes() == (package / "preprocess.json").read_bytes()
+
+
+def test_a_package_whose_golden_answers_are_others_is_refused_and_the_old_one_goes_on(tmp_path, package, new_store):
+    store = new_store("mlflow")
+    register(store, package)
+    champion = Champion(Registry(store, tmp_path / "served"))
+    champion.look()
+    before = champion.served
+
+    changed = tmp_path / "changed" / "package"
+    shutil.copytree(package, changed)
+    listed = json.loads((changed / GOLDEN / "golden.json").read_text())
+    (changed / GOLDEN / "golden.json").write_text(
+        json.dumps({name: example | {"probability_fake": example["probability_fake"] - 0.05} for name, example in listed.items()})
+    )
+    seal(changed, META)
+    register(store, changed)
+    champion.look()
+    assert champion.served is before and before is not None and before.version == "1"
+    assert champion.trouble is not None and "Version 2 was refused: the golden example 0.png" in champion.trouble[0]
+
+
+def test_a_package_without_golden_examples_is_served(tmp_path, package):
+    bare = tmp_path / "bare"
+    shutil.copytree(package, bare)
+    (bare / GOLDEN / "golden.json").write_text("{}")
+    seal(bare, META)
+    champion = Champion(Pinned(bare))
+    champion.look()
+    assert champion.served is not None and champion.trouble is None and verify(bare).golden == {}

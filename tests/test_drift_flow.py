@@ -1,0 +1,187 @@
+"""The chain from an answer to a new training: the flow `drift`, its event, the automation, on a Prefect server and MLflow of their own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import automation, registry
+from flows.train import train
+from pipeline.package import Package, seal
+from pipeline.predictions import FILE
+from tests.drift_helpers import record, sample
+from tests.service_helpers import ROOT, _free_port, promote, register, wait_for
+
+CHECKS = """
+import sys
+from flows.drift import drift
+for _ in sys.stdin:
+    state = drift(return_state=True)
+    print(f"{state.name}: {state.message}", flush=True)
+"""
+
+
+@contextmanager
+def running(folder: Path, name: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python process in a folder; what it says goes to `<name>.out` and `<name>.log` there."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_TRACKING", "UNMASK_", "PREFECT_API"))}
+    with (folder / f"{name}.out").open("w") as out, (folder / f"{name}.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=folder,
+            env=inherited | environment,
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+@contextmanager
+def prefect_server(folder: Path) -> Iterator[str]:
+    """Yields the address of its API."""
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    arguments = ("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
+    with running(folder, "server", *arguments, PREFECT_HOME=str(folder / "prefect")) as process:
+        wait_for(lambda: _healthy(url), process, str(folder / "server.log"), seconds=120)
+        yield url
+
+
+@contextmanager
+def drift_checks(folder: Path, **environment: str) -> Iterator[Callable[[], str]]:
+    """Yields a function that runs the flow `drift` in another process, and returns the name and message of its final state."""
+    with running(folder, "checks", "-c", CHECKS, **environment) as process:
+        states = folder / "checks.out"
+
+        def check() -> str:
+            before = states.read_text().count("\n")
+            assert process.stdin is not None
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            wait_for(lambda: states.read_text().count("\n") > before, process, str(folder / "checks.log"), seconds=120)
+            return states.read_text().splitlines()[-1]
+
+        yield check
+
+
+def test_drifted_answers_start_a_training_once(tmp_path):
+    rng = np.random.default_rng(9)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    package, store, var = (
+        package_with_reference(tmp_path / "package", sample(rng, 300)),
+        f"sqlite:///{tmp_path / 'mlflow.db'}",
+        tmp_path / "var",
+    )
+    version = register(store, package.path, champion=False)
+
+    with prefect_server(tmp_path) as url, temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="local", type="process"))
+        deployment = train.to_deployment("train", work_pool_name="local").apply()
+        automation.retrain_on_drift(uuid.uuid4())
+        client.pause_automation(client.read_automations_by_name(automation.NAME)[0].id)
+        automation.retrain_on_drift(deployment)
+        (made,) = client.read_automations_by_name(automation.NAME)
+        assert [action.deployment_id for action in made.actions] == [deployment] and not made.enabled
+        client.resume_automation(made.id)
+
+        environment = {
+            "PREFECT_API_URL": url,
+            "PREFECT_HOME": str(tmp_path / "prefect"),
+            "MLFLOW_TRACKING_URI": store,
+            "UNMASK_VAR": str(var),
+            "PYTHONPATH": str(ROOT),
+        }
+        with drift_checks(tmp_path, **environment) as check:
+            assert check().startswith("NotEnoughData: no version of unmask is the champion")
+            promote(store, version)
+            assert check().startswith("StageFailed: version 1 of unmask has no tag `package`")
+            mlflow.MlflowClient(store, store).set_model_version_tag("unmask", version, registry.DIGEST, package.digest)
+
+            record(var / FILE, package.digest, sample(rng, 37))
+            assert check() == "NotEnoughData: 37 of 100 answers needed: not enough data to say anything"
+            record(var / FILE, package.digest, sample(rng, 100))
+            assert check().startswith("NoDrift: the newest 137 answers of version 1 look like its reference")
+            assert json.loads((var / "drift" / "report.json").read_text())["window"] == 137
+
+            record(var / FILE, package.digest, sample(rng, 200).assign(brightness=10.0))
+            assert check().startswith(
+                "Drift: the newest 337 answers of version 1 differ from its reference (p = 0.002), above all in brightness"
+            )
+            wait_for(lambda: len(runs(client, deployment)) == 1)
+            (run,) = runs(client, deployment)
+            assert run.state is not None and run.state.is_scheduled()
+            evidence = run.parameters["evidence"]
+            assert run.parameters == {"reason": "drift", "evidence": evidence}
+            assert evidence.pop("shifted")[0] == "brightness"
+            assert evidence == {"version": 1, "window": 337, "p_value": pytest.approx(1 / 501), "kind": "camera or compression"}
+            assert {"drift", "drift-result"} <= {artifact.key for artifact in client.read_artifacts()}
+
+            report = json.loads((var / "drift" / "report.json").read_text())
+            assert report["f1"]["expected"]["value"] > 0 and report["f1"]["measured"] is None
+            checks = monitoring_runs(store)
+            assert (
+                len(checks) == 2
+                and checks[0].data.tags["drift"] == "camera or compression"
+                and checks[0].data.metrics["psi_brightness"] > 1
+            )
+            assert "brightness" in mlflow.artifacts.load_text(f"{checks[0].info.artifact_uri}/report.html")
+
+            # The events come one after the other: if the second check had sent one, its run would be there before that of the third.
+            assert check().startswith("Drift: the newest 337 answers")
+            record(var / FILE, package.digest, sample(rng, 1))
+            assert check().startswith("Drift: the newest 338 answers")
+            wait_for(lambda: any(found.parameters["evidence"]["window"] == 338 for found in runs(client, deployment)))
+            assert len(runs(client, deployment)) == 2
+
+
+def package_with_reference(folder: Path, reference: pd.DataFrame) -> Package:
+    """A package that holds nothing else."""
+    folder.mkdir()
+    reference.to_parquet(folder / "reference.parquet", index=False)
+    thresholds = {"f1": 0.5, "fpr1": 0.9, "fpr5": 0.8, "real_below": 0.4, "fake_above": 0.6}
+    about = {"created": "2026-01-01T00:00:00+00:00", "labels": {"0": "real", "1": "fake"}, "figures": {}, "lineage": {}}
+    return seal(folder, {**about, "temperature": 1.0, "thresholds": thresholds})
+
+
+def monitoring_runs(store: str) -> list[mlflow.entities.Run]:
+    """Newest first."""
+    client = mlflow.MlflowClient(store, store)
+    experiment = client.get_experiment_by_name("unmask-monitoring")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def runs(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
+    return client.read_flow_runs(deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])))
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").is_success
+    except httpx.TransportError:
+        return False

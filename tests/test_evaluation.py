@@ -1,0 +1,291 @@
+"""What evaluation says of a model: baselines beside it, slices, heat maps, golden examples, and any package on any folder."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoModelForImageClassification
+
+from flows import gates
+from pipeline import faithfulness, golden, judge_package, manifest, model
+from pipeline.baselines import baselines, difference
+from pipeline.curves import risk_coverage
+from pipeline.errors import StageError
+from pipeline.evaluate import warnings
+from pipeline.explain import heat_maps
+from pipeline.judge_package import describe_folder
+from pipeline.metrics import group_weights, judge
+from pipeline.package import Thresholds, verify
+from pipeline.params import Bound, Params, load_params
+from pipeline.params import Model as ModelSettings
+from pipeline.preprocess import Preprocess
+from pipeline.robustness import attack, attacked
+from pipeline.scoring import Subject
+from pipeline.slices import slices
+from tests.conftest import ROOT
+from tests.data_helpers import picture
+from tests.package_helpers import CONFIG, SIDE, tiny_package
+
+QUICK = {"bootstrap": 100, "attack_images": 4, "robustness_images": 6, "baseline_images": 120, "explain_images": 4}
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    made = load_params(ROOT / "params.yaml")
+    network = ModelSettings(name="vit", init="scratch", config=CONFIG)
+    return made.model_copy(update={"evaluate": made.evaluate.model_copy(update=QUICK), "model": network})
+
+
+@pytest.fixture(scope="module")
+def subject(package: Path) -> Subject:
+    meta = verify(package).meta
+    return Subject(model.load(package / "model"), Preprocess.load(package), meta.temperature, meta.thresholds)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def judged(folder: Path) -> pd.DataFrame:
+    """The folder's images with random probabilities."""
+    table, broken = describe_folder(folder)
+    assert not broken
+    return table.assign(score=0.0, probability_fake=np.random.default_rng(0).random(len(table)))
+
+
+def parted(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    even = np.arange(len(table)) % 2 == 0
+    return table[even].reset_index(drop=True), table[~even].reset_index(drop=True)
+
+
+def test_random_labels_give_an_auc_of_a_half_within_its_interval():
+    rng = np.random.default_rng(0)
+    for seed in range(5):
+        found = judge(rng.integers(0, 2, 400), rng.random(400), np.arange(400) // 2, 0.5, draws=300, seed=seed)["auc"]
+        assert found["low"] - 0.02 <= 0.5 <= found["high"] + 0.02
+
+
+def test_a_planted_leak_is_found_and_the_report_says_so(subject: Subject, params: Params, here: Path):
+    for index in range(60):  # the fakes are stored with another quality, and nothing else tells them apart
+        for number, (label, quality) in enumerate((("real", 95), ("fake", 60))):
+            picture(here / "leak" / label / f"{index}.jpg", seed=1000 * number + index, quality=quality)
+    train, test = parted(judged(here / "leak"))
+    found = baselines(subject, train, test, params)
+    assert found["baselines"]["metadata"]["auc"]["low"] > 0.9
+    assert found["vs_baseline"]["auc"]["high"] < 0  # random probabilities against a leak
+    said = " ".join(warnings(found | {"golden": {"broken": 2}}, most=0.6))
+    assert "How the files are stored" in said and "not shown to be better" in said and "2 golden examples" in said
+
+
+def test_files_that_tell_nothing_give_no_warning(subject: Subject, params: Params, faces: Path, here: Path):
+    train, test = parted(judged(faces))
+    found = baselines(subject, train, test, params)
+    for name in ("metadata", "statistics", "linear_probe"):
+        assert {"auc", "ap", "of"} <= set(found["baselines"][name])
+    quiet = found | {"vs_baseline": {"name": "statistics", "auc": {"value": 0.2, "low": 0.1, "high": 0.3}}, "golden": {"broken": 0}}
+    assert warnings(quiet, most=0.99) == []
+
+
+def test_statistics_of_the_pixels_tell_what_resampling_leaves(subject: Subject, params: Params, here: Path):
+    rng = np.random.default_rng(0)
+    for index in range(60):
+        base = cv2.GaussianBlur(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8), (0, 0), 1)
+        again = cv2.resize(cv2.resize(base, (32, 32)), (64, 64), interpolation=cv2.INTER_NEAREST)
+        for label, pixels in (("real", base), ("fake", again)):
+            (here / "set" / label).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(here / "set" / label / f"{index}.png")
+    train, test = parted(judged(here / "set"))
+    assert baselines(subject, train, test, params)["baselines"]["statistics"]["auc"]["low"] > 0.9
+
+
+def test_two_models_are_compared_on_the_same_draws():
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 2, 300)
+    hard = rng.normal(0, 2, 300)  # what makes an image hard makes it so for both
+    ours, theirs = (1 / (1 + np.exp(-(truth * gap + hard))) for gap in (2.0, 1.5))
+    weights = group_weights(np.arange(300), 300, 0)
+    gap = difference(truth, ours, theirs, weights)
+    alone = judge(truth, ours, np.arange(300), 0.5, 300, 0)["auc"]
+    assert gap["low"] > 0 and gap["high"] - gap["low"] < 0.5 * (alone["high"] - alone["low"])
+    same = difference(truth, ours, ours, weights)
+    assert same == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_every_attribute_and_measured_column_is_a_slice_and_small_ones_say_so(params: Params, faces: Path):
+    table = judged(faces).assign(skin=["dark"] * 10 + ["light"] * 50, age=[str(number) for number in range(60)])
+    table["generator"] = np.where(table["label"] == "fake", "blend", manifest.NO_GENERATOR)
+    found = slices(table, 0.5, params.evaluate)
+    columns = {part["column"] for part in found}
+    assert {"generator", "blur", "brightness", "skin", "age"} <= columns and "jpeg_quality" not in columns  # all have one quality
+    small = {(part["column"], part["value"]): part["small"] for part in found}
+    assert small["skin", "dark"] and not small["skin", "light"]
+    assert [part["value"] for part in found if part["column"] == "age"] == ["0 to 19", "20 to 39", "40 to 59"]
+    generator = next(part for part in found if part["column"] == "generator")
+    assert generator["n"] == 30 and generator["auc"]["value"] is not None  # against all reals
+
+
+def test_the_surest_verdicts_come_first_in_the_risk_curve():
+    truth, probabilities = np.array([1, 0, 1, 0]), np.array([0.99, 0.02, 0.4, 0.55])
+    curve = risk_coverage(truth, probabilities, 0.5)
+    assert curve["coverage"].tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert curve["risk"].round(3).tolist() == [0.0, 0.0, 0.333, 0.5]
+
+
+def test_gates_take_every_kind_of_figure():
+    figure = {"value": 0.9, "low": 0.8, "high": 0.95}
+    evaluation = {"test": {"f1": figure}, "calibration": {"ece": figure}, "robustness": {"n": 3, "blur0.5": {"drop": 0.04}}}
+    evaluation |= {"slices": [{"column": "generator", "value": "swap", "n": 3, "small": True, "auc": figure}]}
+    bounds = {"test.f1.low": 0.8, "calibration.ece": 0.9, "robustness.blur0.5.drop": 0.04, "slices.generator.swap.auc.high": 0.95}
+    for verdict in gates.judge({name: Bound(min=value, max=value) for name, value in bounds.items()}, evaluation):
+        assert verdict.passed, verdict
+    with pytest.raises(StageError, match=r"slices.generator.swop.auc.*slices.generator.swap.auc"):
+        gates.judge({"slices.generator.swop.auc": Bound(min=0)}, evaluation)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "methods"),
+    [
+        ("vit", CONFIG, ["attention_rollout", "attention_relevance"]),
+        ("dinov2", CONFIG | {"mlp_ratio": 2}, ["attention_rollout", "attention_relevance"]),
+        ("convnextv2", {"image_size": 32, "hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 4}, ["grad_cam"]),
+        (
+            "swin",
+            {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
+            ["grad_cam"],
+        ),
+        ("mobilenet_v2", {"image_size": 32, "depth_multiplier": 0.25}, ["grad_cam"]),
+    ],
+)
+def test_each_kind_of_network_is_explained_by_a_method_that_fits_it(kind: str, config: dict[str, object], methods: list[str]):
+    torch.manual_seed(0)
+    made = AutoConfig.for_model(kind, num_labels=2, **config)
+    network = AutoModelForImageClassification.from_config(made, attn_implementation="eager").eval()
+    values = np.random.default_rng(0).normal(0, 1, (1, 3, SIDE, SIDE)).astype(np.float32)
+    found = heat_maps(network, values)
+    assert [seen.method for seen in found] == methods
+    for seen in found:
+        assert seen.heat.ndim == 2 and seen.heat.size > 1 and np.isfinite(seen.heat).all()
+        assert seen.heat.min() >= 0 and seen.heat.max() <= 1
+
+
+class Corner(torch.nn.Module):
+    """Calls fake what is bright in the upper left quarter, and has a map of features that is lit there alone."""
+
+    def forward(self, pixel_values: torch.Tensor, output_hidden_states: bool = False, output_attentions: bool = False):
+        if output_attentions:
+            raise TypeError("no attention")
+        cells = torch.nn.functional.avg_pool2d(pixel_values.mean(1, keepdim=True), 8)
+        lit = torch.zeros_like(cells)
+        lit[..., : cells.shape[-2] // 2, : cells.shape[-1] // 2] = cells[..., : cells.shape[-2] // 2, : cells.shape[-1] // 2]
+        if not torch.is_inference_mode_enabled():
+            lit.requires_grad_()
+        fake = lit.sum((1, 2, 3))
+        return SimpleNamespace(logits=torch.stack([torch.zeros_like(fake), 4 * fake], 1), hidden_states=(lit,))
+
+
+def test_a_map_that_looks_where_the_forgery_is_beats_a_random_one(here: Path, params: Params):
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(20):
+        real = rng.integers(60, 120, (SIDE, SIDE, 3), dtype=np.uint8)
+        fake = real.copy()
+        fake[: SIDE // 2, : SIDE // 2] += 100
+        for label, pixels in (("real", real), ("fake", fake)):
+            path = here / label / f"{index}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(path)
+            row = {"image_id": f"{label}{index}", "path": str(path), "label": label, "group": str(index)}
+            rows.append(row | {"parents": f"real{index} other" if label == "fake" and index % 2 else ""})
+    settings = params.evaluate.model_copy(update={"explain_images": 20})
+    thresholds = Thresholds(f1=0.5, fpr1=0.9, fpr5=0.8, real_below=0.4, fake_above=0.6)
+    found = faithfulness.faithfulness(Subject(Corner(), Preprocess(size=SIDE), 1.0, thresholds), pd.DataFrame(rows), settings)
+    assert found["n"] == found["n_paired"] == found["n_masked"] == 20
+    map_ = found["methods"]["grad_cam"]
+    assert map_["pointing"]["value"] == 1 and 0.2 < found["random"]["pointing"]["value"] < 0.4  # a quarter, with its soft border
+    against = map_["vs_random"]
+    assert against["deletion"]["high"] < 0 < against["insertion"]["low"] and against["pointing"]["low"] > 0
+
+
+def test_attacks_stay_within_their_bound_and_transfer_from_another_size(
+    subject: Subject, params: Params, package: Path, faces: Path, here: Path
+):
+    images = np.random.default_rng(0).integers(0, 255, (5, SIDE, SIDE, 3), dtype=np.uint8)
+    change = attack(subject.network, subject.preprocess, images, np.array([0, 1, 0, 1, 1]), eps=4, steps=10)
+    assert 0 < change.abs().max() <= 4 / 255 + 1e-6
+    moved = torch.from_numpy(images).permute(0, 3, 1, 2) / 255 + change
+    assert moved.min() >= 0 and moved.max() <= 1
+    other = here / "other"
+    network, processor = model.build(ModelSettings(name="vit", init="scratch", config=CONFIG | {"image_size": 48}))
+    model.save(network, processor, other)
+    found = attacked(subject, judged(faces), params.evaluate.model_copy(update={"transfer_from": other}))
+    assert set(found) == {"n", "fgsm", "pgd10", "transfer_pgd10"} and found["transfer_pgd10"]["eps8"] >= found["pgd10"]["eps8"]
+    with pytest.raises(StageError, match=r"evaluate.transfer_from"):
+        attacked(subject, judged(faces), params.evaluate.model_copy(update={"transfer_from": here / "nothing"}))
+
+
+def test_golden_examples_that_flip_are_listed(subject: Subject, package: Path):
+    whole = verify(package)
+    same = golden.flips(subject, whole)
+    assert same["n"] == 4 and same["flips"] == [] and same["broken"] == 0
+    cautious = Thresholds(f1=0.5, fpr1=0.9, fpr5=0.8, real_below=0.0, fake_above=0.0001)
+    found = golden.flips(Subject(subject.network, subject.preprocess, subject.temperature, cautious), whole)
+    was_real = [example for example in whole.golden.values() if example.probability_fake < 0.4]
+    assert {flip["now"] for flip in found["flips"]} == {"fake"} and found["broken"] == len(was_real)
+    assert len(found["flips"]) == sum(example.probability_fake < 0.6 for example in whole.golden.values())
+    assert golden.flips(subject, None) == {"package": None, "n": 0, "broken": 0, "flips": []}
+
+
+def evaluate(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """`python -m pipeline.evaluate` in this process: importing torch once more takes longer than all the rest."""
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
+    runpy.run_module("pipeline.evaluate", run_name="__main__")
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_a_package_is_judged_on_a_folder_and_prints_what_the_report_shows(
+    package: Path, faces: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (faces / "fake" / "broken.jpg").write_bytes(b"no image")
+    settings = (ROOT / "params.yaml").read_text().replace("bootstrap: 1000", "bootstrap: 100")
+    for name, few in (("attack_images: 48", "attack_images: 2"), ("robustness_images: 150", "robustness_images: 4")):
+        assert name in settings
+        settings = settings.replace(name, few)
+    (here / "params.yaml").write_text(settings.replace("explain_images: 40", "explain_images: 2"))
+    evaluate(monkeypatch, "--package", str(package), "--data", str(faces), "--out", "judged")
+    said = capsys.readouterr().out
+    found = json.loads((here / "judged/evaluation.json").read_text())
+    assert found["n"] == 60 and found["package"] == verify(package).digest and "baselines" not in found
+    assert [Path(file["path"]).name for file in found["unreadable"]] == ["broken.jpg"]
+    assert found["thresholds"] == verify(package).meta.thresholds.model_dump() and found["temperature"] == 1.0
+    page = (here / "judged/evaluation.html").read_text()
+    for name in ("f1", "auc", "ece"):
+        value = f"{found['test'][name]['value']:.3f}"
+        assert next(line for line in said.splitlines() if line.startswith(f"{name} ")).split()[1] == value and value in page
+    assert "nothing is fitted" in page and "1 files are no images" in page
+    with pytest.raises(SystemExit, match="nowhere is not a model package"):
+        evaluate(monkeypatch, "--package", "nowhere", "--data", str(faces), "--out", "x")
+
+
+def test_a_folder_of_reals_alone_has_the_figures_that_are_defined(package: Path, faces: Path, here: Path, params: Params):
+    for path in (faces / "fake").iterdir():
+        path.unlink()
+    settings = params.evaluate.model_copy(update={"attack_images": 0})
+    found = judge_package.judge(package, faces, here / "out", settings)
+    assert found["test"]["fpr"]["value"] is not None and found["test"]["auc"]["value"] is None and found["explanation"] is None
+    json.loads((here / "out/evaluation.json").read_text(), parse_constant=lambda text: pytest.fail(text))
+    assert "not defined" in (here / "out/evaluation.html").read_text()

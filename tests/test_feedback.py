@@ -1,0 +1,156 @@
+"""What users say: which of it counts, what is forgotten, and what is put out for labelling."""
+
+import csv
+import json
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows import cli, retraining
+from pipeline import feedback, labelling, sources, trust
+from pipeline.feedback import Statement
+from pipeline.params_data import FeedbackSource, FolderSource
+from pipeline.params_loop import Retrain
+from pipeline.predictions import FILE, newest
+from tests.data_helpers import picture
+from tests.drift_helpers import record, sample
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SAID = {"version": "1", "verdict": "fake", "probability_fake": 0.9}
+
+
+def said(number: int, label: str, client: str, image: int | None = None, hours: float = 0) -> Statement:
+    digest = None if image is None else f"{image:064x}"
+    time = START + timedelta(hours=hours, seconds=number)
+    return Statement(id=str(number), time=time, label=label, client=client, image=digest, **SAID)
+
+
+def judged(statements: list[Statement], **bounds: object) -> tuple[list[str], dict[str, str]]:
+    """Ids of the statements that count, and the reasons of the others."""
+    found = trust.judge(statements, FeedbackSource(kind="feedback", **bounds))
+    assert len(found.counted) + len(found.set_aside) == len(statements)
+    return sorted(statement.id for statement in found.counted), {statement.id: reason for statement, reason in found.set_aside}
+
+
+def test_the_majority_of_clients_decides_and_a_draw_counts_for_nobody():
+    votes = [said(0, "real", "a", 1), said(1, "real", "b", 1), said(2, "fake", "c", 1)]
+    counted, aside = judged(votes)
+    assert counted == ["0", "1"] and aside == {"2": "most clients say that this image is real"}
+    counted, aside = judged(votes[1:])
+    assert counted == [] and set(aside.values()) == {"clients disagree on this image, as many on either side"}
+
+
+def test_a_client_has_one_vote_on_an_image_however_often_it_says_so():
+    many = [said(number, "fake", "a", 1) for number in range(5)]
+    counted, aside = judged([*many, said(8, "real", "b", 1), said(9, "real", "c", 1)])
+    assert counted == ["8", "9"] and len(aside) == 5
+
+
+def test_a_client_that_floods_is_bounded():
+    flood = [said(number, "fake", "bot", number) for number in range(100)]
+    others = [said(1000 + number, "real", f"user {number % 5}", 1000 + number) for number in range(50)]
+    counted, aside = judged(flood + others, a_day=30)
+    assert len(counted) == 80 and "99" in aside and "0" in counted
+    slow = [said(number, "fake", "bot", number, hours=25 * (number // 30)) for number in range(300)]  # within the rate, for days
+    counted, aside = judged(slow + others, a_day=30, max_share=0.5)
+    assert len(counted) == 100 and aside["299"] == "its client would bring more than 50% of all"
+    assert len(judged(slow, a_day=30)[0]) == 300  # where there is one client only, it is believed
+
+
+def test_who_contradicts_a_golden_example_is_not_believed_in_anything(tmp_path):
+    picture(tmp_path / "golden/one.png", seed=1)
+    (tmp_path / "golden/golden.json").write_text(json.dumps({"one.png": {"label": "real", "probability_fake": 0.1}}))
+    (digest,) = trust.golden(tmp_path / "golden")
+    votes = [said(0, "fake", "liar", 5), said(1, "real", "honest", 6), said(2, "fake", "liar").model_copy(update={"image": digest})]
+    votes.append(said(3, "real", "honest").model_copy(update={"image": digest}))
+    counted, aside = judged(votes, golden=tmp_path / "golden")
+    assert counted == ["1", "3"] and set(aside) == {"0", "2"} and "golden" in aside["0"]
+
+
+def kept(folder: Path, *ids: str, same: str = "") -> None:
+    """A statement with an image for each id; those in `same` share one."""
+    for number, id in enumerate(ids):
+        picture(folder / "upload.png", seed=99 if id in same else number)
+        probability = {"probability_fake": 0.1 * (number + 1)}
+        feedback.record(
+            folder / "var/feedback", id=id, label="fake", image=(folder / "upload.png").read_bytes(), client="a", **SAID | probability
+        )
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("UNMASK_VAR", raising=False)
+    return tmp_path
+
+
+def test_forget_removes_an_answer_everywhere(workspace, monkeypatch, capsys):
+    kept(workspace, "a", "b", "c", "d", same="cd")
+    record(workspace / "var" / FILE, "package", sample(np.random.default_rng(0), 2).assign(id=["a", "b"]))
+    folder = workspace / "var/feedback"
+    statements = {statement.id: statement for statement in feedback.read(folder)}
+    image = statements["a"].image
+    labelling.export(workspace / "var/labelling/day", list(statements.values()), folder / "images", {}, 10)
+    copy = workspace / f"data/raw/feedback/fake/{image}"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(b"a copy")
+
+    monkeypatch.setattr(sys, "argv", ["unmask", "forget", "a", "--json"])
+    cli.main()
+    assert json.loads(capsys.readouterr().out) == {"statements": 1, "images": 1, "predictions": 1, "copies": 2}
+    assert image not in "".join(str(path) for path in workspace.rglob("*"))
+    assert b"a" not in {line.split(b'"')[3] for line in (folder / "feedback.jsonl").read_bytes().splitlines()}
+    assert image not in (workspace / "var/labelling/day/manifest.csv").read_text()
+    assert newest(workspace / "var" / FILE, "package", 10)["id"].tolist() == ["b"]
+    assert feedback.forget(folder, "c") == set()  # another user let us keep the same image
+    assert [statement.id for statement in feedback.read(folder)] == ["b", "d"]
+    with pytest.raises(SystemExit, match="nothing is kept of an answer with the id 'a'"):
+        cli.main()
+
+
+def test_images_are_kept_as_long_as_the_settings_say(workspace):
+    kept(workspace, "a", "b")
+    folder = workspace / "var/feedback"
+    assert feedback.expire(folder, None) == set() == feedback.expire(folder, 1)
+    old, new = feedback.read(folder)
+    lines = [old.model_copy(update={"time": old.time - timedelta(days=2)}), new]
+    (folder / "feedback.jsonl").write_text("".join(line.model_dump_json() + "\n" for line in lines))
+    assert feedback.expire(folder, 1) == {old.image}
+    assert [path.name for path in (folder / "images").iterdir()] == [new.image]
+    assert [statement.label for statement in feedback.read(folder)] == ["fake", "fake"]
+    assert len(sources.feedback.listing(FeedbackSource(kind="feedback", path=folder))) == 1
+
+
+def test_what_is_put_out_for_labelling_is_read_back_as_a_source(workspace):
+    kept(workspace, *"abcdefgh")  # of which d and e are the least certain
+    statements, folder = feedback.read(workspace / "var/feedback"), workspace / "label"
+    assert labelling.export(folder, statements, workspace / "var/feedback/images", {"a": 0.5, "h": 9.0, "b": 3.0}, 4) == 4
+    with (folder / "about.csv").open() as file:
+        about = {row["id"]: row["why"] for row in csv.DictReader(file)}
+    assert about == {"e": "uncertain", "d": "uncertain", "h": "foreign", "b": "foreign"}
+    text = (folder / "manifest.csv").read_text()
+    (folder / "manifest.csv").write_text("\n".join(line + "fake" if line.endswith(",") else line for line in text.splitlines()))
+    table = sources.listing(FolderSource(kind="folder", path=folder), workspace)
+    assert len(table) == 4 and set(table["label"]) == {"fake"} and all(Path(file).suffix == ".png" for file in table["file"])
+    assert labelling.export(workspace / "none", [], workspace, {}, 4) == 0 and not (workspace / "none").exists()
+
+
+def test_trainings_by_themselves_have_a_cooldown_and_a_budget(workspace):
+    settings = Retrain(on="new_data", cooldown_hours=1, a_day=2, label_next=10)
+    assert retraining.held_back(settings) is None
+    file, now = workspace / "var/retrainings.jsonl", datetime.now(UTC)
+    retraining.begin("drift", {"p_value": 0.002})
+    assert "cooldown_hours" in (retraining.held_back(settings) or "")
+
+    def begun(*hours: float) -> None:
+        file.write_text("".join(json.dumps({"time": (now - timedelta(hours=hour)).isoformat()}) + "\n" for hour in hours) + '{"ti')
+
+    begun(2)
+    assert retraining.held_back(settings) is None
+    begun(5, 2)
+    assert "retrain.a_day allows 2" in (retraining.held_back(settings) or "")
+    begun(30, 2)
+    assert retraining.held_back(settings) is None

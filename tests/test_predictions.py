@@ -1,0 +1,51 @@
+"""The prediction log has bounds, its disk too, and neither is a client's concern."""
+
+import resource
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.detector import Prediction
+from pipeline.predictions import FILE, STATISTICS, PredictionLog, find
+
+ANSWER = Prediction(0.7, "fake", [], np.zeros(768, np.float32), dict.fromkeys(STATISTICS, 1.0))
+
+
+def write(log: PredictionLog, first: int, last: int) -> None:
+    for number in range(first, last):
+        log.record(id=str(number), package="one", version="1", prediction=ANSWER)
+    log.close()
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """What this process writes ends there, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_the_oldest_rows_go(tmp_path: Path):
+    path = tmp_path / FILE
+    for first in range(0, 60, 20):
+        write(PredictionLog(path, most=30), first, first + 20)
+    with closing(sqlite3.connect(path)) as database:
+        kept = [int(row[0]) for row in database.execute("SELECT id FROM predictions")]
+    assert sorted(kept) == list(range(30, 60))
+
+
+def test_a_full_disk_loses_rows_and_says_how_many_and_writes_on_when_there_is_room(tmp_path: Path):
+    path, lost = tmp_path / FILE, []
+    write(PredictionLog(path), 0, 10)
+    with files_of_at_most(path.stat().st_size + 20_000):
+        full = PredictionLog(path, lost=lost.append)
+        write(full, 10, 110)
+    assert lost == [100] and full.dropped == 100 and find(path, "50") is None
+    write(PredictionLog(path), 110, 120)
+    assert find(path, "5") is not None and find(path, "115") is not None
