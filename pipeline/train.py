@@ -91,7 +91,7 @@ def fit(
         StageError: as `run` does.
     """
     processes = _processes()
-    folder = CHECKPOINTS / _key(settings)
+    folder = checkpoints(settings)
     with _alone(folder) if processes.is_main_process else nullcontext():
         processes.wait_for_everyone()
         record = Record.open(folder, settings) if processes.is_main_process else None
@@ -247,14 +247,14 @@ def _validation(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float(found["accuracy"][0]), "f1": float(found["f1"][0]), "auc": float(roc_auc_score(labels, probability))}
 
 
-def _key(settings: params.Params) -> str:
-    """Names the checkpoints of one training: the same settings on the same split go on, anything else starts anew."""
+def checkpoints(settings: params.Params) -> Path:
+    """The folder of one training: the same settings on the same split go on, anything else starts anew."""
     digest = hashlib.sha256()
     for section in (settings.model, settings.train, settings.augment):
         digest.update(section.model_dump_json().encode())
     for part in ("train", "val"):
         digest.update((manifest.SPLITS / f"{part}.parquet").read_bytes())
-    return digest.hexdigest()[:16]
+    return CHECKPOINTS / digest.hexdigest()[:16]
 
 
 def _processes() -> PartialState:

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from pipeline import manifest, model, train, tuning
+from pipeline import manifest, model, sweep, train, tuning
 from pipeline.adversarial import attacked
 from pipeline.dataset import Pairs
 from pipeline.errors import StageError
 from pipeline.export import convert
-from pipeline.params import Model, Params, check_params, load_params
+from pipeline.params import Model, Params, ParamsError, check_params, load_params
 from pipeline.params_train import Adversarial, Forging, Train
 from pipeline.preprocess import Preprocess
 from pipeline.settings import preset
@@ -258,3 +258,42 @@ def test_presets_are_valid(name: str):
         section, _, field = key.partition(".")
         content[section][field] = value
     assert isinstance(check_params(content, Path("params.yaml")).train, Train)
+
+
+class Killed(BaseException):
+    """What Optuna does not catch, so that its storage is left as a kill leaves it."""
+
+
+def test_a_search_goes_on_where_it_was_cut_short(settings: Callable[..., Params], monkeypatch: pytest.MonkeyPatch):
+    space = {"train.lr": {"low": 0.001, "high": 0.1, "log": True}, "train.tune": {"choices": ["head", "layernorm"]}}
+    content = settings(epochs=3).model_dump(by_alias=True, mode="json") | {"tune": {"trials": 4, "space": space, "seed": 7}}
+    chosen = check_params(content, Path("params.yaml"))
+    fit_ = train.fit
+    begun: list[Params] = []
+
+    def fit_twice(candidate: Params, *rest: Any, **more: Any) -> train.Trained | None:
+        begun.append(candidate)
+        if len(begun) == 2:
+            raise Killed
+        return fit_(candidate, *rest, **more)
+
+    monkeypatch.setattr(train, "fit", fit_twice)
+    with pytest.raises(Killed):
+        sweep.run(chosen)
+    found = sweep.run(chosen)
+
+    assert begun[2].train == begun[1].train and len(begun) == 5
+    assert found["trials"] == 4 and found["pruned"] < 4
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("unmask").experiment_id
+    runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{found['run_id']}'")
+    assert len(runs) == 4
+    assert found["best"]["run_id"] in {run.info.run_id for run in runs}
+    best = client.get_metric_history(found["best"]["run_id"], "val_auc")
+    assert max(point.value for point in best) == found["best"]["val_auc"] and len(best) == 3
+    for key in space:
+        assert f"{key}=" in found["best"]["command"]
+
+    wrong = check_params(content | {"tune": {"trials": 1, "space": {"train.rate": {"choices": [1, 2]}}, "seed": 7}}, Path("params.yaml"))
+    with pytest.raises(ParamsError, match=r"train\.rate"):
+        sweep.run(wrong)
