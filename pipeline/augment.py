@@ -2,14 +2,17 @@
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from pipeline.params import Augment
+from pipeline.params_train import Augment
 
 Change = Callable[[np.ndarray], np.ndarray]
+Maker = Callable[[float, np.random.Generator], Change]
+"""(strength, random) -> the change."""
 
 
 def augment(pictures: Sequence[np.ndarray], settings: Augment, rng: np.random.Generator) -> list[np.ndarray]:
@@ -17,27 +20,30 @@ def augment(pictures: Sequence[np.ndarray], settings: Augment, rng: np.random.Ge
 
     Args:
         pictures: uint8 arrays of one shape (side, side, 3).
-        settings: which changes, how often and how strong.
+        settings: which changes, how often and how strong. One that is off draws nothing.
         rng: every draw comes from here, one for all pictures.
 
     Returns:
         uint8 arrays of the same shape.
     """
-    changes: list[Change] = [_geometry(settings, pictures[0].shape[0], rng), _colour(settings, rng)]
-    degradations: list[tuple[float, Callable[[float, np.random.Generator], Change], tuple[float, float]]] = [
+    side = pictures[0].shape[0]
+    changes: list[Change] = [_geometry(settings, side, rng), _colour(settings, rng)]
+    if settings.hue or settings.saturation or settings.value or settings.gamma:
+        changes.append(_photometry(settings, rng))
+    degradations: list[tuple[float, Maker, tuple[float, float]]] = [
         (settings.resize, _resize, settings.resize_factor),
         (settings.blur, _blur, settings.blur_sigma),
         (settings.noise, _noise, settings.noise_sigma),
         (settings.jpeg, _jpeg, settings.jpeg_quality),
-        (settings.webp, _webp, settings.jpeg_quality),
-        (settings.gamma, _gamma, (0.7, 1.4)),
-        (settings.hue, _hue, (-10, 10)),
-        (settings.sharpen, _sharpen, (0.2, 1.0)),
-        (settings.thumbnail, _thumbnail, settings.thumbnail_share),
-        (settings.frequency, _frequency, (0.1, 0.9)),
-        (settings.cutout, _cutout, (0.1, 0.35)),
     ]
-    degradations = [degradation for degradation in degradations if degradation[0]]
+    more: list[tuple[float, Maker, tuple[float, float]]] = [
+        (settings.webp, _webp, settings.webp_quality),
+        (settings.sharpen, _sharpen, settings.sharpen_strength),
+        (settings.thumbnail, partial(_thumbnail, settings.jpeg_quality), settings.thumbnail_factor),
+        (settings.cutout, partial(_cutout, settings.cutout_side, side), (0, 255)),
+        (settings.frequency_mask, partial(_frequency_mask, side), settings.frequency_share),
+    ]
+    degradations += [entry for entry in more if entry[0]]
     for position in rng.permutation(len(degradations)):
         probability, make, bounds = degradations[position]
         if rng.random() < probability:
@@ -83,6 +89,22 @@ def _colour(settings: Augment, rng: np.random.Generator) -> Change:
     return change
 
 
+def _photometry(settings: Augment, rng: np.random.Generator) -> Change:
+    """Hue, saturation and value by factors, and a power curve."""
+    hue, saturation, value, gamma = rng.uniform(-1, 1, 4) * (settings.hue, settings.saturation, settings.value, settings.gamma)
+    levels = np.arange(256, dtype=np.float32)
+    bright = 255 * np.clip(levels / 255 * (1 + value), 0, 1) ** (1 + gamma)
+    # OpenCV keeps a hue in half degrees, 0..179.
+    table = np.stack([(levels + hue / 2) % 180, np.clip(levels * (1 + saturation), 0, 255), bright], axis=-1)
+    table = np.rint(table).astype(np.uint8)[None]
+    table[..., 0] %= 180
+
+    def change(picture: np.ndarray) -> np.ndarray:
+        return cv2.cvtColor(cv2.LUT(cv2.cvtColor(picture, cv2.COLOR_RGB2HSV), table), cv2.COLOR_HSV2RGB)
+
+    return change
+
+
 def _resize(factor: float, rng: np.random.Generator) -> Change:
     down, up = rng.choice([cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC], 2)
 
@@ -96,6 +118,11 @@ def _resize(factor: float, rng: np.random.Generator) -> Change:
 
 def _blur(sigma: float, rng: np.random.Generator) -> Change:
     return lambda picture: cv2.GaussianBlur(picture, (0, 0), sigma)
+
+
+def _sharpen(strength: float, rng: np.random.Generator) -> Change:
+    """Unsharp masking."""
+    return lambda picture: cv2.addWeighted(picture, 1 + strength, cv2.GaussianBlur(picture, (0, 0), 1.0), -strength, 0)
 
 
 def _noise(sigma: float, rng: np.random.Generator) -> Change:
@@ -113,83 +140,57 @@ def _jpeg(quality: float, rng: np.random.Generator) -> Change:
     if rng.random() < 0.5:
 
         def with_pillow(picture: np.ndarray) -> np.ndarray:
-            return _through(picture, "JPEG", round(quality))
+            buffer = io.BytesIO()
+            Image.fromarray(picture).save(buffer, "JPEG", quality=round(quality))
+            return np.asarray(Image.open(buffer))
 
         return with_pillow
-
-    def with_opencv(picture: np.ndarray) -> np.ndarray:
-        _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
-        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-        assert decoded is not None
-        return decoded
-
-    return with_opencv
+    return lambda picture: _with_opencv(picture, ".jpg", cv2.IMWRITE_JPEG_QUALITY, quality)
 
 
 def _webp(quality: float, rng: np.random.Generator) -> Change:
-    return lambda picture: _through(picture, "WEBP", round(quality))
+    return lambda picture: _with_opencv(picture, ".webp", cv2.IMWRITE_WEBP_QUALITY, quality)
 
 
-def _through(picture: np.ndarray, kind: str, quality: int) -> np.ndarray:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, kind, quality=quality)
-    return np.asarray(Image.open(buffer).convert("RGB"))
+def _with_opencv(picture: np.ndarray, suffix: str, setting: int, quality: float) -> np.ndarray:
+    _, data = cv2.imencode(suffix, np.ascontiguousarray(picture[..., ::-1]), [setting, round(quality)])
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    assert decoded is not None
+    return decoded
 
 
-def _gamma(power: float, rng: np.random.Generator) -> Change:
-    table = np.rint(255 * (np.arange(256) / 255) ** power).astype(np.uint8)
-    return lambda picture: cv2.LUT(picture, table)
-
-
-def _hue(degrees: float, rng: np.random.Generator) -> Change:
-    gain = rng.uniform(0.7, 1.3)
-
-    def change(picture: np.ndarray) -> np.ndarray:
-        hsv = cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)  # hue in 0..360
-        hsv[..., 0] = (hsv[..., 0] + degrees) % 360
-        hsv[..., 1] = np.clip(hsv[..., 1] * gain, 0, 1)
-        return np.rint(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255).astype(np.uint8)
-
-    return change
-
-
-def _sharpen(amount: float, rng: np.random.Generator) -> Change:
-    return lambda picture: cv2.addWeighted(picture, 1 + amount, cv2.GaussianBlur(picture, (0, 0), 1.0), -amount, 0)
-
-
-def _thumbnail(share: float, rng: np.random.Generator) -> Change:
-    quality = int(rng.integers(60, 91))
+def _thumbnail(qualities: tuple[int, int], factor: float, rng: np.random.Generator) -> Change:
+    """A small copy, stored as such copies are, and shown large again."""
+    store, up = _jpeg(rng.uniform(*qualities), rng), int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
 
     def change(picture: np.ndarray) -> np.ndarray:
         side = picture.shape[0]
-        small = cv2.resize(picture, (max(16, round(side * share)),) * 2, interpolation=cv2.INTER_AREA)
-        return cv2.resize(_through(small, "JPEG", quality), (side, side), interpolation=cv2.INTER_CUBIC)
+        small = cv2.resize(picture, (max(16, round(side * factor)),) * 2, interpolation=cv2.INTER_AREA)
+        return cv2.resize(store(small), (side, side), interpolation=up)
 
     return change
 
 
-def _frequency(centre: float, rng: np.random.Generator) -> Change:
-    width = rng.uniform(0.03, 0.1)
+def _cutout(bounds: tuple[float, float], side: int, level: float, rng: np.random.Generator) -> Change:
+    """A rectangle of one gray (DeVries and Taylor, 2017)."""
+    size = np.maximum(1, np.rint(side * rng.uniform(*bounds, 2))).astype(int)
+    (top, left), (height, width) = rng.integers(0, side - size + 1), size
 
     def change(picture: np.ndarray) -> np.ndarray:
-        height, across = picture.shape[:2]
-        radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(across)[None]) / 0.5
-        kept = (np.abs(radius - centre) > width / 2)[..., None]
-        filtered = np.fft.irfft2(np.fft.rfft2(picture, axes=(0, 1)) * kept, s=(height, across), axes=(0, 1))
-        return np.clip(np.rint(filtered), 0, 255).astype(np.uint8)
+        cut = picture.copy()
+        cut[top : top + height, left : left + width] = round(level)
+        return cut
 
     return change
 
 
-def _cutout(share: float, rng: np.random.Generator) -> Change:
-    top, left, taller = rng.uniform(), rng.uniform(), rng.uniform(0.7, 1.4)
+def _frequency_mask(side: int, share: float, rng: np.random.Generator) -> Change:
+    """A share of the picture's frequencies set to 0, anywhere but in the mean."""
+    kept = rng.random((side, side // 2 + 1), np.float32) >= share
+    kept[0, 0] = True
 
     def change(picture: np.ndarray) -> np.ndarray:
-        side = picture.shape[0]
-        height, width = round(side * share), min(side, round(side * share * taller))
-        y, x = round(top * (side - height)), round(left * (side - width))
-        changed = picture.copy()
-        changed[y : y + height, x : x + width] = 128
-        return changed
+        waves = np.fft.rfft2(picture.astype(np.float32), axes=(0, 1)) * kept[..., None]
+        return np.clip(np.rint(np.fft.irfft2(waves, s=(side, side), axes=(0, 1))), 0, 255).astype(np.uint8)
 
     return change

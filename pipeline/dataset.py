@@ -16,10 +16,12 @@ from pipeline.augment import augment
 from pipeline.forge import METHODS, Face
 from pipeline.images import read
 from pipeline.manifest import LABEL2ID
-from pipeline.params import Augment, TrainForge
+from pipeline.params_train import Augment, Forging
 from pipeline.preprocess import Preprocess
 
 CACHE = Path("var/cache")
+TRIES = 3
+"""Forgeries that change nothing before the fake of the data set is taken."""
 
 
 def pixels(table: pd.DataFrame, preprocess: Preprocess) -> np.ndarray:
@@ -47,8 +49,9 @@ class Pairs(Dataset):
     """Training examples: a real and a fake, changed by the same augmentation.
 
     An epoch shows every image of the larger class once. The partner comes from the same group where the group has one (with `pairing`),
-    otherwise it is any image of the other class, so that batches are balanced whatever the data set. With `forge`, a share of the fakes
-    is forged on the spot from the real beside it.
+    otherwise it is any image of the other class, so that batches are balanced whatever the data set. With `forging`, a share of the fakes
+    is forged from the pair's real on the spot, other ones in each epoch. All draws follow from the seed, the epoch and the index, so that
+    it does not matter which process makes an example, and a training that was killed sees what it would have seen.
     """
 
     def __init__(
@@ -59,10 +62,10 @@ class Pairs(Dataset):
         settings: Augment,
         pairing: bool,
         seed: int,
-        forge: TrainForge | None = None,
+        forging: Forging | None = None,
     ) -> None:
-        self.forge = forge
         self.images, self.preprocess, self.settings, self.seed, self.epoch = images, preprocess, settings, seed, 0
+        self.forging = forging
         labels = table["label"].map(LABEL2ID).to_numpy()
         self.of_class = [np.flatnonzero(labels == label) for label in (0, 1)]
         self.larger = int(len(self.of_class[1]) > len(self.of_class[0]))
@@ -77,28 +80,40 @@ class Pairs(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """pixel_values float32 (2, 3, size, size) and labels int64 (2,): first the real, then the fake."""
-        rng = np.random.default_rng([self.seed, self.epoch, index])
+        rng = self.draw(index)
+        real, fake = self.choose(index, rng)
+        forged = self.forge(index, real) if self.forging else None
+        pictures = [self.images[real], self.images[fake] if forged is None else forged]
+        changed = augment(pictures, self.settings, rng)
+        return {"pixel_values": torch.from_numpy(self.preprocess.normalise(np.stack(changed))), "labels": torch.tensor([0, 1])}
+
+    def draw(self, index: int) -> np.random.Generator:
+        """The source of an example's draws in this epoch."""
+        return np.random.default_rng([self.seed, self.epoch, index])
+
+    def choose(self, index: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Which images make up an example: the real, the fake."""
         first = int(self.of_class[self.larger][index])
         candidates = self.partners.get(self.groups[first], self.of_class[1 - self.larger])
         same = [candidate for candidate in candidates if self.stems[candidate] == self.stems[first]] if len(candidates) < 50 else []
         second = int(rng.choice(same or candidates))
-        real, fake = (first, second) if self.larger == 0 else (second, first)
-        pictures = [self.images[real], self.images[fake]]
-        if self.forge:
-            pictures[1] = self._forged(real, index, self.forge, otherwise=pictures[1])
-        changed = augment(pictures, self.settings, rng)
-        return {"pixel_values": torch.from_numpy(self.preprocess.normalise(np.stack(changed))), "labels": torch.tensor([0, 1])}
+        return (first, second) if self.larger == 0 else (second, first)
 
-    def _forged(self, real: int, index: int, forge: TrainForge, otherwise: np.ndarray) -> np.ndarray:
-        """A fake of the real, or in the other part of the pairs, and where nothing came of it, the one that the data has."""
-        rng = np.random.default_rng([self.seed, self.epoch, index, 1])  # of its own: the pair's other draws stay what they are
-        if rng.random() >= forge.share:
-            return otherwise
-        method = METHODS[str(rng.choice(list(forge.methods), p=list(forge.methods.values())))]
-        picture, donor = self.images[real], self.images[int(rng.choice(self.of_class[0]))]
-        face = Face.centred(self.preprocess.size, self.preprocess.size)
-        fake, mask = method(picture, face, donor, face, rng)
-        return fake if mask.max() > 0 and not np.array_equal(fake, picture) else otherwise
+    def forge(self, index: int, real: int) -> np.ndarray | None:
+        """A fake of a real for this example, uint8 (size, size, 3); None for those that keep the fake of the data set."""
+        assert self.forging is not None
+        # A generator of its own: the other draws of an example are then the same with and without forging.
+        rng = np.random.default_rng([self.seed, self.epoch, index, 1])
+        if rng.random() >= self.forging.share:
+            return None
+        target, donor = self.images[real], self.images[int(rng.choice(self.of_class[0]))]
+        face = Face.centred(target.shape[1], target.shape[0])
+        method = METHODS[str(rng.choice(list(self.forging.methods), p=list(self.forging.methods.values())))]
+        for _ in range(TRIES):
+            fake, mask = method(target, face, donor, face, rng)
+            if mask.max() > 0 and not np.array_equal(fake, target):
+                return fake
+        return None
 
 
 class Singles(Dataset):

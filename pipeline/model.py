@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+from torch.nn import functional
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel, ViTImageProcessorPil
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -11,7 +14,6 @@ from pipeline import params
 from pipeline.errors import StageError
 from pipeline.manifest import ID2LABEL, LABEL2ID
 from pipeline.preprocess import Preprocess
-from pipeline.tuning import normalise_head
 
 TRAINED = Path("models/trained")
 """Where training leaves the network."""
@@ -34,12 +36,13 @@ def build(settings: params.Model) -> tuple[PreTrainedModel, Any]:
             model = AutoModelForImageClassification.from_pretrained(
                 settings.name, use_safetensors=True, ignore_mismatched_sizes=True, **HEAD, **settings.config
             )
-            return model, AutoImageProcessor.from_pretrained(settings.name)
+            return _with_its_head(model), AutoImageProcessor.from_pretrained(settings.name)
         if settings.name in CONFIG_MAPPING:
             config = AutoConfig.for_model(settings.name, **HEAD, **settings.config)
         else:
             config = AutoConfig.from_pretrained(settings.name, **HEAD, **settings.config)
-        config.architectures = config.architectures or []  # DeiT has two classifiers, and None is no list to choose from
+        # Where a config suits two kinds of classifier, as DeiT's does, transformers looks into this list and takes the first without one.
+        config.architectures = config.architectures or []
         model = AutoModelForImageClassification.from_config(config)
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -47,15 +50,13 @@ def build(settings: params.Model) -> tuple[PreTrainedModel, Any]:
             f"model.name = {settings.name!r} with init {settings.init} gives no image classifier: {reason}. "
             "Give a hub name, a folder with config.json and model.safetensors or, with init scratch, a transformers model type: vit, say."
         ) from None
-    side = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+    side = _side(config)
     return model, ViTImageProcessorPil(size={"height": side, "width": side})
 
 
 def load(folder: Path) -> PreTrainedModel:
     """Read a trained model from a folder that `save` wrote, in evaluation mode, with attentions that can be looked at."""
-    network = AutoModelForImageClassification.from_pretrained(folder, attn_implementation="eager")
-    normalise_head(network)
-    return network.eval()
+    return _with_its_head(AutoModelForImageClassification.from_pretrained(folder, attn_implementation="eager")).eval()
 
 
 def save(model: PreTrainedModel, processor: Any, folder: Path) -> None:
@@ -63,3 +64,46 @@ def save(model: PreTrainedModel, processor: Any, folder: Path) -> None:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     Preprocess.from_processor(processor).save(folder)
+
+
+def head(model: PreTrainedModel) -> nn.Module:
+    """The layer, or layers, that make logits of features. Raises StageError where they are not called as usual."""
+    found = getattr(model, "classifier", None)
+    if not isinstance(found, nn.Module):
+        raise StageError(f"{type(model).__name__} has no `classifier`, so that only train.tune: full can train it")
+    return found
+
+
+class NormalisedLinear(nn.Linear):
+    """A linear layer on features of length 1: the direction alone decides."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """float (..., in_features) -> (..., out_features)."""
+        return super().forward(functional.normalize(features, dim=-1))
+
+
+def normalise_features(model: PreTrainedModel) -> None:
+    """Make the head look at L2-normalised features, in place; noted in the config, so that `load` does it again.
+
+    Raises:
+        StageError: if the head is not one linear layer.
+    """
+    linear = head(model)
+    if not isinstance(linear, nn.Linear):
+        raise StageError(f"train.tune: layernorm needs a head of one linear layer, and that of {type(model).__name__} is {linear}")
+    normalised = NormalisedLinear(linear.in_features, linear.out_features, linear.bias is not None)
+    normalised.load_state_dict(linear.state_dict())
+    model.set_submodule("classifier", normalised)
+    model.config.normalised_features = True
+
+
+def _with_its_head(model: PreTrainedModel) -> PreTrainedModel:
+    if getattr(model.config, "normalised_features", False):
+        normalise_features(model)
+    return model
+
+
+def _side(config: Any) -> int:
+    """The side of the input in pixels; 224 where a config says nothing, as that of a network for any size does."""
+    side = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", None) or 224
+    return side if isinstance(side, int) else side[0]

@@ -6,8 +6,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from pipeline.params_data import Data, FolderSource, Ingest, Range, Section, Share, sum_to_one
+from pipeline.params_data import Data, FolderSource, Ingest, Section, Share
 from pipeline.params_loop import Drift, Feedback, Notifications, Promotion, Retrain
+from pipeline.params_train import Augment, Model, Train, Tune
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -57,84 +58,6 @@ class Split(Section):
         if set(self.shares) != {"train", "val", "test"} or abs(sum(self.shares.values()) - 1) > 1e-6:
             raise ValueError(f"`shares` needs train, val and test, which sum to 1; it has {dict(self.shares)}")
         return self
-
-
-class Model(Section):
-    """Which network, and from where its weights start."""
-
-    name: str = Field(description="hub name, local folder or, with init scratch, a transformers model type such as `vit`")
-    init: Literal["pretrained", "scratch"]
-    config: dict[str, Any] = Field(default_factory=dict, description="overrides of the transformers config")
-
-
-class Adversarial(Section):
-    """Projected gradient descent on each batch (Madry et al., ICLR 2018)."""
-
-    eps: float = Field(gt=0, le=32, description="largest change of a pixel, out of 255")
-    steps: int = Field(gt=0)
-
-
-class TrainForge(Section):
-    """Fakes forged while training goes on, each from the real that it stands beside."""
-
-    share: Share = Field(description="of the pairs whose fake is forged")
-    methods: dict[str, Share] = Field(description="forge method -> share of these fakes; shares sum to 1")
-
-    _sums = model_validator(mode="after")(lambda self: sum_to_one(self, "methods"))
-
-
-class Train(Section):
-    """The recipe."""
-
-    epochs: int = Field(gt=0)
-    batch_size: int = Field(gt=1)
-    lr: float | Literal["auto"] = Field(description="`auto`: 1100 / parameters, 2e-4 for ViT-tiny and 1.3e-5 for ViT-base")
-    weight_decay: float = Field(ge=0)
-    warmup: Share = Field(description="share of the steps with a rising learning rate; cosine decay after it")
-    pairing: bool = Field(description="each real beside a fake of its own group, with the same augmentation")
-    rank_weight: float = Field(ge=0, description="weight of softplus(-(s_fake - s_real)) over the pairs of a batch")
-    label_smoothing: Share
-    tune: Literal["full", "head", "last_blocks", "layernorm", "lora"] = Field("full", description="which weights move (pipeline/tuning.py)")
-    last_blocks: int = Field(2, gt=0, description="how many move with `tune: last_blocks`")
-    lora_rank: int = Field(8, gt=0, description="of the addition with `tune: lora`")
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = Field("cosine", description="of the learning rate")
-    patience: int | None = Field(None, gt=0, description="epochs without a better validation AUC after which training ends; null is never")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of the running average of the weights, which is then judged and kept")
-    adversarial: Adversarial | None = Field(None, description="train on images that an attacker has changed; null does not")
-    forge: TrainForge | None = Field(None, description="make fakes from the training reals on the fly; null does not")
-    bf16: bool | Literal["auto"] = Field(description="`auto`: where the processor has it")
-    checkpoints_per_epoch: int = Field(gt=0, description="how often a killed run can go on from")
-    seed: int
-
-
-class Augment(Section):
-    """Random changes of training images, the same kinds for both classes. Probabilities are per image."""
-
-    flip: Share
-    warp: Share = Field(description="probability of rotation, zoom and crop together: they resample, which wipes the finest traces")
-    rotate: float = Field(ge=0, le=180, description="degrees either way")
-    scale: Range = Field(description="zoom factor")
-    crop: Share = Field(description="largest share of a side that a random crop takes away")
-    brightness: Share
-    contrast: Share
-    colour: Share
-    grayscale: Share
-    jpeg: Share = Field(description="probability")
-    jpeg_quality: tuple[int, int]
-    blur: Share = Field(description="probability")
-    blur_sigma: Range
-    noise: Share = Field(description="probability")
-    noise_sigma: Range = Field(description="in units of 0..255")
-    resize: Share = Field(description="probability of scaling down and up again")
-    resize_factor: Range
-    webp: Share = Field(0, description="probability; quality as `jpeg_quality`")
-    gamma: Share = Field(0, description="probability of a power of 0.7 to 1.4 on the brightness")
-    hue: Share = Field(0, description="probability of a turn of the hue by up to 10 degrees and of the saturation by up to 30%")
-    sharpen: Share = Field(0, description="probability of an unsharp mask of 0.2 to 1")
-    thumbnail: Share = Field(0, description="probability of shrinking to thumbnail_share of the side, JPEG, and back: a preview on the web")
-    thumbnail_share: Range = (0.4, 0.8)
-    cutout: Share = Field(0, description="probability of a gray rectangle (DeVries and Taylor 2017) of 10% to 35% of a side")
-    frequency: Share = Field(0, description="probability of taking a random ring of frequencies away (Doloriel and Cheung, ICASSP 2024)")
 
 
 class Evaluate(Section):
@@ -190,6 +113,7 @@ class Params(Section):
     retrain: Retrain
     feedback: Feedback
     notifications: Notifications
+    tune: Tune
     presets: dict[str, dict[str, Any]] = Field(description="named sets of values, applied with `python -m pipeline.settings NAME`")
 
     @model_validator(mode="after")

@@ -35,8 +35,9 @@ class Preprocess(BaseModel):
             size=int(crop.get("height") or size.get("height") or size["shortest_edge"]),
             keep_aspect="shortest_edge" in size,
             resample=int(processor.resample),
-            mean=tuple(processor.image_mean),
-            std=tuple(processor.image_std),
+            # A processor that does not normalise, as that of MobileViT, has neither.
+            mean=tuple(processor.image_mean or (0.0, 0.0, 0.0)),
+            std=tuple(processor.image_std or (1.0, 1.0, 1.0)),
         )
 
     def pixels(self, image: Image.Image) -> np.ndarray:

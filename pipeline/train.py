@@ -1,4 +1,7 @@
-"""Stage train: fine-tunes a network. Killed at any moment, it goes on from its last checkpoint when it is run again."""
+"""Stage train: fine-tunes a network. Killed at any moment, it goes on from its last checkpoint when it is run again.
+
+`torchrun --nproc-per-node 2 -m pipeline.train` shares the work of each step among processes: the result is that of one.
+"""
 
 import fcntl
 import hashlib
@@ -6,32 +9,30 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
+from safetensors.torch import load_model
 from sklearn.metrics import roc_auc_score
-from transformers import (
-    EarlyStoppingCallback,
-    EvalPrediction,
-    PreTrainedModel,
-    ProgressCallback,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from torch import nn
+from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, TrainerCallback, TrainingArguments, set_seed
 
-from pipeline import manifest, model, params, tuning
+from pipeline import features, manifest, model, params, tuning
 from pipeline.dataset import Pairs, Singles, collate, pixels, sheet
+from pipeline.errors import StageError
 from pipeline.metrics import figures
 from pipeline.model import TRAINED
 from pipeline.preprocess import Preprocess
 from pipeline.record import Record
-from pipeline.trainer import AVERAGE, PairTrainer
+from pipeline.trainer import WEIGHTS, Average, History, PairTrainer, Patience, Progress
 
 REPORT = Path("reports/train.json")
 CURVES = Path("reports/plots/training.csv")
@@ -40,140 +41,158 @@ CHECKPOINTS = Path("var/checkpoints")
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What comes out of a training: a plain transformers network with the best weights, its image processor, the figures."""
+
+    network: PreTrainedModel
+    processor: Any
+    report: dict[str, Any]
+
+
 def run(settings: params.Params) -> dict[str, Any]:
     """Write models/trained: the weights of the epoch with the best AUC on the validation part.
 
     AUC chooses, not loss, because calibration is put right afterwards and the order of the scores is not.
 
+    Returns:
+        The report; of several processes, the first writes it and the files, and the others return an empty one.
+
     Raises:
-        StageError: if the model cannot be built, or MLflow cannot be reached.
+        StageError: if the model cannot be built, the batch cannot be shared among the processes, or MLflow cannot be reached.
     """
     parts = manifest.read_parts()
-    folder = CHECKPOINTS / _key(settings)
-    with _alone(folder):
-        record = Record.open(folder, settings)
-        return _train(settings, parts, folder, record)
+    trained = fit(settings, parts, SHEET)
+    if trained is None:
+        return {}
+    shutil.rmtree(TRAINED, ignore_errors=True)
+    model.save(trained.network, trained.processor, TRAINED)
+    REPORT.parent.mkdir(parents=True, exist_ok=True)
+    REPORT.write_text(json.dumps(trained.report, indent=2) + "\n")
+    CURVES.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(trained.report["epochs"]).to_csv(CURVES, index=False)
+    return trained.report
 
 
-def _train(settings: params.Params, parts: dict[str, pd.DataFrame], folder: Path, record: Record) -> dict[str, Any]:
+def fit(
+    settings: params.Params, parts: dict[str, pd.DataFrame], shown: Path | None = None, callbacks: Sequence[TrainerCallback] = ()
+) -> Trained | None:
+    """Train on the parts train and val, or go on with a training of the same settings that was cut short.
+
+    Args:
+        parts: from `manifest.read_parts`.
+        shown: where to write a sheet of augmented examples.
+        callbacks: told of each epoch after its figures are noted.
+
+    Returns:
+        What was trained; None in every process but the first.
+
+    Raises:
+        StageError: as `run` does.
+    """
+    processes = _processes()
+    folder = checkpoints(settings)
+    with _alone(folder) if processes.is_main_process else nullcontext():
+        processes.wait_for_everyone()
+        record = Record.open(folder, settings) if processes.is_main_process else None
+        trained = _fit(settings, parts, folder, record, processes, shown if processes.is_main_process else None, callbacks)
+        processes.wait_for_everyone()
+        return trained
+
+
+def _fit(
+    settings: params.Params,
+    parts: dict[str, pd.DataFrame],
+    folder: Path,
+    record: Record | None,
+    processes: PartialState,
+    shown: Path | None,
+    callbacks: Sequence[TrainerCallback],
+) -> Trained | None:
     recipe = settings.train
-    checkpoint = _last_checkpoint(folder)
-    untrained, processor = _untrained(settings)
-    network = tuning.prepare(untrained, recipe, checkpoint)
-    if checkpoint:
-        log.info("going on from %s", checkpoint)
+    cv2.setNumThreads(0)  # pictures are small, and a process that prepares batches may not wait for threads that it has not inherited
+    set_seed(recipe.seed)
+    network, processor = model.build(settings.model)
+    tuning.prepare(network, recipe)
     preprocess = Preprocess.from_processor(processor)
-    train, val = (pixels(parts[part], preprocess) for part in ("train", "val"))
-    pairs = Pairs(parts["train"], train, preprocess, settings.augment, recipe.pairing, recipe.seed, recipe.forge)
-    sheet(pairs, SHEET)
+    with processes.main_process_first():
+        checkpoint = _last_checkpoint(folder)
+        moving, pairs, val = _examples(settings, parts, network, preprocess)
+    if shown:
+        sheet(Pairs(parts["train"], pixels(parts["train"], preprocess), preprocess, settings.augment, *_pairing(recipe)), shown)
+    if checkpoint:
+        # Trainer's own loading is not strict: a weight whose name changed would silently begin anew.
+        load_model(moving, checkpoint / WEIGHTS)
+        log.info("going on from %s", checkpoint)
 
     rate = learning_rate(recipe, network)
     history = History(folder, record, pairs)
+    average = Average(moving, recipe.ema, checkpoint) if recipe.ema else None
     trainer = PairTrainer(
-        model=network,
-        args=_arguments(recipe, folder, rate, len(pairs)),
+        model=moving,
+        args=_arguments(recipe, folder, rate, len(pairs), processes.num_processes),
         train_dataset=pairs,
-        eval_dataset=Singles(parts["val"], val, preprocess),
+        eval_dataset=val,
         data_collator=collate,
         compute_metrics=_validation,
-        callbacks=[history, *([EarlyStoppingCallback(recipe.patience)] if recipe.patience else [])],
+        callbacks=[*([average] if average else []), history, *([Patience(recipe.patience)] if recipe.patience else []), *callbacks],
         recipe=recipe,
         preprocess=preprocess,
-        average=checkpoint and checkpoint / AVERAGE,
+        average=average,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Progress)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    best = tuning.finish(_untrained(settings)[0], recipe, history.best)
-    shutil.rmtree(TRAINED, ignore_errors=True)
-    model.save(best, processor, TRAINED)
-
+    if record is None:
+        return None
     report = {
         "run_id": record.run_id,
         "epochs": history.epochs,
         "best_epoch": max(history.epochs, key=lambda epoch: epoch["val_auc"])["epoch"],
         "seconds": round(time.monotonic() - started, 1),
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
-        "parameters": sum(weight.numel() for weight in best.parameters()),
+        "parameters": sum(weight.numel() for weight in network.parameters()),
         "trained_parameters": sum(weight.numel() for weight in network.parameters() if weight.requires_grad),
         "lr": rate,
         "device": trainer.args.device.type,
+        "processes": processes.num_processes,
         "precision": "bf16" if trainer.args.bf16 else "fp32",
     }
-    REPORT.parent.mkdir(parents=True, exist_ok=True)
-    REPORT.write_text(json.dumps(report, indent=2) + "\n")
-    CURVES.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(history.epochs).to_csv(CURVES, index=False)
+    load_model(moving, history.best)
+    nn.Module.to(network, "cpu")
+    if recipe.tune == "lora":
+        tuning.merge(network)
     record.finish(report)
-    return report
+    return Trained(network, processor, report)
 
 
-def _untrained(settings: params.Params) -> tuple[PreTrainedModel, Any]:
-    """The same network at each call, from scratch too: what `lora` adds is added to these very weights."""
-    set_seed(settings.train.seed)
-    return model.build(settings.model)
+def _examples(
+    settings: params.Params, parts: dict[str, pd.DataFrame], network: PreTrainedModel, preprocess: Preprocess
+) -> tuple[nn.Module, Pairs, Singles]:
+    """What moves, and what it is shown: the network and pictures, or its head and features."""
+    train, val = (pixels(parts[part], preprocess) for part in ("train", "val"))
+    if not features.are_fixed(settings.train, settings.augment):
+        pairs = Pairs(parts["train"], train, preprocess, settings.augment, *_pairing(settings.train))
+        return network, pairs, Singles(parts["val"], val, preprocess)
+    seen, judged = (features.features(network, parts[part], images, preprocess) for part, images in (("train", train), ("val", val)))
+    pairs = features.FeaturePairs(parts["train"], seen, preprocess, settings.augment, *_pairing(settings.train))
+    return features.Head(network), pairs, features.FeatureSingles(parts["val"], judged, preprocess)
 
 
-class History(TrainerCallback):
-    """Figures of each epoch, kept beside the checkpoints and logged while training goes on; and the best weights so far."""
-
-    def __init__(self, folder: Path, record: Record, pairs: Pairs) -> None:
-        self.folder, self.record, self.pairs = folder, record, pairs
-        self.best, self.file = folder / "best", folder / "epochs.json"
-        self.epochs: list[dict[str, float]] = json.loads(self.file.read_text()) if self.file.is_file() else []
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Augmentation depends on the epoch."""
-        self.pairs.epoch = int((state.epoch or 0) + 1e-6)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Log the loss with each checkpoint: Trainer's running sum is not part of it, and a resumed training would begin a new one."""
-        control.should_log |= state.global_step % args.save_steps == 0
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note the epoch; keep its weights if they are the best."""
-        metrics: dict[str, float] = kwargs["metrics"]
-        model: PreTrainedModel = kwargs["model"]
-        losses = [entry for entry in state.log_history if "loss" in entry]
-        epoch = round(state.epoch)
-        row = {
-            "epoch": epoch,
-            "loss": round(_mean_loss(losses, state.global_step, args.eval_steps), 5),
-            "lr": losses[-1]["learning_rate"] if losses else 0.0,
-            **{f"val_{name}": round(metrics[f"eval_{name}"], 5) for name in ("loss", "accuracy", "f1", "auc")},
-        }
-        self.epochs = [*(earlier for earlier in self.epochs if earlier["epoch"] < epoch), row]
-        if row["val_auc"] >= max(earlier["val_auc"] for earlier in self.epochs):
-            _replace(self.best, model.save_pretrained)
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps(self.epochs))
-        part.replace(self.file)
-        self.record.epoch(row)
-        log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch"))
+def _pairing(recipe: params.Train) -> tuple[bool, int, Any]:
+    return recipe.pairing, recipe.seed, recipe.forge
 
 
-def _mean_loss(losses: list[dict[str, float]], end: int, steps: int) -> float:
-    """The mean over the steps up to `end` of losses that are each a mean since the one before."""
-    total, before = 0.0, float(end - steps)
-    for entry in losses:
-        if entry["step"] > before:
-            total += entry["loss"] * (entry["step"] - before)
-            before = entry["step"]
-    return total / steps if before == end else float("nan")
+def learning_rate(recipe: params.Train, network: nn.Module) -> float:
+    """The rate of the settings; `auto` is 1100 / parameters within 1e-5..1e-3: what fits ViT-tiny (2e-4) and ViT-base (1.3e-5).
 
-
-class Progress(ProgressCallback):
-    """The progress bar without the dictionaries that Trainer prints between: History says the same in words."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Print nothing."""
-
-
-def learning_rate(recipe: params.Train, network: torch.nn.Module) -> float:
-    """The rate of the settings; `auto` is 1100 / parameters within 1e-5..1e-3: what fits ViT-tiny (2e-4) and ViT-base (1.3e-5)."""
+    Where few weights move they are moved faster: 3e-4 for norm layers (GenD) and LoRA, 1e-3 for a head alone.
+    """
     if recipe.lr != "auto":
         return recipe.lr
+    if recipe.tune in ("layernorm", "lora", "head"):
+        return 1e-3 if recipe.tune == "head" else 3e-4
     return float(np.clip(1100 / sum(weight.numel() for weight in network.parameters()), 1e-5, 1e-3))
 
 
@@ -185,19 +204,24 @@ def bf16_is_native() -> bool:
     return cpuinfo.is_file() and "avx512_bf16" in cpuinfo.read_text()
 
 
-def _arguments(recipe: params.Train, folder: Path, rate: float, examples: int) -> TrainingArguments:
-    steps = -(-examples // (recipe.batch_size // 2))
+def _arguments(recipe: params.Train, folder: Path, rate: float, examples: int, processes: int) -> TrainingArguments:
+    pairs = recipe.batch_size // 2
+    if pairs % processes:
+        raise StageError(f"train.batch_size = {recipe.batch_size}: its {pairs} pairs cannot be shared evenly among {processes} processes")
+    steps = -(-examples // pairs)
+    on_gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size // 2,
+        per_device_train_batch_size=pairs // processes,
         per_device_eval_batch_size=64,
         learning_rate=rate,
         weight_decay=recipe.weight_decay,
         lr_scheduler_type=recipe.schedule,
         warmup_steps=int(recipe.warmup * steps * recipe.epochs),
         bf16=bf16_is_native() if recipe.bf16 == "auto" else recipe.bf16,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=not on_gpu,
+        dataloader_num_workers=recipe.workers,
         # By steps and not by epoch: an epoch's figures are then noted before its last checkpoint is written, and no kill can lose them.
         eval_strategy="steps",
         eval_steps=steps,
@@ -206,12 +230,13 @@ def _arguments(recipe: params.Train, folder: Path, rate: float, examples: int) -
         save_strategy="steps",
         save_steps=max(1, steps // recipe.checkpoints_per_epoch),
         save_total_limit=2,
-        metric_for_best_model="auc",
+        metric_for_best_model="auc" if recipe.patience else None,
+        greater_is_better=True if recipe.patience else None,
         seed=recipe.seed,
         report_to=[],
         remove_unused_columns=False,
         label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=on_gpu,
     )
 
 
@@ -222,14 +247,19 @@ def _validation(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float(found["accuracy"][0]), "f1": float(found["f1"][0]), "auc": float(roc_auc_score(labels, probability))}
 
 
-def _key(settings: params.Params) -> str:
-    """Names the checkpoints of one training: the same settings on the same split go on, anything else starts anew."""
+def checkpoints(settings: params.Params) -> Path:
+    """The folder of one training: the same settings on the same split go on, anything else starts anew."""
     digest = hashlib.sha256()
     for section in (settings.model, settings.train, settings.augment):
         digest.update(section.model_dump_json().encode())
     for part in ("train", "val"):
         digest.update((manifest.SPLITS / f"{part}.parquet").read_bytes())
-    return digest.hexdigest()[:16]
+    return CHECKPOINTS / digest.hexdigest()[:16]
+
+
+def _processes() -> PartialState:
+    """The processes that train together: one, or as many as torchrun or accelerate started."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 @contextmanager
@@ -254,15 +284,6 @@ def _last_checkpoint(folder: Path) -> Path | None:
         except (OSError, ValueError):
             shutil.rmtree(path)
     return None
-
-
-def _replace(folder: Path, write: Any) -> None:
-    """Write a folder so that a kill leaves either the old one or the new one."""
-    part = folder.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    write(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
 
 
 if __name__ == "__main__":

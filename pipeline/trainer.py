@@ -1,100 +1,174 @@
-"""The training loop's own parts: the loss over pairs, the attacker, and the average of the weights."""
+"""transformers' Trainer with what this project adds: ranked pairs, attacked batches, averaged weights, figures that outlive a kill."""
 
+import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch.nn import functional
-from transformers import Trainer
+from torch.optim.swa_utils import AveragedModel
+from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, TrainerCallback
 
-from pipeline import params
+from pipeline import adversarial, tuning
+from pipeline.dataset import Pairs
+from pipeline.params_train import Train
 from pipeline.preprocess import Preprocess
+from pipeline.record import Record
 
-AVERAGE = "average.safetensors"
+WEIGHTS, AVERAGED = "model.safetensors", "averaged.safetensors"
+log = logging.getLogger(__name__)
+
+
+class Average(TrainerCallback):
+    """Exponential moving average of the weights (Polyak and Juditsky, 1992), with a decay that rises to its value in the first steps."""
+
+    def __init__(self, network: torch.nn.Module, decay: float, checkpoint: Path | None) -> None:
+        self.network, self.decay, self.checkpoint = network, decay, checkpoint
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin, or go on: not before, as Trainer has moved the network to its device by now."""
+        self.averaged = AveragedModel(self.network, avg_fn=self._follow, use_buffers=True)
+        if self.checkpoint:
+            load_model(self.averaged, self.checkpoint / AVERAGED)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take a step towards the weights."""
+        self.averaged.update_parameters(self.network)
+
+    def save(self, folder: Path) -> None:
+        """Write the average beside the weights of a checkpoint."""
+        save_model(self.averaged, str(folder / AVERAGED))
+
+    @contextmanager
+    def instead(self) -> Iterator[None]:
+        """The network has the averaged weights while this is open."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        averaged = self.averaged.module
+        for kind in ("parameters", "buffers"):
+            for one, other in zip(getattr(self.network, kind)(), getattr(averaged, kind)(), strict=True):
+                one.data, other.data = other.data, one.data
+
+    def _follow(self, averaged: torch.Tensor, weight: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
+        if not averaged.is_floating_point():
+            return weight
+        decay = min(self.decay, (1 + float(steps)) / (10 + float(steps)))
+        return averaged.lerp(weight, 1 - decay)
 
 
 class PairTrainer(Trainer):
-    """Trainer with a ranking term: in each pair the fake has to score above its real. And with the recipe's average and attacker."""
+    """Trainer with a ranking term: in each pair the fake has to score above its real."""
 
-    def __init__(self, *args: Any, recipe: params.Train, preprocess: Preprocess, average: Path | None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, recipe: Train, preprocess: Preprocess, average: Average | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.recipe = recipe
-        self.std = torch.tensor(preprocess.std, device=self.args.device).view(1, 3, 1, 1)
-        assert isinstance(self.model, torch.nn.Module)
-        self.average = Average(self.model, recipe.ema, average) if recipe.ema else None
+        self.recipe, self.preprocess, self.average = recipe, preprocess, average
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Cross entropy + rank_weight * softplus(-(s_fake - s_real)), s being the difference of an image's logits."""
-        pixel_values, labels = inputs["pixel_values"], inputs["labels"]
-        if model.training and self.recipe.adversarial:
-            pixel_values = self._attacked(model, pixel_values, labels, self.recipe.adversarial)
-        logits = model(pixel_values=pixel_values).logits.float()
-        loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing if model.training else 0.0)
-        if model.training and self.recipe.rank_weight:
+        values, recipe = inputs["pixel_values"], self.recipe
+        if model.training:
+            if recipe.adversarial:
+                network = self.accelerator.unwrap_model(model)
+                values = adversarial.attacked(network, values, inputs["labels"], recipe.adversarial, self.preprocess)
+            tuning.rest(model)
+        logits = model(pixel_values=values).logits.float()
+        loss = functional.cross_entropy(logits, inputs["labels"], label_smoothing=recipe.label_smoothing if model.training else 0.0)
+        if model.training and recipe.rank_weight:
             score = logits[:, 1] - logits[:, 0]
-            loss = loss + self.recipe.rank_weight * functional.softplus(score[0::2] - score[1::2]).mean()
+            loss = loss + recipe.rank_weight * functional.softplus(score[0::2] - score[1::2]).mean()
         return (loss, {"logits": logits}) if return_outputs else loss
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """A step; the average takes in what the step before it left."""
-        if self.average:
-            self.average.update(self.state.global_step)
-        return super().training_step(*args, **kwargs)
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Judge the average where there is one; callbacks that keep the best weights see it too."""
-        with self.average.shown() if self.average else nullcontext():
+        """Judge the averaged weights where there are any."""
+        with self.average.instead() if self.average else nullcontext():
             return super().evaluate(*args, **kwargs)
 
-    def _attacked(self, model: torch.nn.Module, clean: torch.Tensor, labels: torch.Tensor, attack: params.Adversarial) -> torch.Tensor:
-        bound = attack.eps / 255 / self.std
-        change = (2 * torch.rand_like(clean) - 1) * bound
-        for _ in range(attack.steps):
-            change.requires_grad_(True)
-            (slope,) = torch.autograd.grad(functional.cross_entropy(model(pixel_values=clean + change).logits.float(), labels), change)
-            change = torch.max(torch.min(change.detach() + 2 * bound / attack.steps * slope.sign(), bound), -bound)
-        return clean + change
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.average and output_dir:
-            save_file(self.average.weights, Path(output_dir) / AVERAGE)
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write the weights under the names they have in memory; `save_pretrained` writes a hub's, and leaves out what peft added."""
+        if not self.args.should_save:
+            return
+        assert isinstance(self.model, torch.nn.Module)
+        folder = Path(output_dir or self.args.output_dir or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(self.model, str(folder / WEIGHTS))
+        if self.average:
+            self.average.save(folder)
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """The network was built from the checkpoint already; see `_train`."""
+        """The network has the checkpoint's weights already; see pipeline.train."""
 
 
-class Average:
-    """Running average of the weights that move (Polyak and Juditsky 1992), which is steadier than the last ones.
+class History(TrainerCallback):
+    """Figures of each epoch, kept beside the checkpoints and logged while training goes on; and the best weights so far."""
 
-    Attributes:
-        weights: name -> average.
-    """
+    def __init__(self, folder: Path, record: Record | None, pairs: Pairs) -> None:
+        self.record, self.pairs = record, pairs
+        self.best, self.file = folder / "best.safetensors", folder / "epochs.json"
+        self.epochs: list[dict[str, float]] = json.loads(self.file.read_text()) if self.file.is_file() else []
 
-    def __init__(self, network: torch.nn.Module, decay: float, earlier: Path | None) -> None:
-        self.moving = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
-        self.decay = decay
-        self.weights = load_file(earlier) if earlier else {name: weight.detach().clone() for name, weight in self.moving.items()}
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Augmentation depends on the epoch."""
+        self.pairs.epoch = int((state.epoch or 0) + 1e-6)
 
-    def update(self, step: int) -> None:
-        """Take in the weights as they are; young averages forget faster, so that the first weights do not weigh on them."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, weight in self.moving.items():
-            self.weights[name].lerp_(weight.detach(), 1 - decay)
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Log the loss with each checkpoint: Trainer's running sum is not part of it, and a resumed training would begin a new one."""
+        control.should_log |= state.global_step % args.save_steps == 0
 
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        """The network has the average for its weights meanwhile."""
-        own = {name: weight.detach().clone() for name, weight in self.moving.items()}
-        for name, weight in self.moving.items():
-            weight.data.copy_(self.weights[name])
-        try:
-            yield
-        finally:
-            for name, weight in self.moving.items():
-                weight.data.copy_(own[name])
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the epoch; keep its weights if they are the best."""
+        metrics: dict[str, float] = kwargs["metrics"]
+        losses = [entry for entry in state.log_history if "loss" in entry]
+        epoch = round(state.epoch)
+        row = {
+            "epoch": epoch,
+            "loss": round(_mean_loss(losses, state.global_step, args.eval_steps), 5),
+            "lr": losses[-1]["learning_rate"] if losses else 0.0,
+            **{f"val_{name}": round(metrics[f"eval_{name}"], 5) for name in ("loss", "accuracy", "f1", "auc")},
+        }
+        self.epochs = [*(earlier for earlier in self.epochs if earlier["epoch"] < epoch), row]
+        if self.record is None:  # another process writes
+            return
+        if row["val_auc"] >= max(earlier["val_auc"] for earlier in self.epochs):
+            part = self.best.with_suffix(".part")
+            save_model(kwargs["model"], str(part))
+            part.replace(self.best)
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps(self.epochs))
+        part.replace(self.file)
+        self.record.epoch(row)
+        log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch"))
+
+
+def _mean_loss(losses: list[dict[str, float]], end: int, steps: int) -> float:
+    """The mean over the steps up to `end` of losses that are each a mean since the one before."""
+    total, before = 0.0, float(end - steps)
+    for entry in losses:
+        if entry["step"] > before:
+            total += entry["loss"] * (entry["step"] - before)
+            before = entry["step"]
+    return total / steps if before == end else float("nan")
+
+
+class Patience(EarlyStoppingCallback):
+    """Early stopping without transformers' warning that the best weights would be lost: History keeps them."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Warn of nothing."""
+
+
+class Progress(ProgressCallback):
+    """The progress bar without the dictionaries that Trainer prints between: History says the same in words."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Print nothing."""

@@ -1,105 +1,105 @@
-"""Which weights of a network move: all, its head, its last blocks, its norms, or a low-rank addition to its attention."""
+"""Which weights of a network move in a training: all, or the few that are said to keep what a pretrained backbone knows."""
 
-from pathlib import Path
-from typing import Any
+import re
+from collections import defaultdict
 
 from torch import nn
-from torch.nn import functional
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from pipeline import model
 from pipeline.errors import StageError
-from pipeline.params import Train
+from pipeline.params_train import Train
 
-NORMALISED_HEAD = "normalised_head"
-"""Entry of a network's config: its head sees features of length 1."""
-
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-QUERY_AND_VALUE = ("query", "value", "q_proj", "v_proj", "qkv", "projection_query", "projection_value")
-"""What transformers calls the projections that LoRA is laid on (Hu et al., ICLR 2022, section 7.1)."""
+ATTENTION = re.compile(r"(?:^|\.)(?:q_proj|v_proj|query|value|projection_query|projection_value|qkv)$")
+"""How transformers calls the layers that make queries and values."""
 
 
-def prepare(network: PreTrainedModel, recipe: Train, resume: Path | None = None) -> Any:
-    """Let only the recipe's weights move.
+def prepare(network: PreTrainedModel, recipe: Train) -> None:
+    """Freeze what shall not move and add what shall, in place.
 
-    Args:
-        network: as pipeline.model.build makes it.
-        recipe: `tune` says what moves.
-        resume: a checkpoint of an earlier, equal call, whose weights are taken.
-
-    Returns:
-        The network to train: `network` itself, another of its kind, or with `lora` a PeftModel around it.
+    `layernorm` is every norm layer with a head on L2-normalised features, after GenD (Yermakov et al., 2025); `lora` is Hu et al.
+    (ICLR 2022), added with peft.
 
     Raises:
-        StageError: if the network has no part of the kind that shall move.
+        StageError: if the network has no head, no blocks, or no layers for LoRA where they are looked for.
     """
-    if recipe.tune == "lora":
-        return _with_lora(network, recipe, resume)
-    if resume:
-        # Trainer's own loading misses weights that were renamed since the checkpoint's format; from_pretrained converts them.
-        network = type(network).from_pretrained(resume)
     if recipe.tune == "full":
-        return network
-    if recipe.tune == "layernorm":
-        setattr(network.config, NORMALISED_HEAD, True)
-        normalise_head(network)
-    moving = {id(weight) for part in _moving(network, recipe) for weight in part.parameters()}
-    for weight in network.parameters():
-        weight.requires_grad_(id(weight) in moving)
-    return network
+        return
+    network.requires_grad_(False)
+    if recipe.tune == "last_blocks":
+        for weight in _behind(network, recipe.last_blocks):
+            weight.requires_grad_(True)
+    elif recipe.tune == "layernorm":
+        model.normalise_features(network)
+        for module in network.modules():
+            if is_norm(module):
+                module.requires_grad_(True)
+    elif recipe.tune == "lora":
+        _add_lora(network, recipe)
+    model.head(network).requires_grad_(True)
 
 
-def finish(network: PreTrainedModel, recipe: Train, best: Path) -> PreTrainedModel:
-    """The trained network as transformers knows it: weights of the folder `best`, a low-rank addition merged into those it was added to."""
-    if recipe.tune == "lora":
-        return _with_lora(network, recipe, best).merge_and_unload()
-    return type(network).from_pretrained(best)
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises what passes through it: LayerNorm, BatchNorm, GroupNorm and their like."""
+    return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
 
 
-def normalise_head(network: PreTrainedModel) -> None:
-    """Give the head features of length 1 where the network's config asks for it (GenD: Yermakov et al., 2025).
-
-    A hook and not a layer, so that the weights keep the names that from_pretrained looks for.
-    """
-    if getattr(network.config, NORMALISED_HEAD, False):
-        _head(network).register_forward_pre_hook(lambda _, inputs: (functional.normalize(inputs[0], dim=-1), *inputs[1:]))
+def rest(network: nn.Module) -> None:
+    """Keep frozen batch norms from following the batches: their statistics are no weights and would move all the same."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None and not module.weight.requires_grad:
+            module.eval()
 
 
-def _moving(network: PreTrainedModel, recipe: Train) -> list[nn.Module]:
-    head = _head(network)
-    if recipe.tune == "head":
-        return [head]
-    if recipe.tune == "layernorm":
-        return [head, *(part for part in network.modules() if isinstance(part, NORMS))]
-    blocks = [part for part in network.modules() if isinstance(part, GradientCheckpointingLayer)]  # what transformers takes for a block
-    if len(blocks) < recipe.last_blocks:
-        raise StageError(f"train.last_blocks is {recipe.last_blocks}; {type(network).__name__} has {len(blocks)} blocks")
-    after = [part for part in network.base_model.children() if isinstance(part, NORMS)]
-    return [head, *blocks[-recipe.last_blocks :], *after]
+def merge(network: PreTrainedModel) -> None:
+    """Add what LoRA learned to the weights, in place: a plain transformers network is left."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(network.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            network.set_submodule(name, module.get_base_layer())
 
 
-def _head(network: PreTrainedModel) -> nn.Module:
-    """The layer that ends in the classes."""
-    labels = network.config.num_labels
-    linear = [part for part in network.modules() if isinstance(part, nn.Linear) and part.out_features == labels]
-    if not linear:
-        raise StageError(f"{type(network).__name__} has no linear head of {labels} outputs; use train.tune: full")
-    return linear[-1]
+def _add_lora(network: PreTrainedModel, recipe: Train) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
 
-
-def _with_lora(network: PreTrainedModel, recipe: Train, folder: Path | None) -> Any:
-    try:
-        from peft import LoraConfig, PeftModel, get_peft_model
-    except ImportError:
-        raise StageError("train.tune is lora, and PEFT is not installed: pip install 'unmask[lora]'") from None
-    if folder:
-        return PeftModel.from_pretrained(network, folder, is_trainable=True)
-    names = {name.rpartition(".")[2] for name, part in network.named_modules() if isinstance(part, nn.Linear)}
-    targets = sorted(names & set(QUERY_AND_VALUE))
+    settings = recipe.lora
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    if settings.targets == "auto":
+        targets = [name for name in linear if ATTENTION.search(name)]
+    else:
+        targets = [name for name in linear if name.rpartition(".")[2] in settings.targets]
     if not targets:
+        names = sorted({name.rpartition(".")[2] for name in linear} - {""})
         raise StageError(
-            f"train.tune is lora, and {type(network).__name__} has no attention projections that it knows; use full or layernorm"
+            f"train.lora.targets = {settings.targets}: {type(network).__name__} has no such layers; its linear layers are called "
+            f"{', '.join(names)}. Name some of them in train.lora.targets."
         )
-    head = next(name for name, part in network.named_modules() if part is _head(network))
-    settings = LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=targets, modules_to_save=[head])
-    return get_peft_model(network, settings)
+    inject_adapter_in_model(LoraConfig(r=settings.r, lora_alpha=settings.alpha, target_modules=targets), network)
+
+
+def _behind(network: PreTrainedModel, number: int) -> list[nn.Parameter]:
+    """The weights of the last blocks and of all that follows them, in the order in which the network was put together."""
+    blocks = _blocks(network)
+    if number > len(blocks):
+        raise StageError(f"train.last_blocks = {number}: {type(network).__name__} has {len(blocks)} blocks")
+    first = next(blocks[-number].parameters())
+    weights = list(network.parameters())
+    start = next(index for index, weight in enumerate(weights) if weight is first)
+    return weights[start:]
+
+
+def _blocks(network: PreTrainedModel) -> list[nn.Module]:
+    """The elements of the network's lists that are of one kind and hold a third of its weights; of two such kinds, layers, not stages."""
+    kinds: dict[type, list[nn.Module]] = defaultdict(list)
+    for module in network.modules():
+        if isinstance(module, nn.ModuleList | nn.Sequential):
+            for element in module:
+                if any(True for _ in element.children()) and not isinstance(element, nn.ModuleList | nn.Sequential):
+                    kinds[type(element)].append(element)
+    whole = sum(weight.numel() for weight in network.parameters())
+    large = [blocks for blocks in kinds.values() if 3 * sum(w.numel() for block in blocks for w in block.parameters()) >= whole]
+    if not large:
+        raise StageError(f"train.tune: last_blocks finds no blocks in {type(network).__name__}; use full, head, layernorm or lora")
+    return max(large, key=len)

@@ -1,151 +1,299 @@
-"""Recipes of training: what moves, what an average and an attacker do, what is forged on the way; on tiny networks."""
+"""Recipes as a user meets them: each moves the weights it should and no others, and leaves a network that can be served."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from transformers import set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from pipeline import manifest, model, train, tuning
+from pipeline import manifest, model, sweep, train, tuning
+from pipeline.adversarial import attacked
 from pipeline.dataset import Pairs
 from pipeline.errors import StageError
 from pipeline.export import convert
-from pipeline.params import Model, Params, Train, TrainForge, load_params
+from pipeline.params import Model, Params, ParamsError, check_params, load_params
+from pipeline.params_train import Adversarial, Forging, Train
 from pipeline.preprocess import Preprocess
+from pipeline.settings import preset
 from tests.conftest import ROOT
-from tests.split_helpers import image, table
 
-PARAMS = load_params(ROOT / "params.yaml")
-SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 8}
-VIT = Model(name="vit", init="scratch", config=SMALL)
-BACKBONES = {
-    "vit": SMALL,
-    "deit": SMALL,
-    "dinov2": SMALL | {"mlp_ratio": 2},
-    "convnextv2": {"image_size": 32, "hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
-    "swin": {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
-    "clip": {"vision_config": SMALL | {"projection_dim": 16}, "image_size": 32},
+SIDE = 32
+VIT = {"image_size": SIDE, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+ZOO: dict[str, dict[str, Any]] = {
+    "vit": VIT,
+    "deit": VIT,
+    "dinov2": VIT | {"mlp_ratio": 2},
+    "clip": {"vision_config": VIT, "text_config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}},
+    "swin": {"image_size": SIDE, "patch_size": 4, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4},
+    "cvt": {"image_size": SIDE, "embed_dim": [8, 16, 16], "num_heads": [1, 2, 2], "depth": [1, 2, 3]},
+    "convnextv2": {"image_size": SIDE, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 2, 1]},
+    "mobilevit": {"image_size": SIDE, "hidden_sizes": [16, 16, 16], "neck_hidden_sizes": [8, 8, 8, 8, 8, 8, 16], "mlp_ratio": 2.0}
+    | {"num_attention_heads": 2},
 }
+"""Networks of a few thousand weights."""
+
+
+def table(folder: Path, pairs: int, seed: int) -> pd.DataFrame:
+    """Pairs of pictures, the fake with a block in its middle, as a part of a manifest."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for index in range(pairs):
+        pixels = np.kron(rng.integers(40, 215, (8, 8, 3)), np.ones((4, 4, 1))).astype(np.uint8)
+        for label in manifest.LABELS:
+            path = folder / label / f"{seed}-{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if label == "fake":
+                pixels = pixels.copy()
+                pixels[12:20, 12:20] = rng.integers(0, 255, (8, 8, 3))
+            Image.fromarray(pixels).save(path)
+            row = {name: "none" if kind == "str" else 0 for name, kind in manifest.COLUMNS.items()}
+            rows.append(row | {"image_id": f"{label}{seed}{index}", "path": str(path), "label": label, "group": f"g{seed}-{index}"})
+    return pd.DataFrame(rows)
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A split of 24 pairs; a fake differs from its real by a bright square."""
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a split data set in it, which the tests are in."""
     folder = tmp_path_factory.mktemp("recipes")
-    rng = np.random.default_rng(0)
-    rows: dict[str, list[dict]] = {part: [] for part in manifest.PARTS}
-    for index in range(24):
-        real = rng.integers(0, 200, (32, 32, 3), dtype=np.uint8)
-        fake = real.copy()
-        fake[8:24, 8:24] = 255
-        for label, pixels in (("real", real), ("fake", fake)):
-            path = folder / label / f"{index}.png"
-            path.parent.mkdir(exist_ok=True)
-            Image.fromarray(pixels).save(path)
-            made_by = "none" if label == "real" else "square"
-            rows[manifest.PARTS[index % 3]].append(image(str(path), label=label, group=f"g{index}", generator=made_by))
-    for part, images in rows.items():
-        manifest.write(table(images), folder / f"data/splits/{part}.parquet")
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for seed, (part, pairs) in enumerate({"train": 10, "val": 6, "test": 4}.items()):
+            manifest.write(table(Path("data/raw"), pairs, seed), manifest.SPLITS / f"{part}.parquet")
+        yield folder
 
 
 @pytest.fixture
-def trained(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[dict, dict]]:
-    """A function that trains a tiny network and gives its weights before and after."""
-    monkeypatch.chdir(workspace)
+def settings(workspace: Path) -> Callable[..., Params]:
+    """A function that gives settings of a training of two epochs; its arguments are of the section `train`."""
 
-    def run(network: Model = VIT, **recipe: object) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        values = {"epochs": 2, "batch_size": 8, "warmup": 0.0, "lr": 0.01} | recipe
-        settings: Params = PARAMS.model_copy(update={"model": network, "train": Train.model_validate(PARAMS.train.model_dump() | values)})
-        set_seed(settings.train.seed)
-        before = {name: weight.clone() for name, weight in model.build(network)[0].state_dict().items()}
-        train.run(settings)
-        return before, model.load(model.TRAINED).state_dict()
+    def make(name: str = "vit", augment: dict[str, Any] | None = None, **recipe: Any) -> Params:
+        content = load_params(ROOT / "params.yaml").model_dump(by_alias=True, mode="json")
+        content["model"] = {"name": name, "init": "scratch", "config": ZOO[name]}
+        small = {"epochs": 2, "batch_size": 8, "lr": 0.01, "bf16": False, "checkpoints_per_epoch": 3}
+        content["train"] |= small | recipe
+        content["augment"] |= augment or {}
+        return check_params(content, Path("params.yaml"))
 
-    return run
+    return make
 
 
-def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+def fit(settings: Params, *callbacks: TrainerCallback) -> train.Trained:
+    trained = train.fit(settings, manifest.read_parts(), callbacks=callbacks)
+    assert trained is not None
+    return trained
+
+
+def moved(settings: Params, network: PreTrainedModel) -> set[str]:
+    """Names of the weights and statistics that differ from those that the training began with."""
+    set_seed(settings.train.seed)
+    before = model.build(settings.model)[0].state_dict()
+    after = network.state_dict()
     assert before.keys() == after.keys()
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
+def part_of(network: PreTrainedModel, *patterns: str) -> set[str]:
+    return {name for name in network.state_dict() if any(pattern in name for pattern in patterns)}
+
+
 @pytest.mark.parametrize(
-    ("tune", "moves", "stays"),
+    ("recipe", "patterns"),
     [
-        ("full", ("classifier", "layers.0", "layers.2", "embeddings"), ()),
-        ("head", ("classifier",), ("embeddings", "layers.", "layernorm")),
-        ("layernorm", ("classifier", "layernorm"), ("embeddings", "attention.", "mlp")),
-        ("lora", ("classifier", "q_proj", "v_proj"), ("embeddings", "layernorm", "k_proj")),
-        ("last_blocks", ("classifier", "layers.2"), ("embeddings", "layers.0", "layers.1")),
+        ({"tune": "full"}, ("",)),
+        ({"tune": "head"}, ("classifier",)),
+        ({"tune": "last_blocks", "last_blocks": 1}, ("classifier", "layers.2.", "vit.layernorm")),
+        ({"tune": "layernorm"}, ("classifier", "layernorm")),
+        ({"tune": "lora"}, ("classifier", "q_proj.weight", "v_proj.weight")),
     ],
+    ids=lambda value: value["tune"] if isinstance(value, dict) else "",
 )
-def test_a_recipe_moves_its_weights_and_no_others(trained, tune: str, moves: tuple[str, ...], stays: tuple[str, ...]):
-    before, after = trained(tune=tune, last_blocks=1)
-    names = changed(before, after)
-    for part in moves:
-        assert any(part in name for name in names), (part, sorted(names), sorted(before))
-    for part in stays:
-        assert not [name for name in names if part in name and "classifier" not in name], part
+def test_a_recipe_moves_what_it_should_and_nothing_else(
+    settings: Callable[..., Params], tmp_path: Path, recipe: dict[str, Any], patterns: tuple[str, ...]
+):
+    chosen = settings(**recipe)
+    trained = fit(chosen)
+    # A key's bias adds the same to every score of a query, so that no loss depends on it.
+    without_effect = {name for name in part_of(trained.network, "k_proj.bias") if recipe["tune"] != "last_blocks"}
+    assert moved(chosen, trained.network) - without_effect == part_of(trained.network, *patterns) - without_effect
+
+    model.save(trained.network, trained.processor, tmp_path)
+    values = torch.rand(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        torch.testing.assert_close(model.load(tmp_path)(pixel_values=values).logits, trained.network.eval()(pixel_values=values).logits)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_any_backbone_takes_a_step_and_becomes_a_graph(trained, workspace: Path, name: str):
-    before, after = trained(Model(name=name, init="scratch", config=BACKBONES[name]), epochs=1)
-    assert changed(before, after)
-    values = np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype(np.float32)
-    assert convert(model.TRAINED, workspace / "graph.xml", values) < 1e-4
+def test_statistics_of_frozen_batch_norms_stay(settings: Callable[..., Params]):
+    chosen = settings("mobilevit", tune="last_blocks", last_blocks=1)
+    names = moved(chosen, fit(chosen).network)
+    assert names and not any("conv_stem" in name for name in names)
 
 
-def test_a_network_without_the_part_that_shall_move_is_refused():
-    network, _ = model.build(Model(name="convnextv2", init="scratch", config=BACKBONES["convnextv2"]))
-    with pytest.raises(StageError, match="attention projections"):
-        tuning.prepare(network, PARAMS.train.model_copy(update={"tune": "lora"}))
-    with pytest.raises(StageError, match="last_blocks is 2"):
-        tuning.prepare(network, PARAMS.train.model_copy(update={"tune": "last_blocks"}))
+def test_features_for_a_frozen_backbone_are_computed_once(settings: Callable[..., Params], workspace: Path):
+    chosen = settings(augment=_section("probe", "augment"), tune="head")
+    trained = fit(chosen)
+    cached = sorted(workspace.glob("var/cache/*.features.npy"))
+    assert [np.load(path).shape for path in cached] in ([(20, 16), (12, 16)], [(12, 16), (20, 16)])
+    assert moved(chosen, trained.network) == {"classifier.weight", "classifier.bias"}
+    stamps = [path.stat().st_mtime_ns for path in cached]
+    fit(settings(augment=_section("probe", "augment"), tune="head", lr=0.02))
+    assert [path.stat().st_mtime_ns for path in cached] == stamps
 
 
-def test_the_normalised_head_sees_directions_only(trained):
-    trained(tune="layernorm", epochs=1)
-    network = model.load(model.TRAINED)
-    seen = []
-    network.classifier.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
-    network(pixel_values=torch.randn(3, 3, 32, 32))
-    assert torch.allclose(seen[0].norm(dim=-1), torch.ones(3))
+def _section(name: str, section: str) -> dict[str, Any]:
+    values = preset(name, ROOT / "params.yaml")
+    return {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{section}.")}
 
 
-def test_the_average_is_kept_and_the_attacker_changes_the_training(trained):
-    _, plain = trained()
-    _, averaged = trained(ema=0.9)
-    _, attacked = trained(adversarial={"eps": 4, "steps": 2})
-    assert changed(plain, averaged) and changed(plain, attacked)
+class Stop(TrainerCallback):
+    """Ends a training with an exception after some steps, as a full disk does."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 4:
+            raise OSError("no space left on device")
 
 
-def test_training_ends_when_nothing_gets_better(trained):
-    trained(epochs=6, patience=1, lr=1e-9)  # nothing moves, so the second epoch is no better than the first
-    assert len(pd.read_csv(train.CURVES)) == 2
+def test_lora_with_averaged_weights_goes_on_where_it_was_cut_short(settings: Callable[..., Params]):
+    recipe = {"tune": "lora", "ema": 0.9, "forge": {"share": 0.5, "methods": {"resynthesis": 1.0}}, "patience": 5}
+    undisturbed = fit(settings(**recipe, schedule="linear"))
+
+    chosen = settings(**recipe, schedule="linear", workers=1)  # other settings, so other checkpoints, but the same training
+    with pytest.raises(OSError, match="no space"):
+        fit(chosen, Stop())
+    mlflow.end_run()
+    resumed = fit(chosen)
+
+    assert resumed.report["resumed_from_step"] == 4
+    for one, other in zip(undisturbed.report["epochs"], resumed.report["epochs"], strict=True):
+        assert other == pytest.approx(one, abs=1e-4)
+    for name, weight in undisturbed.network.state_dict().items():
+        torch.testing.assert_close(resumed.network.state_dict()[name], weight, msg=name)
 
 
-def test_a_share_of_the_fakes_is_forged_from_the_real_beside_it():
-    rng = np.random.default_rng(0)
-    rows = [{"path": f"{label}/{index}.jpg", "label": label, "group": str(index)} for label in ("real", "fake") for index in range(20)]
-    images = np.kron(rng.integers(40, 200, (40, 8, 8, 3)), np.ones((1, 4, 4, 1))).astype(np.uint8)
-    off = {name: 0 for name in ("flip", "warp", "brightness", "contrast", "colour", "grayscale", "jpeg", "blur", "noise", "resize")}
-    forge = TrainForge(share=0.5, methods={"self_blend": 0.3, "swap": 0.3, "resynthesis": 0.4})
-    preprocess = Preprocess(size=32)
+def test_training_ends_when_it_gets_no_better(settings: Callable[..., Params]):
+    assert len(fit(settings(epochs=8, lr=1e-9, patience=2)).report["epochs"]) == 3
 
-    def pairs(forge: TrainForge | None) -> list[np.ndarray]:
-        made = Pairs(pd.DataFrame(rows), images, preprocess, PARAMS.augment.model_copy(update=off), True, 1, forge)
-        return [np.asarray(made[index]["pixel_values"]) for index in range(20)]
 
-    plain, forged = pairs(None), pairs(forge)
-    assert all(np.array_equal(one[0], other[0]) for one, other in zip(plain, forged, strict=True))  # the real stays as it is
-    new = [index for index in range(20) if not np.array_equal(plain[index][1], forged[index][1])]
-    assert 5 <= len(new) <= 15
-    for index in new:
-        assert not np.array_equal(forged[index][0], forged[index][1])
-    assert all(np.array_equal(one, other) for one, other in zip(forged, pairs(forge), strict=True))
+def test_averaged_weights_are_judged_and_kept(settings: Callable[..., Params]):
+    plain, averaged = (fit(settings(ema=ema, epochs=1)) for ema in (None, 0.999))
+    set_seed(settings().train.seed)
+    begun = model.build(settings().model)[0].state_dict()
+
+    def way(trained: train.Trained) -> float:
+        return sum(float((weight - begun[name]).abs().sum()) for name, weight in trained.network.state_dict().items())
+
+    assert 0 < way(averaged) < way(plain)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long if name in ("cvt", "mobilevit") else ()) for name in ZOO])
+def test_any_classifier_trains_and_exports(settings: Callable[..., Params], tmp_path: Path, name: str):
+    trained = fit(settings(name, epochs=1, batch_size=20))
+    assert moved(settings(name), trained.network)
+    model.save(trained.network, trained.processor, tmp_path / "model")
+    values = np.random.default_rng(0).normal(size=(2, 3, SIDE, SIDE)).astype(np.float32)
+    assert convert(tmp_path / "model", tmp_path / "graph" / "openvino.xml", values) < 1e-4
+
+
+def test_lora_says_what_it_could_be_put_on():
+    network, _ = model.build(Model(name="convnextv2", init="scratch", config=ZOO["convnextv2"]))
+    recipe = load_params(ROOT / "params.yaml").train.model_copy(update={"tune": "lora"})
+    with pytest.raises(StageError, match="pwconv1"):
+        tuning.prepare(network, recipe)
+
+
+def pairs_of(images: np.ndarray, forging: Forging | None) -> Pairs:
+    rows = [{"path": f"{label}/{index}.jpg", "label": label, "group": f"g{index}"} for label in ("real", "fake") for index in range(8)]
+    augment = load_params(ROOT / "params.yaml").augment.model_copy(update=_section("probe", "augment"))
+    return Pairs(pd.DataFrame(rows), images, Preprocess(size=SIDE), augment, pairing=True, seed=1, forging=forging)
+
+
+def test_fakes_are_forged_from_reals_on_the_spot():
+    images = np.random.default_rng(0).integers(0, 255, (16, SIDE, SIDE, 3), dtype=np.uint8)
+    forging = Forging(share=0.5, methods={"self_blend": 0.3, "swap": 0.3, "resynthesis": 0.4})
+    plain, forged = pairs_of(images, None), pairs_of(images, forging)
+    changed = set()
+    for epoch in range(4):
+        plain.epoch = forged.epoch = epoch
+        for index in range(8):
+            one, other = plain[index]["pixel_values"], forged[index]["pixel_values"]
+            assert torch.equal(one[0], other[0])  # the real is as it was
+            assert torch.equal(other, forged[index]["pixel_values"])
+            if not torch.equal(one[1], other[1]):
+                changed.add((epoch, index))
+                assert not torch.equal(other[0], other[1])
+    assert 8 < len(changed) < 24
+    forged.epoch = 0
+    first = forged.forge(next(index for epoch, index in changed if epoch == 0), 0)
+    assert first is not None and first.shape == (SIDE, SIDE, 3) and first.dtype == np.uint8
+
+
+def test_an_attack_stays_within_reach_and_does_harm():
+    network, _ = model.build(Model(name="vit", init="scratch", config=VIT))
+    network.train()
+    preprocess, labels = Preprocess(size=SIDE), torch.tensor([0, 1] * 4)
+    values = torch.rand(8, 3, SIDE, SIDE) * 2 - 1
+    changed = attacked(network, values, labels, Adversarial(eps=4, steps=3), preprocess)
+    assert float((changed - values).abs().max()) <= 4 / 255 / 0.5 + 1e-6
+    assert float(changed.min()) >= -1 and float(changed.max()) <= 1
+    network.eval()
+    losses = [torch.nn.functional.cross_entropy(network(pixel_values=seen).logits, labels) for seen in (values, changed)]
+    assert losses[1] > losses[0]
+
+
+def test_adversarial_training_trains(settings: Callable[..., Params]):
+    chosen = settings(adversarial={"eps": 2, "steps": 1}, epochs=1)
+    assert moved(chosen, fit(chosen).network)
+
+
+@pytest.mark.parametrize("name", ["layernorm", "lora", "last_blocks", "probe", "adversarial", "robust"])
+def test_presets_are_valid(name: str):
+    content = load_params(ROOT / "params.yaml").model_dump(by_alias=True, mode="json")
+    for key, value in preset(name, ROOT / "params.yaml").items():
+        section, _, field = key.partition(".")
+        content[section][field] = value
+    assert isinstance(check_params(content, Path("params.yaml")).train, Train)
+
+
+class Killed(BaseException):
+    """What Optuna does not catch, so that its storage is left as a kill leaves it."""
+
+
+def test_a_search_goes_on_where_it_was_cut_short(settings: Callable[..., Params], monkeypatch: pytest.MonkeyPatch):
+    space = {"train.lr": {"low": 0.001, "high": 0.1, "log": True}, "train.tune": {"choices": ["head", "layernorm"]}}
+    content = settings(epochs=3).model_dump(by_alias=True, mode="json") | {"tune": {"trials": 4, "space": space, "seed": 7}}
+    chosen = check_params(content, Path("params.yaml"))
+    fit_ = train.fit
+    begun: list[Params] = []
+
+    def fit_twice(candidate: Params, *rest: Any, **more: Any) -> train.Trained | None:
+        begun.append(candidate)
+        if len(begun) == 2:
+            raise Killed
+        return fit_(candidate, *rest, **more)
+
+    monkeypatch.setattr(train, "fit", fit_twice)
+    with pytest.raises(Killed):
+        sweep.run(chosen)
+    found = sweep.run(chosen)
+
+    assert begun[2].train == begun[1].train and len(begun) == 5
+    assert found["trials"] == 4 and found["pruned"] < 4
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("unmask").experiment_id
+    runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{found['run_id']}'")
+    assert len(runs) == 4
+    assert found["best"]["run_id"] in {run.info.run_id for run in runs}
+    best = client.get_metric_history(found["best"]["run_id"], "val_auc")
+    assert max(point.value for point in best) == found["best"]["val_auc"] and len(best) == 3
+    for key in space:
+        assert f"{key}=" in found["best"]["command"]
+
+    wrong = check_params(content | {"tune": {"trials": 1, "space": {"train.rate": {"choices": [1, 2]}}, "seed": 7}}, Path("params.yaml"))
+    with pytest.raises(ParamsError, match=r"train\.rate"):
+        sweep.run(wrong)

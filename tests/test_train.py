@@ -91,8 +91,8 @@ def test_augmentation_can_be_switched_off_and_each_change_does_something():
         "colour": 0.3,
         "grayscale": 1.0,
     }
-    strong |= {"jpeg": 1.0, "blur": 1.0, "noise": 1.0, "resize": 1.0, "webp": 1.0, "gamma": 1.0, "hue": 1.0, "sharpen": 1.0}
-    strong |= {"thumbnail": 1.0, "cutout": 1.0, "frequency": 1.0}
+    strong |= {"jpeg": 1.0, "blur": 1.0, "noise": 1.0, "resize": 1.0, "webp": 1.0, "gamma": 0.5, "hue": 30, "sharpen": 1.0}
+    strong |= {"thumbnail": 1.0, "cutout": 1.0, "frequency_mask": 1.0}
     for name, value in strong.items():
         changed = augment([picture], still.model_copy(update={name: value}), np.random.default_rng(1))[0]
         assert changed.shape == picture.shape and not np.array_equal(changed, picture), name

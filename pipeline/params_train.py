@@ -1,0 +1,143 @@
+"""The sections of params.yaml that say what is trained, how, and on what the pictures are made to look like."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.params_data import Range, Section, Share, sum_to_one
+
+
+class Model(Section):
+    """Which network, and from where its weights start."""
+
+    name: str = Field(description="hub name, local folder or, with init scratch, a transformers model type such as `vit`")
+    init: Literal["pretrained", "scratch"]
+    config: dict[str, Any] = Field(default_factory=dict, description="overrides of the transformers config")
+
+
+class Lora(Section):
+    """Low-rank changes of linear layers (Hu et al., ICLR 2022), added to the weights when training is done."""
+
+    r: int = Field(8, gt=0, description="rank")
+    alpha: int = Field(16, gt=0, description="a change counts alpha / r times")
+    targets: Literal["auto"] | list[str] = Field("auto", description="names of linear layers; `auto` is queries and values of attention")
+
+
+class Forging(Section):
+    """Fakes forged from the reals of the training part while it runs, other ones in each epoch."""
+
+    share: Share = Field(description="of the pairs whose fake is forged on the spot")
+    methods: dict[Literal["self_blend", "swap", "resynthesis"], Share] = Field(description="method -> share of these; shares sum to 1")
+
+    _sums = model_validator(mode="after")(lambda self: sum_to_one(self, "methods"))
+
+
+class Adversarial(Section):
+    """Training on attacked pictures (Madry et al., ICLR 2018). A step costs as much as a step of training."""
+
+    eps: float = Field(gt=0, le=32, description="largest change of a pixel value, out of 255")
+    steps: int = Field(gt=0, description="of the attack")
+
+
+class Train(Section):
+    """The recipe."""
+
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=1, description="images, half of them real; of all processes together")
+    tune: Literal["full", "head", "last_blocks", "layernorm", "lora"] = Field(
+        "full", description="which weights move; `layernorm` is every norm layer and a head on normalised features"
+    )
+    last_blocks: int = Field(2, gt=0, description="blocks that move with tune: last_blocks, and all behind them")
+    lora: Lora = Field(default_factory=Lora)
+    lr: float | Literal["auto"] = Field(
+        description="`auto`: 1100 / parameters, 2e-4 for ViT-tiny and 1.3e-5 for ViT-base; 3e-4 where few weights move, 1e-3 for a head"
+    )
+    weight_decay: float = Field(ge=0)
+    schedule: Literal["cosine", "linear", "constant_with_warmup", "polynomial", "inverse_sqrt"] = Field(
+        "cosine", description="of the learning rate after the warm-up, as transformers' Trainer knows it"
+    )
+    warmup: Share = Field(description="share of the steps with a rising learning rate")
+    patience: int | None = Field(None, gt=0, description="epochs without a better validation AUC after which training ends")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is judged and kept then")
+    pairing: bool = Field(description="each real beside a fake of its own group, with the same augmentation")
+    rank_weight: float = Field(ge=0, description="weight of softplus(-(s_fake - s_real)) over the pairs of a batch")
+    forge: Forging | None = None
+    adversarial: Adversarial | None = None
+    label_smoothing: Share
+    bf16: bool | Literal["auto"] = Field(description="`auto`: where the processor has it")
+    workers: int = Field(0, ge=0, description="processes that prepare batches; 0 prepares them between the steps")
+    checkpoints_per_epoch: int = Field(gt=0, description="how often a killed run can go on from")
+    seed: int
+
+
+class Augment(Section):
+    """Random changes of training images, the same for both pictures of a pair. Probabilities are per pair."""
+
+    flip: Share
+    warp: Share = Field(description="probability of rotation, zoom and crop together: they resample, which wipes the finest traces")
+    rotate: float = Field(ge=0, le=180, description="degrees either way")
+    scale: Range = Field(description="zoom factor")
+    crop: Share = Field(description="largest share of a side that a random crop takes away")
+    brightness: Share
+    contrast: Share
+    colour: Share
+    hue: float = Field(0, ge=0, le=180, description="degrees either way")
+    saturation: Share = Field(0, description="largest change of the factor, either way; so is `value`")
+    value: Share = 0
+    gamma: Share = Field(0, description="largest change of the exponent, either way")
+    grayscale: Share
+    jpeg: Share = Field(description="probability")
+    jpeg_quality: tuple[int, int]
+    webp: Share = Field(0, description="probability")
+    webp_quality: tuple[int, int] = (50, 95)
+    blur: Share = Field(description="probability")
+    blur_sigma: Range
+    sharpen: Share = Field(0, description="probability")
+    sharpen_strength: Range = (0.2, 1.0)
+    noise: Share = Field(description="probability")
+    noise_sigma: Range = Field(description="in units of 0..255")
+    resize: Share = Field(description="probability of scaling and back, with interpolations drawn at random")
+    resize_factor: Range
+    thumbnail: Share = Field(0, description="probability of a small copy, stored as JPEG and shown large again")
+    thumbnail_factor: Range = (0.3, 0.6)
+    cutout: Share = Field(0, description="probability of a rectangle of one colour")
+    cutout_side: Range = Field((0.1, 0.4), description="its sides, as shares of the picture's")
+    frequency_mask: Share = Field(0, description="probability of frequencies set to 0 (Doloriel and Cheung, ICASSP 2024)")
+    frequency_share: Range = Field((0.05, 0.15), description="of all frequencies")
+
+    @property
+    def off(self) -> bool:
+        """Whether pictures stay as they are."""
+        probabilities = (self.flip, self.warp, self.grayscale, self.jpeg, self.webp, self.blur, self.sharpen, self.noise, self.resize)
+        more = (self.thumbnail, self.cutout, self.frequency_mask)
+        amplitudes = (self.brightness, self.contrast, self.colour, self.hue, self.saturation, self.value, self.gamma)
+        return not any(probabilities + more + amplitudes)
+
+
+class Choice(Section):
+    """One of several values."""
+
+    choices: list[Any] = Field(min_length=2)
+
+
+class Span(Section):
+    """A number between two."""
+
+    low: float
+    high: float
+    log: bool = Field(False, description="as many draws between 1e-5 and 1e-4 as between 1e-4 and 1e-3")
+    whole: bool = Field(False, description="whole numbers")
+
+    @model_validator(mode="after")
+    def _spans(self) -> "Span":
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low {self.low:g} has to be under high {self.high:g}, and over 0 with `log`")
+        return self
+
+
+class Tune(Section):
+    """The search of the flow `tune`."""
+
+    trials: int = Field(gt=0)
+    space: dict[str, Span | Choice] = Field(min_length=1, description="dotted key of a setting -> the values that are tried")
+    seed: int

@@ -1,0 +1,197 @@
+"""Search for better settings: many short trainings, of which the poor ones are ended early. Killed, it goes on when it is run again.
+
+Each trial is a training as `pipeline.train` does it, and a nested run in MLflow. It is judged by its best validation AUC.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from transformers import TrainerCallback
+
+from pipeline import manifest, train
+from pipeline.errors import StageError
+from pipeline.params import PARAMS_FILE, Params, check_params
+from pipeline.params_train import Choice
+from pipeline.tracking import connect
+
+if TYPE_CHECKING:
+    import optuna
+
+FOLDER = Path("var/tune")
+REPORT = Path("reports/tune.json")
+TAGS = "UNMASK_RUN_TAGS"
+log = logging.getLogger(__name__)
+
+
+def run(settings: Params) -> dict[str, Any]:
+    """Make the search's number of trials complete, and write reports/tune.json; params.yaml is left as it is.
+
+    Trials are pruned by asynchronous successive halving (Li et al., MLSys 2020): after 1, 3, 9 ... epochs the best third goes on. The
+    study lies in var/tune, named after all that it depends on.
+
+    Returns:
+        run_id, trials, pruned, best: trial, run_id, val_auc, values, command.
+
+    Raises:
+        StageError: if a key of the space is no setting, or every trial failed.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    parts = manifest.read_parts()
+    _candidate(settings, {key: span.choices[0] if isinstance(span, Choice) else span.low for key, span in settings.tune.space.items()})
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        study_name=_key(settings),
+        storage=f"sqlite:///{FOLDER / 'optuna.db'}",
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=settings.tune.seed),
+        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
+        load_if_exists=True,
+    )
+    _take_up(study)
+    parent = _parent(study.study_name)
+    done = sum(trial.state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED) for trial in study.trials)
+    with _child_of(parent):
+        study.optimize(lambda trial: _judge(trial, settings, parts), n_trials=max(0, settings.tune.trials - done))
+    return _report(study, parent)
+
+
+class Told(TrainerCallback):
+    """Tells the study of each epoch, and ends a training that it takes for poor."""
+
+    def __init__(self, trial: "optuna.Trial") -> None:
+        self.trial, self.pruned = trial, False
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After an epoch."""
+        self.trial.report(kwargs["metrics"]["eval_auc"], round(state.epoch))
+        self.pruned = self.trial.should_prune()
+        control.should_training_stop |= self.pruned
+
+
+def _judge(trial: "optuna.Trial", settings: Params, parts: dict[str, pd.DataFrame]) -> float:
+    import optuna
+
+    values = {key: _drawn(trial, key, settings) for key in settings.tune.space}
+    log.info("trial %d: %s", trial.number, values)
+    trial.set_user_attr("values", values)
+    told, candidate = Told(trial), _candidate(settings, values)
+    trained = train.fit(candidate, parts, callbacks=[told])
+    assert trained is not None
+    trial.set_user_attr("run_id", trained.report["run_id"])
+    shutil.rmtree(train.checkpoints(candidate))  # weights and optimizer states of many trainings fill a disk
+    if told.pruned:
+        raise optuna.TrialPruned
+    return max(epoch["val_auc"] for epoch in trained.report["epochs"])
+
+
+def _drawn(trial: "optuna.Trial", key: str, settings: Params) -> Any:
+    span = settings.tune.space[key]
+    if isinstance(span, Choice):
+        # By position: Optuna keeps plain values only, and a choice may be a list or a section.
+        return span.choices[trial.suggest_categorical(key, list(range(len(span.choices))))]
+    if span.whole:
+        return trial.suggest_int(key, int(span.low), int(span.high), log=span.log)
+    return trial.suggest_float(key, span.low, span.high, log=span.log)
+
+
+def _candidate(settings: Params, values: dict[str, Any]) -> Params:
+    content = settings.model_dump(by_alias=True, mode="json")
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        section = content
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or parents[:1] not in (["train"], ["augment"], ["model"]):
+            raise StageError(f"tune.space: {key} is no setting of train, augment or model")
+        section[last] = value
+    return check_params(content, PARAMS_FILE)
+
+
+def _take_up(study: "optuna.Study") -> None:
+    """Give up the trial that a kill cut short, and queue its values again: its training goes on from its own checkpoints."""
+    import optuna
+
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+
+
+def _parent(name: str) -> str:
+    """The id of the search's run in MLflow, which the trials' runs are nested in."""
+    from mlflow import MlflowClient
+
+    experiment, client = connect(), MlflowClient()
+    known = client.search_runs([experiment], f"tags.sweep = '{name}'", max_results=1)
+    return str((known[0] if known else client.create_run(experiment, run_name="tune", tags={"sweep": name})).info.run_id)
+
+
+@contextmanager
+def _child_of(parent: str) -> Iterator[None]:
+    """Runs that are opened meanwhile are nested in the parent."""
+    before = os.environ.get(TAGS)
+    os.environ[TAGS] = json.dumps(json.loads(before or "{}") | {"mlflow.parentRunId": parent})
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TAGS]
+        else:
+            os.environ[TAGS] = before
+
+
+def _report(study: "optuna.Study", parent: str) -> dict[str, Any]:
+    import optuna
+    from mlflow import MlflowClient
+
+    states = [trial.state for trial in study.trials]
+    if optuna.trial.TrialState.COMPLETE not in states:
+        raise StageError("tune: every trial was ended early; widen tune.space or raise tune.trials")
+    values = study.best_trial.user_attrs["values"]
+    found = {
+        "run_id": parent,
+        "trials": sum(state.is_finished() and state != optuna.trial.TrialState.FAIL for state in states),
+        "pruned": states.count(optuna.trial.TrialState.PRUNED),
+        "best": {
+            "trial": study.best_trial.number,
+            "run_id": study.best_trial.user_attrs["run_id"],
+            "val_auc": study.best_value,
+            "values": values,
+            "command": "python -m pipeline.settings "
+            + " ".join(f"-S {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in values.items()),
+        },
+    }
+    client = MlflowClient()
+    client.log_metric(parent, "val_auc", study.best_value)
+    client.set_terminated(parent)
+    REPORT.parent.mkdir(parents=True, exist_ok=True)
+    REPORT.write_text(json.dumps(found, indent=2) + "\n")
+    log.info("best of %d trials: validation AUC %.4f; take it over with: %s", found["trials"], study.best_value, found["best"]["command"])
+    return found
+
+
+def _key(settings: Params) -> str:
+    """Names a search: the same space on the same settings and split goes on, anything else starts anew."""
+    digest = hashlib.sha256()
+    content = settings.model_dump(mode="json", by_alias=True, include={"model", "train", "augment", "tune"})
+    content["tune"].pop("trials")  # more of them make the same search longer
+    digest.update(json.dumps(content, sort_keys=True).encode())
+    for part in ("train", "val"):
+        digest.update((manifest.SPLITS / f"{part}.parquet").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    from pipeline.cli import stage
+
+    stage(run)
