@@ -48,7 +48,7 @@ class Train(Section):
         "full", description="which weights move; `layernorm` is every norm layer and a head on normalised features"
     )
     last_blocks: int = Field(2, gt=0, description="blocks that move with tune: last_blocks, and all behind them")
-    lora: Lora = Field(default_factory=Lora)
+    lora: Lora = Field(default_factory=lambda: Lora.model_validate({}))
     lr: float | Literal["auto"] = Field(
         description="`auto`: 1100 / parameters, 2e-4 for ViT-tiny and 1.3e-5 for ViT-base; 3e-4 where few weights move, 1e-3 for a head"
     )
