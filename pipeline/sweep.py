@@ -109,7 +109,7 @@ def _candidate(settings: Params, values: dict[str, Any]) -> Params:
     content = settings.model_dump(by_alias=True, mode="json")
     for key, value in values.items():
         *parents, last = key.split(".")
-        section = content
+        section: Any = content
         for parent in parents:
             section = section.get(parent) if isinstance(section, dict) else None
         if not isinstance(section, dict) or parents[:1] not in (["train"], ["augment"], ["model"]):
@@ -158,7 +158,7 @@ def _report(study: "optuna.Study", parent: str) -> dict[str, Any]:
     if optuna.trial.TrialState.COMPLETE not in states:
         raise StageError("tune: every trial was ended early; widen tune.space or raise tune.trials")
     values = study.best_trial.user_attrs["values"]
-    found = {
+    found: dict[str, Any] = {
         "run_id": parent,
         "trials": sum(state.is_finished() and state != optuna.trial.TrialState.FAIL for state in states),
         "pruned": states.count(optuna.trial.TrialState.PRUNED),
