@@ -18,9 +18,11 @@ class Model(Section):
 class Lora(Section):
     """Low-rank changes of linear layers (Hu et al., ICLR 2022), added to the weights when training is done."""
 
-    r: int = Field(8, gt=0, description="rank")
-    alpha: int = Field(16, gt=0, description="a change counts alpha / r times")
-    targets: Literal["auto"] | list[str] = Field("auto", description="names of linear layers; `auto` is queries and values of attention")
+    r: int = Field(default=8, gt=0, description="rank")
+    alpha: int = Field(default=16, gt=0, description="a change counts alpha / r times")
+    targets: Literal["auto"] | list[str] = Field(
+        default="auto", description="names of linear layers; `auto` is queries and values of attention"
+    )
 
 
 class Forging(Section):
@@ -48,7 +50,7 @@ class Train(Section):
         "full", description="which weights move; `layernorm` is every norm layer and a head on normalised features"
     )
     last_blocks: int = Field(2, gt=0, description="blocks that move with tune: last_blocks, and all behind them")
-    lora: Lora = Field(default_factory=lambda: Lora.model_validate({}))
+    lora: Lora = Lora()
     lr: float | Literal["auto"] = Field(
         description="`auto`: 1100 / parameters, 2e-4 for ViT-tiny and 1.3e-5 for ViT-base; 3e-4 where few weights move, 1e-3 for a head"
     )

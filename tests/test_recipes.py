@@ -1,5 +1,8 @@
 """Recipes as a user meets them: each moves the weights it should and no others, and leaves a network that can be served."""
 
+import json
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from pipeline import manifest, model, sweep, train, tuning
@@ -21,7 +25,7 @@ from pipeline.params import Model, Params, ParamsError, check_params, load_param
 from pipeline.params_train import Adversarial, Forging, Train
 from pipeline.preprocess import Preprocess
 from pipeline.settings import preset
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run
 
 SIDE = 32
 VIT = {"image_size": SIDE, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
@@ -64,7 +68,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        for seed, (part, pairs) in enumerate({"train": 10, "val": 6, "test": 4}.items()):
+        for seed, (part, pairs) in enumerate({"train": 12, "val": 6, "test": 4}.items()):
             manifest.write(table(Path("data/raw"), pairs, seed), manifest.SPLITS / f"{part}.parquet")
         yield folder
 
@@ -139,7 +143,7 @@ def test_features_for_a_frozen_backbone_are_computed_once(settings: Callable[...
     chosen = settings(augment=_section("probe", "augment"), tune="head")
     trained = fit(chosen)
     cached = sorted(workspace.glob("var/cache/*.features.npy"))
-    assert [np.load(path).shape for path in cached] in ([(20, 16), (12, 16)], [(12, 16), (20, 16)])
+    assert [np.load(path).shape for path in cached] in ([(24, 16), (12, 16)], [(12, 16), (24, 16)])
     assert moved(chosen, trained.network) == {"classifier.weight", "classifier.bias"}
     stamps = [path.stat().st_mtime_ns for path in cached]
     fit(settings(augment=_section("probe", "augment"), tune="head", lr=0.02))
@@ -297,3 +301,20 @@ def test_a_search_goes_on_where_it_was_cut_short(settings: Callable[..., Params]
     wrong = check_params(content | {"tune": {"trials": 1, "space": {"train.rate": {"choices": [1, 2]}}, "seed": 7}}, Path("params.yaml"))
     with pytest.raises(ParamsError, match=r"train\.rate"):
         sweep.run(wrong)
+
+
+@pytest.mark.long
+def test_two_processes_train_what_one_does(settings: Callable[..., Params], workspace: Path):
+    (workspace / "pipeline").symlink_to(ROOT / "pipeline")
+    (workspace / "params.yaml").write_text(json.dumps(settings(lr=0.001, schedule="linear").model_dump(by_alias=True, mode="json")))
+    found = []
+    for command in (("-m", "pipeline.train"), ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pipeline.train")):
+        shutil.rmtree("var/checkpoints", ignore_errors=True)
+        run(workspace, sys.executable, *command)
+        found.append((json.loads(train.REPORT.read_text()), load_file(model.TRAINED / "model.safetensors")))
+    (one, alone), (two, together) = found
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for epoch, other in zip(one["epochs"], two["epochs"], strict=True):
+        assert other == pytest.approx(epoch, abs=1e-4)
+    for name in alone.keys() - {key for key in alone if key.endswith("key.bias")}:  # whose gradient is nothing but rounding
+        np.testing.assert_allclose(together[name], alone[name], atol=2e-4, err_msg=name)

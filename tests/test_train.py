@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.augment import augment
 from pipeline.dataset import Pairs
 from pipeline.params import load_params
 from pipeline.preprocess import Preprocess
@@ -32,7 +31,11 @@ def untrained(finished: Path, copy_workspace) -> Path:
     return folder
 
 
-def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(untrained: Path, copy_workspace):
+@pytest.mark.parametrize(
+    "recipe", [{}, pytest.param({"tune": "lora", "ema": 0.99, "workers": 1}, marks=pytest.mark.long)], ids=["full", "lora"]
+)
+def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(untrained: Path, copy_workspace, recipe: dict[str, object]):
+    apply({f"train.{key}": value for key, value in recipe.items()}, untrained / "params.yaml")
     undisturbed = copy_workspace(untrained)
     run(undisturbed, *TRAIN)
 
@@ -73,26 +76,3 @@ def test_a_pair_is_one_group_and_gets_one_augmentation():
     assert np.array_equal(first, pairs[0]["pixel_values"])  # the same draw when a killed run is repeated
     pairs.epoch = 1
     assert not np.array_equal(first, pairs[0]["pixel_values"])  # another one in the next epoch
-
-
-def test_augmentation_can_be_switched_off_and_each_change_does_something():
-    picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-    off = {"flip": 0, "warp": 1.0, "rotate": 0, "scale": (1.0, 1.0), "crop": 0, "brightness": 0, "contrast": 0, "colour": 0, "grayscale": 0}
-    off |= {"jpeg": 0, "blur": 0, "noise": 0, "resize": 0}
-    still = AUGMENT.model_copy(update=off)
-    assert np.array_equal(augment([picture], still, np.random.default_rng(1))[0], picture)
-    strong = {
-        "flip": 1.0,
-        "rotate": 20,
-        "scale": (1.2, 1.3),
-        "crop": 0.3,
-        "brightness": 0.3,
-        "contrast": 0.3,
-        "colour": 0.3,
-        "grayscale": 1.0,
-    }
-    strong |= {"jpeg": 1.0, "blur": 1.0, "noise": 1.0, "resize": 1.0, "webp": 1.0, "gamma": 0.5, "hue": 30, "sharpen": 1.0}
-    strong |= {"thumbnail": 1.0, "cutout": 1.0, "frequency_mask": 1.0}
-    for name, value in strong.items():
-        changed = augment([picture], still.model_copy(update={name: value}), np.random.default_rng(1))[0]
-        assert changed.shape == picture.shape and not np.array_equal(changed, picture), name
