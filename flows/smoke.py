@@ -42,9 +42,11 @@ def smoke(bento: Path, package: Package) -> str | None:
             )
         try:
             with leash(-process.pid), httpx.Client(base_url=f"http://{HOST}:{port}", timeout=60) as client:
-                if not _ready(client, process):
+                answer = _ready(client, process)
+                if answer is None:
                     return f"it does not come up: {Ended(process.returncode or 0, log.read_text().splitlines()).message()}"
-                return _differs(client, package)
+                # It looks at its package before it listens, so that a `no` is its last word.
+                return _differs(client, package) if answer.is_success else f"it serves nothing: {answer.json()['error']['message']}"
         except httpx.HTTPError as error:
             return f"it stopped answering: {error}"
         finally:
@@ -57,16 +59,15 @@ def smoke(bento: Path, package: Package) -> str | None:
                 process.wait()
 
 
-def _ready(client: httpx.Client, process: "subprocess.Popen[bytes]") -> bool:
+def _ready(client: httpx.Client, process: "subprocess.Popen[bytes]") -> httpx.Response | None:
+    """Its first answer; None if it ended or took too long."""
     end = time.monotonic() + READY_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:
-            if client.get("/readyz").is_success:
-                return True
+            return client.get("/readyz")
         except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    return False
+            time.sleep(0.2)
+    return None
 
 
 def _differs(client: httpx.Client, package: Package) -> str | None:

@@ -28,7 +28,7 @@ from flows.train import train
 from pipeline.package import Package, seal
 from pipeline.predictions import FILE
 from tests.drift_helpers import record, sample
-from tests.service_helpers import ROOT, _free_port, promote, register, wait_for
+from tests.service_helpers import ROOT, free_port, promote, register, wait_for
 
 CHECKS = """
 import sys
@@ -64,7 +64,7 @@ def running(folder: Path, name: str, *arguments: str, **environment: str) -> Ite
 @contextmanager
 def prefect_server(folder: Path) -> Iterator[str]:
     """Yields the address of its API."""
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     arguments = ("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
     with running(folder, "server", *arguments, PREFECT_HOME=str(folder / "prefect")) as process:

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from flows import hook
 from flows.deploy import deploy
 from tests.conftest import ROOT
-from tests.service_helpers import _free_port, wait_for
+from tests.service_helpers import free_port, wait_for
 
 
 def message(secret: str = "secret", age: int = 0, **data: str) -> dict:
@@ -45,7 +45,7 @@ def test_only_what_mlflow_signed_lately_is_listened_to():
 
 @pytest.mark.long
 def test_moving_the_alias_in_mlflow_starts_the_flow(tmp_path: Path):
-    ports = {name: str(_free_port()) for name in ("mlflow", "prefect", "hook")}
+    ports = {name: str(free_port()) for name in ("mlflow", "prefect", "hook")}
     uri, api = f"http://127.0.0.1:{ports['mlflow']}", f"http://127.0.0.1:{ports['prefect']}/api"
     environment = os.environ | hook.mlflow_environment("secret")
     environment |= {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": api, "PYTHONPATH": str(ROOT)}

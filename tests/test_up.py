@@ -20,14 +20,14 @@ from flows.automation import NAME
 from flows.ports import PORTS
 from flows.promotion import SOMEBODY
 from tests.conftest import ROOT
-from tests.service_helpers import _free_port, wait_for
+from tests.service_helpers import free_port, wait_for
 
 UP = (sys.executable, "-m", "flows.up")
 
 
 @pytest.fixture(scope="module")
 def ports() -> dict[str, str]:
-    return {name: str(_free_port()) for name in PORTS}
+    return {name: str(free_port()) for name in PORTS}
 
 
 @pytest.fixture(scope="module")
