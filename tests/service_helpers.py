@@ -56,6 +56,16 @@ def register(uri: str, package: Path, *, champion: bool = True) -> str:
     return version
 
 
+def client(store: str) -> mlflow.MlflowClient:
+    """For the store with this URI."""
+    return mlflow.MlflowClient(store, store)
+
+
+def aliases(store: str) -> dict[str, str]:
+    """Alias -> number of the version that has it."""
+    return {alias: str(version) for alias, version in client(store).get_registered_model("unmask").aliases.items()}
+
+
 def promote(uri: str, version: str) -> None:
     """Move the alias, as a person does in MLflow's UI."""
     mlflow.MlflowClient(uri, uri).set_registered_model_alias("unmask", "champion", version)

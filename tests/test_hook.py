@@ -67,7 +67,7 @@ def test_moving_the_alias_in_mlflow_starts_the_flow(tmp_path: Path):
             deploy.to_deployment("default", work_pool_name="local").apply()
             store = mlflow.MlflowClient(uri, uri)
             store.create_registered_model("unmask")
-            store.create_model_version("unmask", "file:///nowhere", None)
+            store.create_model_version("unmask", "s3://nowhere/package", None)
             store.set_registered_model_alias("unmask", "challenger", "1")
             store.set_registered_model_alias("unmask", "champion", "1")
             wait_for(lambda: len(client.read_flow_runs()) == 1, seconds=30)

@@ -1,0 +1,130 @@
+"""A challenger beside the champion: both judge the same images, and the version's page in MLflow shows what a person decides on."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows import registry
+from flows.comparison import MOST, description
+from pipeline import compare
+from pipeline.package import Package, verify
+from pipeline.settings import apply
+from tests.conftest import run
+from tests.package_helpers import tiny_package
+from tests.service_helpers import aliases, client
+
+RUN = (sys.executable, "-m", "flows.run")
+
+
+def scored(rng: np.random.Generator, labels: np.ndarray, skill: float) -> tuple[np.ndarray, float]:
+    return 1 / (1 + np.exp(-(skill * (2 * labels - 1) + rng.normal(size=len(labels))))), 0.5
+
+
+def test_a_better_detector_is_found_to_be_better_and_a_copy_is_not():
+    rng = np.random.default_rng(0)
+    labels, groups = np.tile([0, 1], 400), np.repeat(np.arange(200), 4)
+    weak, strong = scored(rng, labels, 0.3), scored(rng, labels, 1.5)
+    better = compare.difference(labels, groups, strong, weak, 300, 7)
+    for name in ("f1", "auc"):
+        gap = better[name]["difference"]
+        assert gap["value"] == pytest.approx(better[name]["challenger"] - better[name]["champion"], abs=2e-5)
+        assert 0 < gap["low"] < gap["value"] < gap["high"]
+        assert compare.difference(labels, groups, weak, strong, 300, 7)[name]["difference"]["high"] < 0
+        assert compare.difference(labels, groups, weak, weak, 300, 7)[name]["difference"] == {"value": 0, "low": 0, "high": 0}
+
+
+def test_the_interval_is_paired_and_drawn_by_groups():
+    rng = np.random.default_rng(1)
+    labels, groups = np.tile([0, 1], 400), np.repeat(np.arange(40), 20)
+    hard = np.repeat(rng.normal(size=40), 20) * (1 - 2 * labels)  # what is hard in a group is hard for both
+    one, other = ((1 / (1 + np.exp(-((2 * labels - 1) + hard + 0.2 * rng.normal(size=800)))), 0.5) for _ in range(2))
+    gap = compare.difference(labels, groups, one, other, 500, 7)["auc"]["difference"]
+    for side in (one, other):
+        alone = compare.difference(labels, groups, side, (labels * 1.0, 0.5), 500, 7)["auc"]["difference"]
+        assert gap["high"] - gap["low"] < 0.5 * (alone["high"] - alone["low"])
+    # The same images twice, in the same groups, say nothing more.
+    twice = [(np.repeat(side[0], 2), 0.5) for side in (one, other)]
+    again = compare.difference(np.repeat(labels, 2), np.repeat(groups, 2), twice[0], twice[1], 500, 7)
+    assert again["auc"]["difference"] == pytest.approx(gap, abs=2e-5)
+
+
+def test_of_one_class_there_is_no_difference_in_auc():
+    labels = np.ones(20, int)
+    side = (np.linspace(0, 1, 20), 0.5)
+    found = compare.difference(labels, np.arange(20), side, side, 100, 7)
+    assert found["auc"] == {"challenger": None, "champion": None, "difference": {"value": None, "low": None, "high": None}}
+    assert found["f1"]["difference"]["value"] == 0
+
+
+def test_a_long_card_is_cut_where_mlflow_has_no_more_room(tmp_path):
+    tiny = tiny_package(tmp_path / "tiny")
+    (tmp_path / "card.md").write_text("a line of the card\n" * 1000)
+    text = description(registry.Version(1, "run", {}), Package(tmp_path, verify(tiny).meta), "| a table |")
+    assert len(text) <= MOST and "| a table |" in text and text.endswith("The rest: artifact `package/card.md`.")
+
+
+@pytest.fixture(scope="module")
+def workspace(finished: Path, copy_workspace, tmp_path_factory) -> Iterator[Path]:
+    """A workspace whose version 1 is the champion."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        patch.setenv("BENTOML_HOME", str(tmp_path_factory.mktemp("bentoml")))
+        patch.delenv("PREFECT_API_URL", raising=False)
+        folder = copy_workspace(finished)
+        run(folder, *RUN)
+        yield folder
+
+
+@pytest.mark.long
+def test_a_new_version_is_compared_with_the_champion_and_its_page_shows_it(workspace: Path):
+    store = f"sqlite:///{workspace / 'mlflow.db'}"
+    assert json.loads((workspace / "var/promotions.jsonl").read_text())["by"].startswith("make run")
+    assert "model card" in client(store).get_model_version("unmask", "1").description
+    assert not (workspace / "reports/comparison.json").exists()
+
+    apply({"export.golden": 3}, workspace / "params.yaml")
+    run(workspace, *RUN)
+    version = client(store).get_model_version("unmask", "2")
+    report = json.loads((workspace / "reports/comparison.json").read_text())
+    assert report["champion"]["version"] == "1" and set(report["parts"]) == {"test", "unseen", "golden"}
+    assert report["challenger"]["package"] == verify(workspace / "models/package").digest
+    evaluation = json.loads((workspace / "reports/evaluation.json").read_text())
+    assert report["parts"]["test"]["n"] == evaluation["n"]
+    # The detector that serves judges as evaluation did.
+    assert report["parts"]["test"]["auc"]["challenger"] == pytest.approx(evaluation["test"]["auc"]["value"], abs=1e-4)
+    assert report["parts"]["golden"]["n"] in range(6, 11)
+    assert version.tags["compared_with"] == "1" and version.tags["difference.test.f1"] == "+0.0000 (+0.0000 to +0.0000)"
+    for text in ("champion, version 1", "| golden, ", "reports/evaluation.html", version.run_id, "model card"):
+        assert text in version.description, text
+    artifacts = {artifact.path for artifact in client(store).list_artifacts(version.run_id, "reports")}
+    assert {"reports/comparison.json", "reports/comparison.md"} <= artifacts
+    assert aliases(store) == {"champion": "1", "challenger": "2"}
+    assert "compare: package of" not in run(workspace, *RUN)  # nothing is judged twice
+
+
+@pytest.mark.long
+def test_where_the_settings_say_so_a_version_that_is_not_worse_takes_over(workspace: Path):
+    store = f"sqlite:///{workspace / 'mlflow.db'}"
+    apply({"promotion.auto": "if_not_worse", "promotion.margin": 0.1, "export.golden": 4}, workspace / "params.yaml")
+    printed = run(workspace, *RUN)
+    assert "promotion.auto: if_not_worse" in printed
+    assert aliases(store) == {"champion": "3", "challenger": "3", "previous": "1"}
+    line = json.loads((workspace / "var/promotions.jsonl").read_text().splitlines()[-1])
+    assert (line["version"], line["previous"], line["gate"]) == (3, 1, "passed") and line["by"].startswith("the flow train, promotion.auto")
+    assert line["bento"] == client(store).get_model_version("unmask", "3").tags["bento"]
+
+
+@pytest.mark.long
+def test_a_champion_that_cannot_be_compared_with_holds_nothing_up(workspace: Path):
+    store = f"sqlite:///{workspace / 'mlflow.db'}"
+    shutil.rmtree(next((workspace / "mlartifacts").glob(f"{client(store).get_model_version('unmask', '3').run_id}/artifacts/package")))
+    apply({"export.golden": 5}, workspace / "params.yaml")
+    printed = run(workspace, *RUN)
+    assert "not compared with the champion, version 3" in printed
+    assert client(store).get_model_version("unmask", "4").tags["gate"] == "passed"
+    assert aliases(store)["champion"] == "3" and not (workspace / "reports/comparison.json").exists()
