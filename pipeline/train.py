@@ -146,6 +146,11 @@ def _fit(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if record is None:
         return None
+    load_model(moving, history.best)
+    nn.Module.to(network, "cpu")
+    trained_parameters = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+    if recipe.tune == "lora":
+        tuning.merge(network)
     report = {
         "run_id": record.run_id,
         "epochs": history.epochs,
@@ -153,16 +158,12 @@ def _fit(
         "seconds": round(time.monotonic() - started, 1),
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
         "parameters": sum(weight.numel() for weight in network.parameters()),
-        "trained_parameters": sum(weight.numel() for weight in network.parameters() if weight.requires_grad),
+        "trained_parameters": trained_parameters,
         "lr": rate,
         "device": trainer.args.device.type,
         "processes": processes.num_processes,
         "precision": "bf16" if trainer.args.bf16 else "fp32",
     }
-    load_model(moving, history.best)
-    nn.Module.to(network, "cpu")
-    if recipe.tune == "lora":
-        tuning.merge(network)
     record.finish(report)
     return Trained(network, processor, report)
 
