@@ -227,7 +227,11 @@ def test_deploy_refuses_once_and_packs_what_may_be_served(store, tiny, messages,
     promote(store, "3")
     for _ in range(2):  # the second time nothing is built
         refused = deploy(return_state=True)
-        assert refused.name == "Refused" and "version 3 did not pass its smoke test: it serves nothing" in refused.message and "2.png" in refused.message
+        assert (
+            refused.name == "Refused"
+            and "version 3 did not pass its smoke test: it serves nothing" in refused.message
+            and "2.png" in refused.message
+        )
     assert "bento" not in client(store).get_model_version("unmask", "3").tags and len(promotion.history()) == 2
     facts = ["promotion", "refusal", "promotion", "refusal"]
     assert [message["fact"] for message in messages] == [f"Unmask: {fact}" for fact in facts]
