@@ -22,10 +22,15 @@ function form(fields) {
 /** Take pictures in, and look at the first of them. */
 function choose(files) {
   const items = [...(files ?? [])].map((file) => ({ file, url: URL.createObjectURL(file) }));
-  if (!items.length || !state.served) return;
+  if (!items.length || state.served === null) return;
   state.items.push(...items);
   select(items[0]);
-  while (state.working < AT_ONCE && waiting().length) work();
+  begin();
+}
+
+/** Judge what waits; pictures may come before the service has said what it serves. */
+function begin() {
+  while (state.served && state.working < AT_ONCE && waiting().length) work();
 }
 
 const waiting = () => state.items.filter((item) => !item.answer && !item.problem && !item.started);
@@ -121,6 +126,7 @@ async function watch() {
   clearTimeout(state.watching);
   state.watching = setTimeout(watch, next);
   show();
+  begin();
 }
 
 async function tell(event) {
