@@ -45,6 +45,8 @@ class Front:
         uploading = False
         try:
             if scope["path"] == "/readyz":
+                if scope["method"] not in ("GET", "HEAD"):
+                    raise http_error(405, {"Allow": "GET, HEAD"})
                 await _ready(context)(scope, receive, answer)
                 return
             if scope["path"] not in HEALTH and not (context.settings.api_keys and scope["path"] in self.page):
