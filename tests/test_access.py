@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -155,6 +156,7 @@ def test_a_full_queue_is_answered_at_once(opened):
     slow = [socket.create_connection(address) for _ in range(2)]
     for connection in slow:
         connection.sendall(head)
+    time.sleep(1)  # a request that comes before them would take the place of one
 
     def full() -> bool:
         answer = opened.post("/predict", files={"image": png()})
