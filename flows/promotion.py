@@ -3,15 +3,12 @@
 MLflow keeps no history of its aliases: the record is an append-only file of JSON lines, and the alias `previous` follows from it.
 """
 
-import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flows import registry
+from flows import journal, registry
 from flows.registry import CHAMPION, PREVIOUS, Version
 from pipeline import servable
 from pipeline.compare import COMPARED
@@ -67,7 +64,6 @@ def record(version: Version, by: str | None = None) -> dict[str, Any] | None:
     if before is not None:  # first, so that a line in the record means that it was done
         registry.move(PREVIOUS, before)
     line = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": version.number,
         "previous": before.number if before else None,
         "by": by or SOMEBODY,
@@ -76,10 +72,7 @@ def record(version: Version, by: str | None = None) -> dict[str, Any] | None:
         BENTO: version.tags.get(BENTO),
         "package": version.digest,
     }
-    _file().parent.mkdir(parents=True, exist_ok=True)
-    with _file().open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    return line
+    return journal.append(_file(), line)
 
 
 def promote(version: Version) -> None:
@@ -117,13 +110,8 @@ def roll_back(by: str) -> dict[str, int | None]:
 
 
 def history() -> list[dict[str, Any]]:
-    """The record, oldest first. A line that a full disk cut off is left out."""
-    found: list[dict[str, Any]] = []
-    if _file().is_file():
-        for line in _file().read_text().splitlines():
-            with suppress(json.JSONDecodeError):
-                found.append(json.loads(line))
-    return found
+    """The record, oldest first."""
+    return journal.read(_file())
 
 
 def _before(version: Version | None, lines: list[dict[str, Any]]) -> Version | None:

@@ -1,16 +1,14 @@
 """Trainings that nobody asked for: whether one may start, and what to label where it would have nothing new to learn from."""
 
-import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from flows import registry
+from flows import journal, registry
 from flows.drift import fetch_package
 from pipeline import feedback, labelling, predictions
 from pipeline.diagnosis import foreignness
@@ -36,20 +34,12 @@ def held_back(settings: Retrain) -> str | None:
 
 def begin(reason: str, evidence: Mapping[str, Any] | None) -> None:
     """Note that one starts."""
-    _file().parent.mkdir(parents=True, exist_ok=True)
-    line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "reason": reason, "evidence": evidence}
-    with _file().open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    journal.append(_file(), {"reason": reason, "evidence": evidence})
 
 
 def history() -> list[dict[str, Any]]:
-    """Those that began, oldest first. A line that a full disk cut off is left out."""
-    found: list[dict[str, Any]] = []
-    if _file().is_file():
-        for line in _file().read_text().splitlines():
-            with suppress(json.JSONDecodeError):
-                found.append(json.loads(line))
-    return found
+    """Those that began, oldest first."""
+    return journal.read(_file())
 
 
 def nothing_new() -> registry.Version | None:

@@ -19,7 +19,7 @@ from pipeline.dataset import pixels
 from pipeline.errors import StageError
 from pipeline.explain import WithEmbedding
 from pipeline.images import read
-from pipeline.metrics import Figure, figures, group_weights, interval, judge_drawn
+from pipeline.metrics import group_weights, judge_difference, judge_drawn
 from pipeline.params import Params
 from pipeline.pixel_statistics import pixel_statistics
 from pipeline.preprocess import Preprocess
@@ -67,20 +67,10 @@ def baselines(subject: Subject, train: pd.DataFrame, test: pd.DataFrame, params:
         judged = judge_drawn(truth, probabilities, 0.5, weights)
         found[name] = {"of": seen[name], **{figure: judged[figure] for figure in JUDGED}}
     best = max(scores, key=lambda name: found[name]["auc"]["value"] or 0.0)
-    return {"baselines": found, "vs_baseline": {"name": best, "auc": difference(truth, ours, scores[best], weights)}}
-
-
-def difference(truth: np.ndarray, ours: np.ndarray, theirs: np.ndarray, weights: np.ndarray) -> Figure:
-    """AUC of one model minus that of another on the same images, by a paired bootstrap.
-
-    Args:
-        truth: int (n,), 1 for fake.
-        ours, theirs: probabilities of fake, float (n,).
-        weights: float (draws, n), see `group_weights`.
-    """
-    value = [figures(truth, scores, 0.5)["auc"] for scores in (ours, theirs)]
-    drawn = [figures(truth, scores, 0.5, weights)["auc"] for scores in (ours, theirs)]
-    return interval(value[0] - value[1], drawn[0] - drawn[1])
+    return {
+        "baselines": found,
+        "vs_baseline": {"name": best, "auc": judge_difference(truth, (ours, 0.5), (scores[best], 0.5), weights)["auc"]},
+    }
 
 
 def _boosted(features: pd.DataFrame, truth: np.ndarray, seed: int, categories: list[str] | None = None) -> np.ndarray:

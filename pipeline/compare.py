@@ -18,7 +18,7 @@ import pandas as pd
 from pipeline import manifest
 from pipeline.lineage import lineage
 from pipeline.manifest import LABEL2ID, UNSEEN
-from pipeline.metrics import figures, group_weights, interval
+from pipeline.metrics import figures, group_weights, judge_difference
 from pipeline.package import GOLDEN, PACKAGE
 from pipeline.params import Params
 
@@ -80,18 +80,12 @@ def difference(
     Returns:
         f1 and auc, each `challenger`, `champion` and `difference`: {value, low, high} with the 95% interval; null where undefined.
     """
-    weights = group_weights(groups, draws, seed)
     values = [figures(labels, *side) for side in (new, old)]
-    drawn = [figures(labels, *side, weights) for side in (new, old)]
-    found = {}
-    for name in COMPARED:
-        (challenger,), (champion,) = values[0][name], values[1][name]
-        found[name] = {
-            "challenger": _rounded(challenger),
-            "champion": _rounded(champion),
-            "difference": interval(values[0][name] - values[1][name], drawn[0][name] - drawn[1][name]),
-        }
-    return found
+    gaps = judge_difference(labels, new, old, group_weights(groups, draws, seed))
+    return {
+        name: {"challenger": _rounded(values[0][name][0]), "champion": _rounded(values[1][name][0]), "difference": gaps[name]}
+        for name in COMPARED
+    }
 
 
 def golden(*detectors: "Detector") -> pd.DataFrame:

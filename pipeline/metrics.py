@@ -95,6 +95,20 @@ def figure_text(figure: Figure) -> str:
     return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 
+def judge_difference(
+    labels: np.ndarray, one: tuple[np.ndarray, float], other: tuple[np.ndarray, float], weights: np.ndarray
+) -> dict[str, Figure]:
+    """Every figure of `figures` of one model minus that of another, judged on the same images and drawn by the same bootstrap.
+
+    Args:
+        labels: int (n,), 1 for fake.
+        one, other: probabilities of fake, float (n,), and the threshold from which on an image is called fake.
+        weights: float (draws, n), see `group_weights`.
+    """
+    value, drawn = ([figures(labels, *side, *drawing) for side in (one, other)] for drawing in ((), (weights,)))
+    return {name: interval(value[0][name] - value[1][name], drawn[0][name] - drawn[1][name]) for name in value[0]}
+
+
 def confusion(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, int]:
     """Counts tn, fp, fn, tp."""
     fake, called = np.asarray(labels) == 1, np.asarray(probabilities) >= threshold

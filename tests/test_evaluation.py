@@ -16,13 +16,13 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from flows import gates
 from pipeline import faithfulness, golden, judge_package, manifest, model
-from pipeline.baselines import baselines, difference
+from pipeline.baselines import baselines
 from pipeline.curves import risk_coverage
 from pipeline.errors import StageError
 from pipeline.evaluate import warnings
 from pipeline.explain import heat_maps
 from pipeline.judge_package import describe_folder
-from pipeline.metrics import group_weights, judge
+from pipeline.metrics import group_weights, judge, judge_difference
 from pipeline.package import Thresholds, verify
 from pipeline.params import Bound, Params, load_params
 from pipeline.params import Model as ModelSettings
@@ -119,10 +119,10 @@ def test_two_models_are_compared_on_the_same_draws():
     hard = rng.normal(0, 2, 300)  # what makes an image hard makes it so for both
     ours, theirs = (1 / (1 + np.exp(-(truth * gap + hard))) for gap in (2.0, 1.5))
     weights = group_weights(np.arange(300), 300, 0)
-    gap = difference(truth, ours, theirs, weights)
+    gap = judge_difference(truth, (ours, 0.5), (theirs, 0.5), weights)["auc"]
     alone = judge(truth, ours, np.arange(300), 0.5, 300, 0)["auc"]
     assert gap["low"] > 0 and gap["high"] - gap["low"] < 0.5 * (alone["high"] - alone["low"])
-    same = difference(truth, ours, ours, weights)
+    same = judge_difference(truth, (ours, 0.5), (ours, 0.5), weights)["auc"]
     assert same == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
