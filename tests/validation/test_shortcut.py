@@ -1,0 +1,90 @@
+"""What metadata gives away is refused, or said on the card."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipeline import card, data_card, shortcut, validate
+from pipeline.errors import StageError
+from pipeline.images import read
+from tests.validation.use import row, save, table_of
+
+
+def as_png(clean: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The fakes stored as PNG."""
+    rows = []
+    for image in clean.itertuples():
+        path = Path(image.path)
+        if image.label == "fake":
+            path = folder / f"{path.stem}.png"
+            read(Path(image.path)).rgb.save(path)
+        rows.append(row(path, image.label, image.group))
+    return table_of(rows)
+
+
+def test_png_against_jpeg_is_refused_and_normalising_is_proposed(clean: pd.DataFrame, tmp_path: Path, workspace):
+    params = workspace(validate__shortcut={"warn": 0.6, "refuse": 0.75})
+    save(as_png(clean, tmp_path))
+    with pytest.raises(StageError) as caught:
+        validate.run(params)
+    message = str(caught.value)
+    assert re.search(r"Metadata alone tells real from fake with AUC (0\.9\d|1\.00)", message) and "validate.shortcut.refuse" in message
+    assert re.search(r"(format|quantisation|jpeg_quality|subsampling) \(alone 1\.00\)", message)
+    assert "Set `ingest.normalise: {size: 64, jpeg_quality: 90}` in params.yaml" in message
+    assert "AUC of metadata alone" in validate.PAGE.read_text()
+
+    refused_only_above = workspace(validate__shortcut={"warn": 0.6, "refuse": 1.0})
+    report = validate.run(refused_only_above)
+    assert report["passed"] and any("validate.shortcut.warn" in warning for warning in report["warnings"])
+
+
+def test_colour_is_a_shortcut_that_normalising_does_not_take_away(clean: pd.DataFrame, workspace):
+    params = workspace()
+    table = clean.assign(red=clean["red"].mask(clean["label"] == "fake", 250.0))
+    found = shortcut.audit(table)
+    assert found["columns"][0]["name"] == "red" and found["auc"]["value"] > 0.9
+    assert "Re-encoding leaves mean colour as it is" in shortcut.message(found, table, params.ingest)
+
+
+def test_the_proposal_fits_the_lesser_class(clean: pd.DataFrame):
+    fake = clean["label"] == "fake"
+    table = clean.assign(width=clean["width"].mask(fake, 300).mask(~fake, 1000), jpeg_quality=clean["jpeg_quality"].mask(~fake, 75.0))
+    assert shortcut.proposal(table) == {"size": 64, "jpeg_quality": 75} | {"size": 296}
+
+
+@pytest.mark.parametrize(
+    ("groups", "reason"),
+    [
+        (lambda table: "one", "at least 2 groups, and one has 1"),
+        (lambda table: table["label"], "at least 2 groups, and one has 1"),
+        (lambda table: table["group"].where(table["label"] == "real", "all fakes"), "at least 2 groups, and one has 1"),
+    ],
+)
+def test_groups_that_allow_no_folds_are_said_and_do_not_crash(clean: pd.DataFrame, workspace, groups, reason: str):
+    params = workspace()
+    save(clean.assign(group=groups(clean)))
+    report = validate.run(params)
+    assert report["shortcut"]["auc"]["value"] is None and any(reason in warning for warning in report["warnings"])
+    assert "could not be judged" in validate.PAGE.read_text() and "Not judged" in data_card.CARD.read_text()
+
+
+def test_few_groups_are_judged_where_they_can_be(clean: pd.DataFrame):
+    table = clean.assign(group=clean["label"] + (clean.index % 2).astype(str))
+    assert shortcut.audit(table)["auc"]["value"] is not None
+
+
+def test_the_model_card_says_what_metadata_tells(clean: pd.DataFrame, workspace):
+    params = workspace()
+    figure = {"value": 0.8, "low": 0.7, "high": 0.9}
+    evaluation = {"n": 9, "threshold": 0.5, "test": {"auc": figure}, "thresholds": {"real_below": 0.4, "fake_above": 0.6}}
+    evaluation |= {"selective": {"coverage": 0.9, "error": None}, "robustness": {"n": 9, "clean": {"auc": 0.8}}}
+    training = {"parameters": 1, "epochs": [1], "device": "cpu", "precision": "float32", "best_epoch": 1}
+    meta = {"created": "today", "trained_on": "whole", "lineage": dict.fromkeys(("git_commit", "git_dirty", "data_md5", "run_id"))}
+
+    def text(auc: dict[str, object]) -> str:
+        return card.write(params, {"train": clean}, {"shortcut": auc}, evaluation, training, meta)
+
+    assert "tell real from fake with AUC 0.625 (0.600 to 0.650)" in text({"auc": {"value": 0.625, "low": 0.6, "high": 0.65}})
+    assert "could not be judged: too few" in text({"auc": {"value": None}, "unjudged": "too few"})
