@@ -23,7 +23,8 @@ from pipeline.metrics import group_weights, judge_difference, judge_drawn
 from pipeline.params import Params
 from pipeline.pixel_statistics import pixel_statistics
 from pipeline.preprocess import Preprocess
-from pipeline.scoring import BATCH, Subject, labels, sample
+from pipeline.runtime import runtime
+from pipeline.scoring import Subject, labels, run, sample
 
 JUDGED = ("auc", "ap", "balanced_accuracy", "brier")
 
@@ -100,16 +101,8 @@ def _embeddings(subject: Subject, tables: Sequence[pd.DataFrame], params: Params
         preprocess, origin = Preprocess.from_processor(processor), f"{params.model.init} network before its training"
     except StageError:
         network, preprocess, origin = subject.network, subject.preprocess, "trained network"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    module = WithEmbedding(network).eval().to(device)
-    found = []
-    with torch.inference_mode():
-        for images in (pixels(table, preprocess) for table in tables):
-            for start in range(0, len(images), BATCH):
-                values = torch.from_numpy(preprocess.normalise(images[start : start + BATCH])).to(device)
-                found.append(module(values)[1].float().cpu().numpy())
-    module.to("cpu")
-    return np.concatenate(found), origin
+    running = runtime(WithEmbedding(network).eval(), preprocess.size)
+    return np.concatenate([run(running, preprocess, pixels(table, preprocess))[1] for table in tables]), origin
 
 
 def _probed(embeddings: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from pipeline.images import Picture, read, statistics
 from pipeline.overlay import region
 from pipeline.package import FACES, Package, PackageError, Thresholds, verify
 from pipeline.preprocess import Preprocess
+from pipeline.runtime import OpenVinoRuntime, Runtime, TorchRuntime, has_gpu
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,15 +102,6 @@ class Prediction:
     faces: list[ScoredFace] = field(default_factory=list)
 
 
-class Runtime(Protocol):
-    """Something that runs the network."""
-
-    name: str
-
-    def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float32 (n, 3, size, size) -> logits float32 (n, 2) and embeddings float32 (n, d)."""
-
-
 class Detector:
     """A verified package on a device."""
 
@@ -142,7 +134,7 @@ class Detector:
         if faces is None and (folder / FACES).is_file():
             faces = folder / FACES
         if device == "cuda" or (device == "auto" and has_gpu()):
-            return cls(package, TorchRuntime(folder / "model", package.meta.bf16), faces)
+            return cls(package, TorchRuntime.load(folder / "model", package.meta.bf16), faces)
         if device == "auto":
             log.info("there is no GPU here: the model runs on the CPU")
         return cls(package, OpenVinoRuntime(folder / "graph" / "openvino.xml"), faces)
@@ -240,50 +232,6 @@ class Detector:
             if self._loaded is None:
                 self._loaded = model.load(self.package.path / "model")
         return self._loaded
-
-
-class OpenVinoRuntime:
-    """The exported graph on the CPU."""
-
-    def __init__(self, graph: Path) -> None:
-        import openvino
-
-        # Left alone, OpenVINO takes bfloat16 where the processor has it, and answers would change from host to host.
-        self._model = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        self.name = "openvino f32 on CPU"
-
-    def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See Runtime."""
-        result = self._model(values)
-        return result[0], result[1]
-
-
-class TorchRuntime:
-    """The network itself on a GPU."""
-
-    def __init__(self, folder: Path, bf16: bool) -> None:
-        import torch
-
-        from pipeline.explain import WithEmbedding
-
-        self._torch, self._kind = torch, torch.bfloat16 if bf16 else torch.float32
-        self._model = WithEmbedding.load(folder).to("cuda", self._kind)
-        self.name = f"torch {'bf16' if bf16 else 'f32'} on {torch.cuda.get_device_name()}"
-
-    def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See Runtime."""
-        with self._torch.inference_mode():
-            logits, embeddings = self._model(self._torch.from_numpy(values).to("cuda", self._kind))
-        return logits.float().cpu().numpy(), embeddings.float().cpu().numpy()
-
-
-def has_gpu() -> bool:
-    """Whether there is a GPU to run on. Looks for the driver first: importing torch to hear `no` takes seconds."""
-    if not Path("/proc/driver/nvidia/version").exists():
-        return False
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def verdict(probability_fake: float, thresholds: Thresholds) -> Verdict:

@@ -16,6 +16,7 @@ from pipeline import curves, golden, manifest, model, report
 from pipeline.baselines import baselines
 from pipeline.calibration import CALIBRATION, choose_thresholds, fit_temperature, probability
 from pipeline.dataset import pixels
+from pipeline.explain import WithEmbedding
 from pipeline.faithfulness import faithfulness
 from pipeline.manifest import NO_GENERATOR, UNSEEN
 from pipeline.metrics import Figure, confusion, figure_text, group_weights, judge_drawn
@@ -24,6 +25,7 @@ from pipeline.package import Thresholds
 from pipeline.params import Evaluate, Params
 from pipeline.preprocess import Preprocess
 from pipeline.robustness import attacked, degraded
+from pipeline.runtime import runtime
 from pipeline.scoring import Subject, labels, score
 from pipeline.slices import slices
 
@@ -38,10 +40,11 @@ POINTS = ("f1", "fpr1", "fpr5")
 def run(params: Params) -> dict[str, Any]:
     """Write models/calibration.json, reports/evaluation.json and .html, reports/scores.parquet and the data of the plots."""
     network, preprocess = model.load(TRAINED), Preprocess.load(TRAINED)
+    running = runtime(WithEmbedding(network).eval(), preprocess.size)
     parts = manifest.read_parts()
     train = parts.pop("train")
     scored = {
-        name: part.assign(part=name, score=score(network, preprocess, pixels(part, preprocess), f"score {name}"))
+        name: part.assign(part=name, score=score(running, preprocess, pixels(part, preprocess), f"score {name}"))
         for name, part in parts.items()
     }
     temperature, thresholds = calibrate(scored["val"], params.evaluate)
@@ -50,7 +53,7 @@ def run(params: Params) -> dict[str, Any]:
     for part in scored.values():
         part["probability_fake"] = probability(part["score"].to_numpy(), temperature)
 
-    subject, test = Subject(network, preprocess, temperature, thresholds), scored["test"]
+    subject, test = Subject(network, running, preprocess, temperature, thresholds), scored["test"]
     result = examine(subject, test, scored.get(UNSEEN), params.evaluate)
     result |= baselines(subject, train, test, params)
     result["golden"] = golden.flips(subject, golden.previous())

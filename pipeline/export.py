@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from pipeline import card, manifest, model
 from pipeline.calibration import CALIBRATION, probability
 from pipeline.dataset import pixels
-from pipeline.detector import Detector, OpenVinoRuntime, Prediction
+from pipeline.detector import Detector, Prediction
 from pipeline.errors import StageError
 from pipeline.explain import WithEmbedding
 from pipeline.images import read
@@ -28,6 +27,7 @@ from pipeline.package import GOLDEN, PACKAGE, Package, Thresholds, seal, verify
 from pipeline.params import Params
 from pipeline.predictions import measures
 from pipeline.preprocess import Preprocess
+from pipeline.runtime import OpenVinoRuntime, traced
 
 EVALUATION = Path("reports/evaluation.json")
 SCORES = Path("reports/scores.parquet")
@@ -118,14 +118,10 @@ def convert(folder: Path, graph: Path, values: np.ndarray) -> float:
     import openvino
 
     module = WithEmbedding.load(folder)
-    with torch.no_grad(), warnings.catch_warnings():
-        # Tracing fixes the size of the input, which is what is wanted: preprocessing makes no other.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        converted = openvino.convert_model(module, example_input=torch.from_numpy(values[:2]), input=[-1, *values.shape[1:]])
+    with torch.no_grad():
         expected = np.concatenate([module(torch.from_numpy(values[start : start + 16]))[0] for start in range(0, len(values), 16)])
     graph.parent.mkdir(parents=True, exist_ok=True)
-    openvino.save_model(converted, graph, compress_to_fp16=False)
+    openvino.save_model(traced(module, values.shape[-1]), graph, compress_to_fp16=False)
     found, _ = OpenVinoRuntime(graph)(values)
     return float(np.abs(found - expected).max())
 

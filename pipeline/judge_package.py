@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline import curves, model, report, telemetry
+from pipeline import curves, report, telemetry
 from pipeline.calibration import probability
 from pipeline.dataset import pixels
 from pipeline.describe import describe
@@ -26,7 +26,6 @@ from pipeline.metrics import Figure, figure_text
 from pipeline.package import PackageError, verify
 from pipeline.params import Evaluate, ParamsError, load_params
 from pipeline.params_data import FolderSource
-from pipeline.preprocess import Preprocess
 from pipeline.scoring import Subject, labels, score
 from pipeline.sources import listing
 from pipeline.staging import STAGING
@@ -52,10 +51,9 @@ def judge(package: Path, data: Path, out: Path, settings: Evaluate) -> dict[str,
         StageError: if the folder is no labelled folder, or none of its files is an image.
     """
     found = verify(package)
-    preprocess = Preprocess.load(package)
-    subject = Subject(model.load(package / "model"), preprocess, found.meta.temperature, found.meta.thresholds)
+    subject = Subject.of(found)
     table, unreadable = describe_folder(data)
-    scores = score(subject.network, preprocess, pixels(table, preprocess), "score")
+    scores = score(subject.runtime, subject.preprocess, pixels(table, subject.preprocess), "score")
     table = table.assign(part="test", score=scores, probability_fake=probability(scores, subject.temperature))
     result = {"package": found.digest, "unreadable": unreadable, **examine(subject, table, None, settings), "warnings": []}
     if unreadable:

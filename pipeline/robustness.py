@@ -15,6 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from pipeline import model
+from pipeline.calibration import probability
 from pipeline.dataset import pixels
 from pipeline.errors import StageError
 from pipeline.metrics import figures
@@ -182,9 +183,9 @@ def _unit(images: np.ndarray) -> torch.Tensor:
 def _probabilities(subject: Subject, images: torch.Tensor) -> np.ndarray:
     """float (n, 3, size, size) in 0..1, not rounded to bytes -> probabilities of fake (n,)."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (subject.preprocess.mean, subject.preprocess.std))
-    with torch.no_grad():
-        logits = torch.cat([subject.network(pixel_values=part).logits for part in ((images - mean) / std).split(32)])
-    return ((logits[:, 1] - logits[:, 0]) / subject.temperature).sigmoid().double().numpy()
+    values = ((images - mean) / std).numpy()
+    logits = np.concatenate([subject.runtime(values[start : start + 32])[0] for start in range(0, len(values), 32)])
+    return probability(logits[:, 1] - logits[:, 0], subject.temperature)
 
 
 def _short(found: dict[str, np.ndarray]) -> dict[str, float | None]:

@@ -2,18 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from pipeline import model
 from pipeline.calibration import probability
+from pipeline.explain import WithEmbedding
 from pipeline.images import Picture, read
 from pipeline.manifest import LABEL2ID
-from pipeline.package import Thresholds
+from pipeline.package import Package, Thresholds
 from pipeline.preprocess import Preprocess
+from pipeline.runtime import Runtime, runtime
 
 BATCH = 64
 
@@ -23,37 +26,45 @@ class Subject:
     """What is judged. The network is in evaluation mode; temperature and thresholds were chosen before and are not touched."""
 
     network: PreTrainedModel
+    runtime: Runtime
     preprocess: Preprocess
     temperature: float
     thresholds: Thresholds
 
+    @classmethod
+    def of(cls, package: Package) -> Self:
+        """The model of a package."""
+        network, preprocess = model.load(package.path / "model"), Preprocess.load(package.path)
+        running = runtime(WithEmbedding(network).eval(), preprocess.size)
+        return cls(network, running, preprocess, package.meta.temperature, package.meta.thresholds)
+
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 (n, size, size, 3) -> calibrated probabilities of fake, float (n,)."""
-        return probability(score(self.network, self.preprocess, images), self.temperature)
+        return probability(score(self.runtime, self.preprocess, images), self.temperature)
 
 
-def score(network: PreTrainedModel, preprocess: Preprocess, images: np.ndarray, title: str | None = None) -> np.ndarray:
-    """Difference of the logits, fake minus real.
+def score(running: Runtime, preprocess: Preprocess, images: np.ndarray, title: str | None = None) -> np.ndarray:
+    """Difference of the logits, fake minus real, float (n,). See `run`."""
+    logits, _ = run(running, preprocess, images, title)
+    return logits[:, 1] - logits[:, 0]
+
+
+def run(running: Runtime, preprocess: Preprocess, images: np.ndarray, title: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """All images through a network, a batch at a time.
 
     Args:
-        network: in evaluation mode; it runs on a GPU where there is one, and is left on the CPU.
+        running: the network.
         preprocess: of the network.
         images: uint8 (n, size, size, 3).
         title: of a progress bar; without it there is none.
 
     Returns:
-        float (n,).
+        Logits float32 (n, 2) and embeddings float32 (n, d).
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.nn.Module.to(network, device)
-    found = []
-    with torch.inference_mode():
-        for start in tqdm(range(0, len(images), BATCH), desc=title, unit="batch", disable=title is None):
-            values = torch.from_numpy(preprocess.normalise(images[start : start + BATCH])).to(device)
-            logits = network(pixel_values=values).logits.float().cpu().numpy()
-            found.append(logits[:, 1] - logits[:, 0])
-    torch.nn.Module.to(network, "cpu")
-    return np.concatenate(found)
+    starts = tqdm(range(0, len(images), BATCH), desc=title, unit="batch", disable=title is None)
+    found = [running(preprocess.normalise(images[start : start + BATCH])) for start in starts]
+    logits, embeddings = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return logits, embeddings
 
 
 def labels(table: pd.DataFrame) -> np.ndarray:

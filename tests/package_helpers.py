@@ -8,12 +8,13 @@ import pandas as pd
 from PIL import Image
 
 from pipeline import model, params
-from pipeline.detector import Detector, OpenVinoRuntime
+from pipeline.detector import Detector
 from pipeline.export import convert
 from pipeline.images import read
 from pipeline.package import GOLDEN, seal
 from pipeline.predictions import measures
 from pipeline.preprocess import Preprocess
+from pipeline.runtime import OpenVinoRuntime
 
 SIDE = 32
 CONFIG = {"image_size": SIDE, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

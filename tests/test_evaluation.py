@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from pipeline.baselines import baselines
 from pipeline.curves import risk_coverage
 from pipeline.errors import StageError
 from pipeline.evaluate import warnings
-from pipeline.explain import heat_maps
+from pipeline.explain import WithEmbedding, heat_maps
 from pipeline.judge_package import describe_folder
 from pipeline.metrics import group_weights, judge, judge_difference
 from pipeline.package import Thresholds, verify
@@ -28,6 +29,7 @@ from pipeline.params import Bound, Params, load_params
 from pipeline.params import Model as ModelSettings
 from pipeline.preprocess import Preprocess
 from pipeline.robustness import attack, attacked
+from pipeline.runtime import runtime
 from pipeline.scoring import Subject
 from pipeline.slices import slices
 from tests.conftest import ROOT
@@ -51,8 +53,7 @@ def params() -> Params:
 
 @pytest.fixture(scope="module")
 def subject(package: Path) -> Subject:
-    meta = verify(package).meta
-    return Subject(model.load(package / "model"), Preprocess.load(package), meta.temperature, meta.thresholds)
+    return Subject.of(verify(package))
 
 
 @pytest.fixture
@@ -213,7 +214,8 @@ def test_a_map_that_looks_where_the_forgery_is_beats_a_random_one(here: Path, pa
             rows.append(row | {"parents": f"real{index} other" if label == "fake" and index % 2 else ""})
     settings = params.evaluate.model_copy(update={"explain_images": 20})
     thresholds = Thresholds(f1=0.5, fpr1=0.9, fpr5=0.8, real_below=0.4, fake_above=0.6)
-    found = faithfulness.faithfulness(Subject(Corner(), Preprocess(size=SIDE), 1.0, thresholds), pd.DataFrame(rows), settings)
+    subject = Subject(Corner(), runtime(WithEmbedding(Corner()), SIDE), Preprocess(size=SIDE), 1.0, thresholds)
+    found = faithfulness.faithfulness(subject, pd.DataFrame(rows), settings)
     assert found["n"] == found["n_paired"] == found["n_masked"] == 20
     map_ = found["methods"]["grad_cam"]
     assert map_["pointing"]["value"] == 1 and 0.2 < found["random"]["pointing"]["value"] < 0.4  # a quarter, with its soft border
@@ -243,7 +245,7 @@ def test_golden_examples_that_flip_are_listed(subject: Subject, package: Path):
     same = golden.flips(subject, whole)
     assert same["n"] == 4 and same["flips"] == [] and same["broken"] == 0
     cautious = Thresholds(f1=0.5, fpr1=0.9, fpr5=0.8, real_below=0.0, fake_above=0.0001)
-    found = golden.flips(Subject(subject.network, subject.preprocess, subject.temperature, cautious), whole)
+    found = golden.flips(replace(subject, thresholds=cautious), whole)
     was_real = [example for example in whole.golden.values() if example.probability_fake < 0.4]
     assert {flip["now"] for flip in found["flips"]} == {"fake"} and found["broken"] == len(was_real)
     assert len(found["flips"]) == sum(example.probability_fake < 0.6 for example in whole.golden.values())

@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from pipeline.detector import OpenVinoRuntime
 from pipeline.preprocess import Preprocess
+from pipeline.runtime import OpenVinoRuntime
 
 PACKAGE = Path(os.environ["PACKAGE"])
 preprocess, runtime = Preprocess.load(PACKAGE), OpenVinoRuntime(PACKAGE / "graph" / "openvino.xml")
