@@ -13,6 +13,7 @@ from pipeline.params_data import FeedbackSource, FolderSource, HuggingFaceSource
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md"
 UNKNOWN = "no licence lies beside them: ask their makers before passing the package on"
+LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*")
 WEAKEST = 3
 
 
@@ -83,8 +84,12 @@ def _beside(folder: Path) -> str | None:
     """The first line of a licence or a note of the origin in a folder, or None outside one."""
     if not folder.is_dir():
         return None
-    for pattern in ("LICENSE*", "LICENCE*", "COPYING*", "SOURCE*"):
-        for file in sorted(folder.glob(pattern)):
-            if lines := file.read_text(errors="replace").strip().splitlines():
-                return f"{file.name}: {lines[0].strip()}"
+    for file in [*licence_files(folder), *sorted(folder.glob("SOURCE*"))]:
+        if lines := file.read_text(errors="replace").strip().splitlines():
+            return f"{file.name}: {lines[0].strip()}"
     return UNKNOWN
+
+
+def licence_files(folder: Path) -> list[Path]:
+    """Licences and notices in a folder, which a package made from what is there has to carry."""
+    return sorted(file for pattern in LICENCES for file in folder.glob(pattern) if file.is_file())

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.champion_source import ALIAS, Pinned, Registry, Source, UnavailableError, Version
+from pipeline.champion_source import ALIAS, Pinned, Registry, Source, UnavailableError, UntilPromoted, Version
 from pipeline.detector import Detector
+from pipeline.package import STARTER
 from pipeline.tracking import MODEL, tracking_uri
 
 log = logging.getLogger(__name__)
@@ -128,6 +129,8 @@ class Champion:
 def champion(bundled: Path | None = None, version: str = "") -> Champion:
     """What this process serves: UNMASK_PACKAGE, else the package inside the bento, else what MLflow's alias is on.
 
+    Before there was a champion it is the starter, where that lies in the folder.
+
     Args:
         bundled: folder of the package that was packed with the service, if there is one.
         version: its version, if that was packed too.
@@ -140,4 +143,6 @@ def champion(bundled: Path | None = None, version: str = "") -> Champion:
         source = Pinned(bundled, version)
     else:
         source = Registry(tracking_uri(), Path(os.environ.get("UNMASK_VAR", "var")) / "served")
+        if STARTER.is_dir():
+            source = UntilPromoted(source, STARTER)
     return Champion(source, faces=faces)

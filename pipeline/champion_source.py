@@ -18,6 +18,7 @@ from typing import Protocol
 from urllib.parse import urlencode, urlsplit
 
 from pipeline import package
+from pipeline.package import STARTER
 from pipeline.servable import ADVICE, obstacle
 from pipeline.tracking import MODEL
 
@@ -180,6 +181,31 @@ class Registry:
             found.rename(folder)
             _write(note, version)
         return folder
+
+
+class UntilPromoted:
+    """The package that ships, until a version of the registry was served for the first time."""
+
+    def __init__(self, registry: Registry, starter: Path) -> None:
+        self.registry, self.starter = registry, Pinned(starter, STARTER.name)
+
+    def wanted(self) -> Version | None:
+        """The registry's; without one, and if there never was one, the starter. Raises UnavailableError."""
+        found = self.registry.wanted()
+        return found if found or self.registry.last() else self.starter.wanted()
+
+    def last(self) -> Version | None:
+        """See Registry."""
+        return self.registry.last()
+
+    def fetch(self, version: Version) -> Path:
+        """The folder of the version's package."""
+        return (self.starter if version.number == STARTER.name else self.registry).fetch(version)
+
+    def keep(self, version: Version) -> None:
+        """Remember what is being served, unless it is the starter, which is always there."""
+        if version.number != STARTER.name:
+            self.registry.keep(version)
 
 
 def _check(number: int | str, tags: Mapping[str, str]) -> None:

@@ -1,5 +1,6 @@
 """Stage export: the trained model as a package that a server needs nothing else beside."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from pipeline import card, manifest, model
 from pipeline.calibration import CALIBRATION, probability
+from pipeline.card import licence_files
 from pipeline.dataset import pixels
 from pipeline.detector import Detector, Prediction
 from pipeline.errors import StageError
@@ -25,9 +27,13 @@ from pipeline.metrics import figures
 from pipeline.model import TRAINED
 from pipeline.package import GOLDEN, PACKAGE, Package, Thresholds, seal, verify
 from pipeline.params import Params
+from pipeline.params_data import ProceduralSource
 from pipeline.predictions import measures
 from pipeline.preprocess import Preprocess
+from pipeline.rounding import Bfloat16, rounded
 from pipeline.runtime import OpenVinoRuntime, traced
+from pipeline.sources import procedural
+from pipeline.staging import STAGING
 
 EVALUATION = Path("reports/evaluation.json")
 SCORES = Path("reports/scores.parquet")
@@ -71,6 +77,8 @@ def run(params: Params) -> dict[str, Any]:
     )
     scores = pd.read_parquet(SCORES)
     precision = bf16_cost(network, preprocess, scores[scores["part"] == "test"], calibration["temperature"], params.evaluate.seed)
+    for terms in licence_files(Path(params.model.name)):
+        shutil.copyfile(terms, PACKAGE / terms.name)
     meta = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "labels": {str(index): label for index, label in ID2LABEL.items()},
@@ -85,7 +93,7 @@ def run(params: Params) -> dict[str, Any]:
     # The answers that go into the package come from the very detector that will serve it.
     detector = Detector(seal(PACKAGE, meta), OpenVinoRuntime(graph))
     _write_reference(detector, parts["val"], settings.reference, params.evaluate.seed)
-    _write_golden(detector, test, settings.golden)
+    _write_golden(detector, test if settings.golden_from == "test" else _rendered(settings.golden, preprocess.size), settings.golden)
     seal(PACKAGE, meta)
     package = verify(PACKAGE)
     golden = golden_difference(package)
@@ -139,11 +147,10 @@ def bf16_cost(folder: Path, preprocess: Preprocess, test: pd.DataFrame, temperat
         n, auc_drop, ece_rise, and `allowed`, whether both are within MOST_AUC_DROP and MOST_ECE_RISE.
     """
     rows = test.sample(min(PRECISION_IMAGES, len(test)), random_state=seed)
-    network, images = model.load(folder), pixels(rows, preprocess)
-    torch.nn.Module.to(network, torch.bfloat16)
-    with torch.inference_mode():
-        batches = [preprocess.normalise(images[start : start + 32]) for start in range(0, len(images), 32)]
-        logits = torch.cat([network(pixel_values=torch.from_numpy(batch).bfloat16()).logits.float() for batch in batches]).numpy()
+    network, images = rounded(model.load(folder)), pixels(rows, preprocess)
+    batches = [preprocess.normalise(images[start : start + 16]) for start in range(0, len(images), 16)]
+    with torch.no_grad(), Bfloat16():
+        logits = torch.cat([network(pixel_values=torch.from_numpy(batch).bfloat16().float()).logits for batch in batches]).numpy()
     truth = rows["label"].map(LABEL2ID).to_numpy()
     full = figures(truth, probability(rows["score"].to_numpy(), temperature), 0.5)
     half = figures(truth, probability(logits[:, 1] - logits[:, 0], temperature), 0.5)
@@ -169,7 +176,7 @@ def _write_reference(detector: Detector, val: pd.DataFrame, most: int, seed: int
 
 
 def _write_golden(detector: Detector, test: pd.DataFrame, of_each: int) -> None:
-    """Test images of each class with their answers."""
+    """Images of each class with their answers."""
     folder = detector.package.path / GOLDEN
     folder.mkdir()
     chosen = pd.concat([_spread(test[test["label"] == label], of_each) for label in ID2LABEL.values()])
@@ -180,6 +187,14 @@ def _write_golden(detector: Detector, test: pd.DataFrame, of_each: int) -> None:
         shutil.copyfile(path, folder / name)
         listed[name] = {"label": label, "probability_fake": answer.probability_fake}
     (folder / "golden.json").write_text(json.dumps(listed, indent=2) + "\n")
+
+
+def _rendered(of_each: int, size: int) -> pd.DataFrame:
+    """Rendered faces and forgeries of them: image_id, path, label."""
+    thirds = dict.fromkeys(("self_blend", "swap"), 1 / 3) | {"resynthesis": 1 - 2 / 3}
+    source = ProceduralSource(kind="procedural", reals=of_each, size=size, jpeg_quality=(85, 95), generators=thirds)
+    table = procedural.listing(source, STAGING)
+    return table.assign(image_id=[hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in table["file"]], path=table["file"])
 
 
 def _spread(rows: pd.DataFrame, number: int) -> pd.DataFrame:

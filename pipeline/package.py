@@ -13,6 +13,8 @@ META = "package.json"
 FORMAT = 1
 PACKAGE = Path("models/package")
 """Where `dvc repro` leaves the package."""
+STARTER = Path("models/starter")
+"""The package that ships: it answers until one was made."""
 
 GOLDEN = "golden"
 FACES = "faces.onnx"

@@ -80,6 +80,10 @@ class Export(Section):
     golden: int = Field(gt=0, description="golden examples of each class")
     reference: int = Field(gt=0, description="validation images whose embeddings and statistics are the drift reference")
     tolerance: float = Field(gt=0, description="largest difference of a logit between PyTorch and the exported graph")
+    golden_from: Literal["test", "rendered"] = Field(
+        "test", description="golden examples from the test part, or rendered ones, so that no picture of a person leaves with the package"
+    )
+    note: str | None = Field(None, description="said at the head of the model card")
 
 
 class Bound(Section):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pipeline import telemetry
 from pipeline.detector import Detector
 from pipeline.images import ImageError, Picture, read
-from pipeline.package import PACKAGE, PackageError
+from pipeline.package import PACKAGE, STARTER, PackageError
 
 COLUMNS = ("path", "probability_fake", "verdict", "warnings", "error")
 BATCH = 16
@@ -75,7 +75,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.score", description="Score images; one row an input.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image, or folder of images")
-    parser.add_argument("--package", type=Path, default=PACKAGE, help=f"model package (default {PACKAGE})")
+    made = PACKAGE if PACKAGE.is_dir() else STARTER
+    parser.add_argument("--package", type=Path, default=made, help=f"model package (default {PACKAGE}, and {STARTER} before it is made)")
     parser.add_argument("--out", type=Path, help="CSV file to write (default: the terminal)")
     arguments = parser.parse_args()
     telemetry.off()

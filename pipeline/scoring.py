@@ -18,7 +18,8 @@ from pipeline.package import Package, Thresholds
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import Runtime, runtime
 
-BATCH = 64
+BATCH = 16
+"""What the activations of a small vision transformer fit into a processor's cache with."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 
 from pipeline.champion import Champion
-from pipeline.champion_source import KEEP, Pinned, Registry
+from pipeline.champion_source import KEEP, Pinned, Registry, UntilPromoted
 from pipeline.package import GOLDEN, seal, verify
 from tests.package_helpers import META, tiny_package
 from tests.service_helpers import register, wait_for
@@ -110,3 +110,17 @@ def test_a_package_without_golden_examples_is_served(tmp_path, package):
     champion = Champion(Pinned(bare))
     champion.look()
     assert champion.served is not None and champion.trouble is None and verify(bare).golden == {}
+
+
+def test_the_starter_answers_until_the_first_promotion_and_never_after_it(tmp_path, package, new_store):
+    starter = tiny_package(tmp_path / "starter", created="2026-02-03T04:05:06+00:00")
+    store = new_store("mlflow")
+    champion = Champion(UntilPromoted(Registry(store, tmp_path / "served"), starter))
+    champion.look()
+    assert champion.served is not None and champion.served.version == "starter" and champion.trouble is None
+    register(store, package)
+    champion.look()
+    assert champion.served.version == "1"
+    mlflow.MlflowClient(store, store).delete_registered_model_alias("unmask", "champion")
+    champion.look()
+    assert champion.served.version == "1" and champion.trouble is not None and "No model is promoted" in champion.trouble[0]

@@ -96,7 +96,7 @@ function show() {
   for (const button of document.querySelectorAll("[data-card]")) button.disabled = !served;
   if (served) {
     const { megabytes, formats } = served.limits;
-    $("model").textContent = text("modelChip", { version: served.version });
+    $("model").textContent = text(served.version === "starter" ? "starterChip" : "modelChip", { version: served.version });
     $("model").title = date(served.created);
     $("limits").textContent = text("limits", { megabytes, formats: formats.join(", ") });
   }

@@ -65,7 +65,7 @@ function showAnswer(answer) {
   $("warnings").replaceChildren(...answer.warnings.map((name) => element("li", has(`warning_${name}`) ? text(`warning_${name}`) : name)));
   showCredentials(answer.credentials);
   const { version, created, run_id, data_md5, git_commit } = answer.model;
-  $("about").textContent = text("about", { version, date: date(created) });
+  $("about").textContent = text(version === "starter" ? "aboutStarter" : "about", { version, date: date(created) });
   const rows = { version, made: date(created), run: run_id, data: data_md5, commit: git_commit, request: answer.id };
   rows.time = text("milliseconds", { value: Math.round(answer.timing_ms) });
   const known = Object.entries(rows).filter(([, value]) => value);

@@ -45,7 +45,7 @@ function quantile(buckets, share) {
 
 function show() {
   const { model, problem, drift } = known;
-  $("model-version").textContent = model ? text("modelChip", { version: model.version }) : text("noModelTitle");
+  $("model-version").textContent = model ? text(model.version === "starter" ? "starterChip" : "modelChip", { version: model.version }) : text("noModelTitle");
   $("trouble").textContent = model ? model.trouble ?? text("statusWell") : problem ? `${problem.message} ${problem.hint ?? ""}` : "";
   list("model-facts", model ? [[text("made"), date(model.created, true)], [text("statusRuntime"), model.runtime],
     [text("statusFaces"), text(model.face_detector ? "statusFacesOn" : "statusFacesOff")]] : []);

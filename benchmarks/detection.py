@@ -1,0 +1,178 @@
+"""What each part of a recipe buys: one network, one step more a row, judged on forgeries it was shown and on those it was not.
+
+`python -m benchmarks.detection FACES... --model NAME --unseen FOLDER --reals FOLDER` needs hours on a CPU; a row that was finished is not
+run again, one that was cut short goes on. Rows can run side by side: `--rows plain paired` in one terminal, `--rows lora` in another.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from benchmarks.measure import RESULTS, machine
+from pipeline import manifest, model
+from pipeline.calibration import probability
+from pipeline.dataset import pixels
+from pipeline.evaluate import calibrate
+from pipeline.explain import WithEmbedding
+from pipeline.judge_package import describe_folder
+from pipeline.metrics import figure_text, judge
+from pipeline.model import TRAINED
+from pipeline.params import load_params
+from pipeline.preprocess import Preprocess
+from pipeline.robustness import DEGRADATIONS
+from pipeline.runtime import runtime
+from pipeline.scoring import labels, pictures, score
+from pipeline.settings import apply, preset
+
+ROOT = Path(__file__).parent.parent
+LENGTH = {"train.epochs": 2, "train.ema": 0.99}
+"""Of a training in the table; `--epochs` says otherwise."""
+BLENDED = {"share": 0.35, "methods": {"self_blend": 1.0}}
+ROWS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
+    "plain": ("full fine-tune, no pairs, flips alone", ("probe",), {"pairing": False, "rank_weight": 0.0}),
+    "paired": ("+ pairs and their ranking", ("probe",), {}),
+    "degraded": ("+ degradations", ("robust",), {"forge": None}),
+    "blended": ("+ self-blending", ("robust",), {"forge": BLENDED}),
+    "robust": ("+ swap and resynthesis", ("robust",), {}),
+    "layernorm": ("the same, norm layers alone", ("robust", "layernorm"), {}),
+    "lora": ("the same, LoRA", ("robust", "lora"), {}),
+}
+"""Row -> what it adds to the one before, presets, and values of `train`."""
+COLUMNS = {
+    "test": "test AUC",
+    "jpeg40_half": "JPEG 40 at half size",
+    "unseen": "unseen generator, AUC",
+    "reals_fpr": "unseen camera, false positives",
+    "ece": "ECE",
+}
+
+
+def values(row: str, epochs: int | None) -> dict[str, Any]:
+    """What a row writes into params.yaml, dotted key -> value."""
+    _, presets, train = ROWS[row]
+    found = preset("finetune", ROOT / "params.yaml")
+    for name in presets:
+        chosen = preset(name, ROOT / "params.yaml")
+        # Of `probe` a row takes pictures that stay as they are, and flips them.
+        found |= {key: value for key, value in chosen.items() if name != "probe" or key.startswith("augment.")}
+        found |= {"augment.flip": 0.5}
+    found |= LENGTH | {f"train.{key}": value for key, value in train.items()}
+    return found | ({"train.epochs": epochs} if epochs else {})
+
+
+def prepare(work: Path, faces: list[Path], network: str) -> None:
+    """Ingest and split the faces once, for all rows."""
+    work.mkdir(parents=True, exist_ok=True)
+    if (work / "data" / "splits" / "test.parquet").is_file():
+        return
+    shutil.copyfile(ROOT / "params.yaml", work / "params.yaml")
+    sources = [{"kind": "folder", "name": folder.name, "path": str(folder.resolve())} for folder in faces]
+    chosen = {"data.sources": sources, "model.name": network, "model.init": "pretrained", "model.config": {}}
+    apply(preset("finetune", work / "params.yaml") | chosen, work / "params.yaml")
+    for stage in ("ingest", "split"):
+        _stage(stage, work)
+
+
+def train(work: Path, row: str, epochs: int | None) -> Path:
+    """The workspace of a row whose model is trained."""
+    folder = work / "rows" / row
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "data").exists():
+        (folder / "data").symlink_to(Path("../../data"))
+    shutil.copyfile(work / "params.yaml", folder / "params.yaml")
+    apply(values(row, epochs), folder / "params.yaml")
+    _stage("train", folder)
+    return folder
+
+
+def judged(folder: Path, unseen: Path | None, reals: Path | None) -> dict[str, Any]:
+    """The figures of a row's model. Temperature and thresholds come from its validation part."""
+    os.chdir(folder)
+    params = load_params(Path("params.yaml"))
+    network, preprocess = model.load(TRAINED), Preprocess.load(TRAINED)
+    running = runtime(WithEmbedding(network).eval(), preprocess.size)
+    parts = manifest.read_parts()
+    val = parts["val"].assign(score=score(running, preprocess, pixels(parts["val"], preprocess)))
+    temperature, thresholds = calibrate(val, params.evaluate)
+
+    def figures(table: pd.DataFrame, images: np.ndarray, threshold: float) -> dict[str, Any]:
+        found = probability(score(running, preprocess, images), temperature)
+        return judge(labels(table), found, table["group"].to_numpy(), threshold, params.evaluate.bootstrap, params.evaluate.seed)
+
+    test = parts["test"]
+    clean = figures(test, pixels(test, preprocess), thresholds.f1)
+    sent = figures(test, _changed(test, preprocess, "jpeg40_half"), thresholds.f1)
+    result = {"n": len(test), "test": clean["auc"], "f1": clean["f1"], "ece": clean["ece"], "jpeg40_half": sent["auc"]}
+    if unseen:
+        result["unseen"] = figures(*_folder(unseen, preprocess), thresholds.f1)["auc"]
+    if reals:
+        result["reals_fpr"] = figures(*_folder(reals, preprocess), thresholds.fpr5)["fpr"]
+    training = json.loads(Path("reports/train.json").read_text())
+    kept = ("seconds", "parameters", "trained_parameters", "lr")
+    return result | {key: training[key] for key in kept} | {"val_auc": [epoch["val_auc"] for epoch in training["epochs"]]}
+
+
+def _folder(folder: Path, preprocess: Preprocess) -> tuple[pd.DataFrame, np.ndarray]:
+    table, _ = describe_folder(folder)
+    return table, pixels(table, preprocess)
+
+
+def _changed(table: pd.DataFrame, preprocess: Preprocess, name: str) -> np.ndarray:
+    change = DEGRADATIONS[name]
+    return np.stack([preprocess.pixels(change(picture.rgb)) for picture in tqdm(pictures(table), desc=name, unit="image")])
+
+
+def _stage(name: str, folder: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    subprocess.run([sys.executable, "-m", f"pipeline.{name}"], cwd=folder, env=environment, check=True)
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    lines = ["| recipe | " + " | ".join(COLUMNS.values()) + " | moved weights | minutes |", "| --- |" + " --- |" * (len(COLUMNS) + 2)]
+    for name, (title, _, _) in ROWS.items():
+        if found := rows.get(name):
+            cells = [figure_text(found[column]) if column in found else "trained on" for column in COLUMNS]
+            lines.append(f"| {title} | {' | '.join(cells)} | {found['trained_parameters']:,} | {found['seconds'] / 60:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.detection", description=__doc__)
+    parser.add_argument("faces", nargs="+", type=Path, help="labelled folders to train and test on")
+    parser.add_argument("--model", required=True, help="hub name or folder of a pretrained network")
+    parser.add_argument("--unseen", type=Path, help="labelled folder of a generator that is not trained on")
+    parser.add_argument("--reals", type=Path, help="folder of real faces from a camera that is not trained on")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--epochs", type=int, help=f"instead of {LENGTH['train.epochs']}")
+    parser.add_argument("--name", default="ablation", help="of the table")
+    parser.add_argument("--work", type=Path, default=Path("var/detection"), help="folder for data, models and checkpoints")
+    arguments = parser.parse_args()
+    network = str(Path(arguments.model).resolve()) if Path(arguments.model).is_dir() else arguments.model
+    unseen, reals = (folder.resolve() if folder else None for folder in (arguments.unseen, arguments.reals))
+    work: Path = (arguments.work / arguments.name).resolve()
+    prepare(work, arguments.faces, network)
+    for row in arguments.rows:
+        done = work / "rows" / f"{row}.json"
+        if not done.is_file():
+            found = judged(train(work, row, arguments.epochs), unseen, reals)
+            done.write_text(json.dumps(found, indent=2) + "\n")
+    found = {row: work / "rows" / f"{row}.json" for row in ROWS}
+    finished = {row: json.loads(path.read_text()) for row, path in found.items() if path.is_file()}
+    content = {"faces": [folder.name for folder in arguments.faces], "rows": finished, "machine": machine()}
+    (RESULTS / f"detection-{arguments.name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    print(table(finished))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Whether training waits for anything but the network: seconds a step beside a bare PyTorch loop of the same network on one batch.
+
+`python -m benchmarks.training FACES --model NAME`. Both take turns in one process, and the median of the steps counts. Results:
+benchmarks/results/training.json.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import TrainerCallback
+
+from benchmarks.detection import ROOT, prepare
+from benchmarks.measure import record
+from pipeline import manifest, model, train, tuning
+from pipeline.params import Params, load_params
+from pipeline.settings import apply, preset
+
+WARM_UP = 3
+"""Steps of each turn that do not count."""
+
+
+class Clock(TrainerCallback):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the time."""
+        self.ends.append(time.monotonic())
+
+
+def bare(params: Params, steps: int) -> list[float]:
+    """Seconds of each step of a loop that has its batch already."""
+    torch.manual_seed(0)
+    network, processor = model.build(params.model)
+    tuning.prepare(network, params.train)
+    side = train.Preprocess.from_processor(processor).size
+    values, labels = torch.randn(params.train.batch_size, 3, side, side), torch.tensor([0, 1] * (params.train.batch_size // 2))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
+    network.train()
+    found = []
+    for _ in range(steps):
+        start = time.monotonic()
+        logits = network(pixel_values=values).logits
+        score = logits[:, 1] - logits[:, 0]
+        loss = functional.cross_entropy(logits, labels) + params.train.rank_weight * functional.softplus(score[0::2] - score[1::2]).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(time.monotonic() - start)
+    return found[WARM_UP:]
+
+
+def ours(params: Params, steps: int) -> list[float]:
+    """Seconds of each step of the stage `train`, with decoded images, pairs, augmentation and what is written down."""
+    parts = manifest.read_parts()
+    reals = parts["train"][parts["train"]["label"] == "real"].head(steps * params.train.batch_size // 2)
+    parts["train"] = parts["train"][parts["train"]["group"].isin(reals["group"])]
+    clock = Clock()
+    shutil.rmtree(train.CHECKPOINTS, ignore_errors=True)
+    train.fit(params, parts, callbacks=[clock])
+    return [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)][WARM_UP : steps - 1]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
+    parser.add_argument("faces", type=Path, help="labelled folder")
+    parser.add_argument("--model", required=True, help="hub name or folder of a pretrained network")
+    parser.add_argument("--preset", default="finetune", help="of params.yaml")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--turns", type=int, default=2)
+    arguments = parser.parse_args()
+    network = str(Path(arguments.model).resolve()) if Path(arguments.model).is_dir() else arguments.model
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        prepare(work, [arguments.faces], network)
+        chosen = preset(arguments.preset, ROOT / "params.yaml") | {"train.epochs": 1, "model.name": network, "model.config": {}}
+        apply(chosen, work / "params.yaml")
+        os.chdir(work)
+        params = load_params(Path("params.yaml"))
+        steps: dict[str, list[float]] = {"bare": [], "ours": []}
+        for _ in range(arguments.turns):
+            steps["bare"] += bare(params, arguments.steps)
+            steps["ours"] += ours(params, arguments.steps)
+        os.chdir(ROOT)
+    seconds = {name: round(median(found), 4) for name, found in steps.items()}
+    ratio = round(seconds["ours"] / seconds["bare"], 4)
+    batch = params.train.batch_size
+    record("training", {arguments.preset: {"network": Path(network).name, "batch": batch, "seconds_a_step": seconds, "ratio": ratio}})
+    print(f"bare loop {seconds['bare']:.3f} s a step, stage train {seconds['ours']:.3f} s: {ratio:.3f} times")
+
+
+if __name__ == "__main__":
+    main()
