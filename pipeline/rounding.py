@@ -16,7 +16,9 @@ class Bfloat16(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation."""
-        return tree_map_only(torch.Tensor, _round, func(*args, **(kwargs or {})))
+        result = func(*args, **(kwargs or {}))
+        # A view shows values that were rounded when they were made.
+        return result if func.is_view else tree_map_only(torch.Tensor, _round, result)
 
 
 def rounded(network: torch.nn.Module) -> torch.nn.Module:
@@ -28,5 +30,5 @@ def rounded(network: torch.nn.Module) -> torch.nn.Module:
 
 
 def _round(tensor: torch.Tensor) -> torch.Tensor:
-    # In place: the result of an operation may be a view of a tensor that is used again, whose values are rounded already.
+    # In place, as an operation that changes its argument has to.
     return tensor.copy_(tensor.bfloat16()) if tensor.dtype == torch.float32 else tensor
