@@ -28,6 +28,7 @@ from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, Trai
 from pipeline import features, manifest, model, params, tuning
 from pipeline.dataset import Pairs, Singles, collate, pixels, sheet
 from pipeline.errors import StageError
+from pipeline.memory import keep_freed
 from pipeline.metrics import figures
 from pipeline.model import TRAINED
 from pipeline.preprocess import Preprocess
@@ -110,6 +111,7 @@ def _fit(
     callbacks: Sequence[TrainerCallback],
 ) -> Trained | None:
     recipe = settings.train
+    keep_freed()
     cv2.setNumThreads(0)  # pictures are small, and a process that prepares batches may not wait for threads that it has not inherited
     set_seed(recipe.seed)
     network, processor = model.build(settings.model)
@@ -125,7 +127,7 @@ def _fit(
         load_model(moving, checkpoint / WEIGHTS)
         log.info("going on from %s", checkpoint)
 
-    rate = learning_rate(recipe, network)
+    rate = tuning.learning_rate(recipe, network)
     history = History(folder, record, pairs)
     average = Average(moving, recipe.ema, checkpoint) if recipe.ema else None
     trainer = PairTrainer(
@@ -183,18 +185,6 @@ def _examples(
 
 def _pairing(recipe: params.Train) -> tuple[bool, int, Any]:
     return recipe.pairing, recipe.seed, recipe.forge
-
-
-def learning_rate(recipe: params.Train, network: nn.Module) -> float:
-    """The rate of the settings; `auto` is 1100 / parameters within 1e-5..1e-3: what fits ViT-tiny (2e-4) and ViT-base (1.3e-5).
-
-    Where few weights move they are moved faster: 3e-4 for norm layers (GenD) and LoRA, 1e-3 for a head alone.
-    """
-    if recipe.lr != "auto":
-        return recipe.lr
-    if recipe.tune in ("layernorm", "lora", "head"):
-        return 1e-3 if recipe.tune == "head" else 3e-4
-    return float(np.clip(1100 / sum(weight.numel() for weight in network.parameters()), 1e-5, 1e-3))
 
 
 def bf16_is_native() -> bool:

@@ -29,6 +29,7 @@ from pipeline.params import Bound, Params, load_params
 from pipeline.params import Model as ModelSettings
 from pipeline.preprocess import Preprocess
 from pipeline.robustness import attack, attacked
+from pipeline.rounding import Bfloat16, rounded
 from pipeline.runtime import runtime
 from pipeline.scoring import Subject
 from pipeline.slices import slices
@@ -291,3 +292,15 @@ def test_a_folder_of_reals_alone_has_the_figures_that_are_defined(package: Path,
     assert found["test"]["fpr"]["value"] is not None and found["test"]["auc"]["value"] is None and found["explanation"] is None
     json.loads((here / "out/evaluation.json").read_text(), parse_constant=lambda text: pytest.fail(text))
     assert "not defined" in (here / "out/evaluation.html").read_text()
+
+
+def test_bfloat16_by_rounding_is_as_far_from_32_bits_as_the_real_one(package: Path):
+    values = torch.randn(16, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        full = model.load(package / "model")(pixel_values=values).logits
+        real = model.load(package / "model").to(torch.bfloat16)(pixel_values=values.bfloat16()).logits.float()
+        network = rounded(model.load(package / "model"))
+        with Bfloat16():
+            found = network(pixel_values=values.bfloat16().float()).logits
+    assert torch.equal(found, found.bfloat16().float())
+    assert 0 < (found - full).abs().mean() < 3 * (real - full).abs().mean()
