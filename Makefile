@@ -5,10 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-SERVICE_PORT ?= 3000
-MLFLOW_PORT ?= 5000
-PREFECT_PORT ?= 4200
-export SERVICE_PORT MLFLOW_PORT PREFECT_PORT
+# Settings and secrets of this machine, where there are any: deploy/env.example. The environment comes before the file.
+WITH_ENV := $(if $(wildcard .env),dotenv run --no-override --)
 export PATH := $(abspath $(BIN)):$(PATH)
 # Hub downloads, telemetry and progress bars of the tools: pipeline/telemetry.py says which are off.
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -37,15 +35,14 @@ $(STAMP): requirements.lock pyproject.toml
 run: $(STAMP)  ## The whole loop: data to bento. DATA=folder MODEL=name-or-folder SET="key=value ..." for your own
 	@$(if $(strip $(DATA)$(MODEL)$(SET)),python -m pipeline.settings $(if $(DATA),finetune --data '$(DATA)') $(if $(MODEL),--model '$(MODEL)') $(foreach pair,$(SET),-S '$(pair)'))
 	@mkdir -p $(PREFECT_HOME)
-	@python -m flows.run
+	@$(WITH_ENV) python -m flows.run
 
 serve: $(STAMP)  ## Serve the champion on SERVICE_PORT (3000)
-	@python -m flows.ports SERVICE_PORT
-	@bentoml serve service:Unmask --host 127.0.0.1 --port $(SERVICE_PORT)
+	@port=$$($(WITH_ENV) python -m flows.ports SERVICE_PORT) && exec $(WITH_ENV) bentoml serve service:Unmask --host 127.0.0.1 --port $$port
 
 up: $(STAMP)  ## MLflow, Prefect, a worker with all deployments, and the service, under one supervisor
 	@mkdir -p $(PREFECT_HOME)
-	@python -m flows.up
+	@$(WITH_ENV) python -m flows.up
 
 test: $(STAMP)  ## Run the tests, but for those that take minutes each
 	@python -m pytest $(ARGS)

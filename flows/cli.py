@@ -1,4 +1,4 @@
-"""`unmask`: the state of everything in one screen, and the way back. Everything else is done in MLflow, Prefect or with `make`."""
+"""`unmask`: the state of everything in one screen, the way back, and copies. Everything else is done in MLflow, Prefect or with `make`."""
 
 import argparse
 import getpass
@@ -12,9 +12,10 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from dotenv import load_dotenv
 from mlflow.exceptions import MlflowException
 
-from flows import notifications, promotion, registry
+from flows import backup, notifications, promotion, registry
 from flows.ports import HOST, PORTS
 from pipeline import feedback, labelling, lineage, predictions
 from pipeline.errors import StageError
@@ -26,6 +27,8 @@ VERBS = {
     "status": "what there is, and what is served",
     "rollback": "make the version before the champion again",
     "forget": "delete what is kept of an answer",
+    "backup": "write the whole state into one file",
+    "restore": "put the state of such a file in place",
 }
 HISTORY = "Older versions of the data in DVC's cache and remotes still have the image: `dvc gc` deletes those that no branch needs."
 
@@ -116,13 +119,18 @@ def forget(id: str) -> dict[str, int]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="unmask", description="The state of the loop, the way back, and forgetting.")
+    load_dotenv(".env")  # as `make` does it; what the environment says already stays
+    parser = argparse.ArgumentParser(prog="unmask", description="The state of the loop, the way back, forgetting, and copies.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, text in VERBS.items():
         verb = verbs.add_parser(name, help=text, description=text)
         verb.add_argument("--json", action="store_true", help="for programs")
         if name == "forget":
             verb.add_argument("id", metavar="ID", help="of the answer, as the service gave it")
+        if name in ("backup", "restore"):
+            verb.add_argument("file", metavar="FILE", type=Path, help="a tar.gz archive")
+        if name == "restore":
+            verb.add_argument("--force", action="store_true", help="let the state that is here go")
     arguments = parser.parse_args()
     found: dict[str, Any]
     try:
@@ -132,14 +140,27 @@ def main() -> None:
         elif arguments.verb == "forget":
             found = forget(arguments.id)
             text = f"deleted: {', '.join(f'{number} {what}' for what, number in found.items() if number)}. {HISTORY}"
+        elif arguments.verb == "backup":
+            found = backup.backup(arguments.file)
+            text = f"{arguments.file}: {_kept(found)}"
+        elif arguments.verb == "restore":
+            found = backup.restore(arguments.file, arguments.force)
+            bring = "dvc pull" if "cache" in found["elsewhere"] else "dvc checkout"
+            text = f"as it was at {found['made']}: {_kept(found)}\nNext: {bring}, make up"
         else:
             found = rollback()
             text = f"champion: version {found['to']} (was {found['from'] or 'none'}). The service follows within seconds."
-    except StageError as error:
+    except (StageError, OSError) as error:
         sys.exit(f"error: {error}")
     except MlflowException as error:
         sys.exit(f"error: MLflow at {tracking_uri()}: {str(error).splitlines()[0]}. Start it (make up), or check MLFLOW_TRACKING_URI.")
     print(json.dumps(found, indent=2) if arguments.json else text)
+
+
+def _kept(found: dict[str, Any]) -> str:
+    """What an archive holds, and what it leaves where it is."""
+    held = ", ".join([*(f"database {name}" for name in found["databases"]), *found["files"]])
+    return "; ".join([held, *(f"{name} stays at {place}" for name, place in found["elsewhere"].items())])
 
 
 def _version(found: registry.Version | None) -> dict[str, Any] | None:

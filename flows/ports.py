@@ -12,20 +12,25 @@ HOOK = {"HOOK_PORT": 3100}
 """The same for the receiver of MLflow's webhooks, which runs where a secret is set."""
 
 
-def free(name: str) -> int:
-    """The port that the variable names. Ends the process with a message if it is no port, or taken."""
+def number(name: str) -> int:
+    """The port that the variable names. Ends the process with a message if it is no port."""
     value = os.environ.get(name) or str((PORTS | HOOK)[name])
     if not value.isdecimal() or not 0 < int(value) < 65536:
         sys.exit(f"error: {name}={value} is not a port: a number from 1 to 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, int(value)))
-        except OSError as error:
-            sys.exit(f"error: port {value} cannot be used ({error.strerror}); stop what listens there, or choose another with {name}=...")
     return int(value)
 
 
+def free(name: str) -> int:
+    """The same, and ends the process with a message if the port is taken."""
+    port = number(name)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            sys.exit(f"error: port {port} cannot be used ({error.strerror}); stop what listens there, or choose another with {name}=...")
+    return port
+
+
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        free(argument)
+    print(free(sys.argv[1]))

@@ -11,6 +11,7 @@ from honcho.manager import Manager
 from flows import hook
 from flows.deployments import POOL
 from flows.ports import HOOK, HOST, PORTS, free
+from flows.state import ARTIFACTS, BACKEND
 
 WELCOME = """Prefect  http://{host}:{PREFECT_PORT}
 MLflow   http://{host}:{MLFLOW_PORT}
@@ -21,6 +22,14 @@ export PREFECT_API_URL=http://{host}:{PREFECT_PORT}/api MLFLOW_TRACKING_URI=http
 prefect deployment run train/default
 """
 
+DEFAULTS = {
+    BACKEND: "sqlite:///mlflow.db",
+    ARTIFACTS: "./mlartifacts",
+    # Jobs are a feature of MLflow that nothing here uses; their workers would take 2 GB.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
+"""Where MLflow's server keeps things, unless the environment says otherwise."""
+
 
 def main() -> None:
     """Start everything; end when one of the processes ends."""
@@ -28,7 +37,8 @@ def main() -> None:
     ports = {name: free(name) for name in (PORTS | HOOK if secret else PORTS)}
     uris = {"MLFLOW_TRACKING_URI": f"http://{HOST}:{ports['MLFLOW_PORT']}", "PREFECT_API_URL": f"http://{HOST}:{ports['PREFECT_PORT']}/api"}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    environment = os.environ | uris | (hook.mlflow_environment(secret) if secret else {}) | {"PATH": path, "PYTHONUNBUFFERED": "1"}
+    stores = {name: os.environ.get(name) or value for name, value in DEFAULTS.items()}
+    environment = os.environ | stores | uris | (hook.mlflow_environment(secret) if secret else {}) | {"PATH": path, "PYTHONUNBUFFERED": "1"}
     manager = Manager()
     for name, command in commands(ports).items():
         manager.add_process(name, command, env=environment)
@@ -43,10 +53,10 @@ def commands(ports: Mapping[str, int]) -> dict[str, str]:
     # MLflow takes some seconds to start: its client tries again, waiting twice as long each time.
     receiver = f"MLFLOW_HTTP_REQUEST_MAX_RETRIES=7 exec {python} -m flows.hook {ports['HOOK_PORT']}" if "HOOK_PORT" in ports else None
     return ({"hook": receiver} if receiver else {}) | {
-        # Jobs are a feature of MLflow that nothing here uses; their workers would take 2 GB.
-        "mlflow": f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec {python} -m mlflow server --host {HOST} --port {ports['MLFLOW_PORT']} "
-        "--workers 1 --backend-store-uri sqlite:///mlflow.db --artifacts-destination ./mlartifacts "
-        "--uvicorn-opts '--log-level warning'",  # the service asks for the alias once a second
+        # Where it keeps things is in its environment: a command line with a password is seen by everybody on the machine.
+        # The service asks for the alias once a second, which is not worth a line of the log each.
+        "mlflow": f"exec {python} -m mlflow server --host {HOST} --port {ports['MLFLOW_PORT']} --workers 1 "
+        "--uvicorn-opts '--log-level warning'",
         "prefect": f"exec {python} -m prefect server start --host {HOST} --port {ports['PREFECT_PORT']}",
         "worker": f"{python} -m flows.deployments && "
         f"exec {python} -m prefect worker start --pool {POOL} --type process --install-policy never",

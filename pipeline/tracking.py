@@ -1,4 +1,4 @@
-"""Where runs are recorded: the MLflow server that MLFLOW_TRACKING_URI names, or a SQLite file in the project's folder."""
+"""Where runs are recorded: an MLflow server, or a SQLite file in the project's folder."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,11 @@ MODEL = "unmask"
 
 def tracking_uri() -> str:
     """The address of the MLflow store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    if os.environ.get("MLFLOW_BACKEND_STORE_URI"):  # the server's own store: only the server of this machine is asked
+        return f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT') or 5000}"
+    return f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
 def connect(experiment: str = EXPERIMENT) -> str:

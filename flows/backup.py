@@ -1,0 +1,250 @@
+"""`unmask backup` and `unmask restore`: the state of a project as one archive, and back.
+
+What lies in a bucket stays there: the artifacts of MLflow on S3, the data on a DVC remote. Their provider keeps the copies.
+"""
+
+import filecmp
+import gzip
+import io
+import json
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, closing, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flows import postgres
+from flows.ports import HOST, PORTS, number
+from flows.state import State, here
+from pipeline.errors import StageError
+from pipeline.lineage import lineage
+
+FORMAT = 1
+INDEX = "backup.json"
+"""Last in the archive: one that was cut off has none."""
+
+MADE_AGAIN = ("checkpoints", "served")
+"""Folders of var that are worth no room: what they hold is made or downloaded again."""
+
+IN_GIT = ("params.yaml", "dvc.lock")
+SQLITE = b"SQLite format 3\0"
+BESIDE = ("-wal", "-shm", "-journal")
+"""What SQLite keeps beside a database while somebody writes to it."""
+
+
+def backup(file: Path) -> dict[str, Any]:
+    """Write the state into a new file that only its owner can read. The servers may go on meanwhile.
+
+    Returns:
+        The index of the archive: `made`, `folder`, `git_commit`, `files`, `databases`, and `elsewhere`: what stays in a bucket.
+
+    Raises:
+        StageError: if the file exists or lies in what is backed up, a database does not answer, or `dvc push` fails.
+    """
+    state = here()
+    if file.exists():
+        raise StageError(f"{file} exists already: give the backup a new name")
+    if inside := [name for name, place in state.files.items() if file.resolve().is_relative_to(place.resolve())]:
+        raise StageError(f"{file} lies in {inside[0]}, which is backed up itself: choose another folder")
+    found = {name: place for name, place in state.files.items() if place.exists()}
+    elsewhere = dict(state.elsewhere)
+    if state.remote and found.pop("cache", None):
+        _push()
+        elsewhere["cache"] = f"DVC remote {state.remote}"
+    index = {"format": FORMAT, "made": datetime.now(UTC).isoformat(timespec="seconds"), "folder": str(Path.cwd())}
+    index |= {"git_commit": lineage()["git_commit"], "databases": sorted(state.databases), "files": sorted(found), "elsewhere": elsewhere}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".backup-", dir=file.parent) as folder:
+        part, copy = Path(folder) / "archive", Path(folder) / "copy"
+        # The compression is of little use, but its checksum tells a damaged archive from a whole one.
+        with tarfile.open(part, "w:gz", compresslevel=1, dereference=True) as archive:
+            for name, url in state.databases.items():
+                postgres.dump(url, copy)
+                archive.add(copy, f"{name}.dump")
+            for name, place in found.items():
+                _add(archive, place, name, copy)
+            _add_index(archive, index)
+        part.chmod(0o600)
+        part.rename(file)
+    return index
+
+
+def restore(file: Path, force: bool = False) -> dict[str, Any]:
+    """Put the state of an archive in place of what is here. If that fails, what was here is put back.
+
+    Args:
+        file: what `backup` wrote. Whoever wrote it is trusted: it holds what Prefect will run.
+        force: whether state that is here may go.
+
+    Returns:
+        The index of the archive.
+
+    Raises:
+        StageError: if a server runs, the archive is not whole or does not fit the settings, there is state already, or a database
+            does not answer.
+    """
+    state = here()
+    for name in PORTS:
+        with closing(socket.socket()) as probe:
+            if probe.connect_ex((HOST, number(name))) == 0:
+                raise StageError(f"something listens on port {number(name)} ({name}): stop the servers before a restore")
+    staging = Path(tempfile.mkdtemp(prefix=".restore-", dir=Path.cwd()))
+    with ExitStack() as tidy:
+        tidy.callback(shutil.rmtree, staging, ignore_errors=True)
+        index = _unpack(file, staging / "new")
+        _check_fit(index, state, file)
+        if not force and (taken := list(_taken(index, state, staging / "new"))):
+            raise StageError(f"there is state already: {', '.join(taken)}. Move it away, or let it go with --force")
+        if "mlflow.db" in index["files"]:
+            _relocate(staging / "new" / "mlflow.db", Path(index["folder"]), Path.cwd())
+        undo = ExitStack()
+        try:
+            _put(index, state, staging, undo)
+        except BaseException as error:
+            try:
+                undo.close()
+            except Exception as second:
+                tidy.pop_all()
+                raise StageError(f"{error}. What was here could not be put back ({second}): it is in {staging}/old") from error
+            raise
+    return index
+
+
+def _put(index: dict[str, Any], state: State, staging: Path, undo: ExitStack) -> None:
+    """Each step leaves behind in `undo` how it is taken back."""
+    new, old = staging / "new", staging / "old"
+    old.mkdir()
+
+    def move(source: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(source, target)
+        undo.callback(shutil.move, target, source)
+
+    for name in index["databases"]:
+        postgres.dump(state.databases[name], old / f"{name}.dump")
+        postgres.load(state.databases[name], new / f"{name}.dump")
+        undo.callback(postgres.load, state.databases[name], old / f"{name}.dump")
+    for name in index["files"]:
+        place = state.files[name]
+        if (new / name).is_dir():  # entry by entry: the folder itself may be a mounted disk
+            place.mkdir(parents=True, exist_ok=True)
+            for entry in list(place.iterdir()):
+                move(entry, old / name / entry.name)
+            for entry in list((new / name).iterdir()):
+                move(entry, place / entry.name)
+        else:
+            for present in (place, *(place.with_name(place.name + suffix) for suffix in BESIDE)):
+                if present.exists():
+                    move(present, old / name / present.name)
+            move(new / name, place)
+
+
+def _add(archive: tarfile.TarFile, place: Path, name: str, copy: Path) -> None:
+    """Add a file, or a folder with what is in it. SQLite's databases are copied as they are between two transactions."""
+    left_out = MADE_AGAIN if name == "var" else ()
+    for path in [place, *(sorted(_below(place, left_out)) if place.is_dir() else [])]:
+        member = name if path == place else f"{name}/{path.relative_to(place).as_posix()}"
+        with suppress(FileNotFoundError):  # it went while we were at it
+            if path.is_file() and _is_sqlite(path):
+                with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as out:
+                    source.backup(out)
+                shutil.copymode(path, copy)
+                archive.add(copy, member)
+                copy.unlink()
+            elif path.is_dir() or path.is_file():
+                archive.add(path, member, recursive=False)
+
+
+def _below(folder: Path, left_out: Collection[str]) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        beside = next((path.with_name(path.name.removesuffix(suffix)) for suffix in BESIDE if path.name.endswith(suffix)), None)
+        if path.relative_to(folder).parts[0] not in left_out and not (beside and beside.is_file() and _is_sqlite(beside)):
+            yield path
+
+
+def _is_sqlite(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(SQLITE)) == SQLITE
+
+
+def _add_index(archive: tarfile.TarFile, index: dict[str, Any]) -> None:
+    content = json.dumps(index, indent=2).encode()
+    member = tarfile.TarInfo(INDEX)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def _unpack(file: Path, folder: Path) -> dict[str, Any]:
+    """Unpack the whole archive into a new folder, and nothing outside of it. Returns its index."""
+    try:
+        with gzip.open(file) as packed:
+            with tarfile.open(fileobj=packed, mode="r|") as archive:
+                archive.extractall(folder, filter="data")
+            while packed.read(1 << 20):  # to the end, where the checksum is
+                pass
+        index: dict[str, Any] = json.loads((folder / INDEX).read_text())
+    except FileNotFoundError as error:
+        what = "does not exist" if not file.exists() else f"is no whole backup: it has no {error.filename and Path(error.filename).name}"
+        raise StageError(f"{file} {what}") from None
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
+        raise StageError(f"{file} cannot be restored: {error}") from None
+    if index.get("format") != FORMAT:
+        raise StageError(
+            f"{file} has the format {index.get('format')}, this release reads {FORMAT}: restore it with the release that wrote it"
+        )
+    return index
+
+
+def _relocate(database: Path, old: Path, new: Path) -> None:
+    """Without a server MLflow notes the whole path of each artifact: have it name the folder that the project is in now."""
+    before, after = f"{old.as_uri()}/", f"{new.as_uri()}/"
+    columns = "SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table'"
+    with closing(sqlite3.connect(database)) as connection, connection:
+        for table, column in connection.execute(columns).fetchall():
+            change = f'UPDATE "{table}" SET "{column}" = ? || substr("{column}", ?) WHERE substr("{column}", 1, ?) = ?'  # noqa: S608
+            connection.execute(change, (after, len(before) + 1, len(before), before))
+
+
+def _check_fit(index: dict[str, Any], state: State, file: Path) -> None:
+    if wrong := sorted(set(index["databases"]) - set(state.databases)) or sorted(set(index["files"]) - set(state.files)):
+        raise StageError(
+            f"{file} holds {', '.join(wrong)}, for which the settings here name no such place. "
+            "Set the stores (.env) as they were when it was made; a database moves between SQLite and Postgres by no backup"
+        )
+    for name, place in index["elsewhere"].items():
+        if name in state.elsewhere and state.elsewhere[name] != place:
+            raise StageError(f"{file} counts on {name} at {place}; the settings here name {state.elsewhere[name]}")
+
+
+def _taken(index: dict[str, Any], state: State, new: Path) -> Iterator[str]:
+    """What a restore would overwrite, and git does not keep."""
+    for name in index["databases"]:
+        if postgres.tables(state.databases[name]):
+            yield f"database {name}"
+    for name in index["files"]:
+        place = state.files[name]
+        if place.is_dir():
+            there = any(path.is_file() for path in place.rglob("*"))
+        else:
+            there = place.is_file() and not filecmp.cmp(place, new / name, shallow=False)
+        if there and not (name in IN_GIT and _committed(name)):
+            yield str(place)
+
+
+def _committed(name: str) -> bool:
+    done = subprocess.run(["git", "status", "--porcelain", "--", name], text=True, capture_output=True)
+    return done.returncode == 0 and not done.stdout
+
+
+def _push() -> None:
+    done = subprocess.run([sys.executable, "-m", "dvc", "push", "--quiet"], text=True, capture_output=True)
+    if done.returncode:
+        raise StageError(f"dvc push, so that the remote holds all data: {done.stderr.strip()}")

@@ -1,0 +1,218 @@
+"""Everything is made, copied, wiped and put back: what people see afterwards is what they saw before."""
+
+import io
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import tarfile
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from flows import backup, cli, promotion, registry
+from pipeline import feedback
+from pipeline.champion_source import Registry
+from pipeline.errors import StageError
+from tests.conftest import ROOT, run
+from tests.package_helpers import tiny_package
+from tests.service_helpers import free_port
+
+PORTS = ("MLFLOW_PORT", "PREFECT_PORT", "SERVICE_PORT")
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a registered champion, a record of its promotion, feedback, answers, Prefect's database and DVC's cache."""
+    folder = tmp_path_factory.mktemp("origin") / "project"
+    folder.mkdir()
+    shutil.copy(ROOT / "params.yaml", folder)
+    (folder / ".gitignore").write_text("/mlflow.db\n/mlartifacts/\n/var/\n/reports/\n")
+    run(folder, "git", "init", "--quiet")
+    run(folder, sys.executable, "-m", "dvc", "init", "--quiet")
+    (folder / "dvc.yaml").write_text("stages: {ingest: {cmd: mkdir -p data/raw && echo face > data/raw/a, outs: [data/raw]}}\n")
+    run(folder, sys.executable, "-m", "dvc", "repro", "--quiet")
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "start")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        alone(patch)
+        registered(folder, folder.parent)
+    with closing(sqlite3.connect(made(folder / "var/prefect/prefect.db"))) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("CREATE TABLE flow_run (name)")
+        database.commit()
+    made(folder / "var/served/1/weights").write_text("downloaded again")
+    made(folder / "reports/train.json").write_text('{"run_id": "0123"}')
+    return folder
+
+
+@pytest.fixture
+def project(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Its copy, of a test's own."""
+    folder = shutil.copytree(origin, tmp_path / "project")
+    backup._relocate(folder / "mlflow.db", origin, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name in PORTS:
+        monkeypatch.setenv(name, str(free_port()))
+    alone(monkeypatch)
+    return folder
+
+
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in the environment says where the state lies."""
+    for name in ("MLFLOW_BACKEND_STORE_URI", "UNMASK_VAR", "PREFECT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # and not taken away: MLflow's client sets it, and that has to be undone
+
+
+def registered(folder: Path, scratch: Path) -> None:
+    package = tiny_package(scratch / "package")
+    experiment = registry.connect()
+    client = registry.MlflowClient()
+    client.create_registered_model("unmask")
+    run_id = client.create_run(experiment).info.run_id
+    client.log_artifacts(run_id, str(package), "package")
+    uri = client.get_run(run_id).info.artifact_uri
+    client.create_model_version("unmask", f"{uri}/package", run_id, tags={"gate": "passed", "package": "a digest"})
+    version = registry.known(1)
+    assert version
+    registry.move("champion", version)
+    promotion.record(version, "Ada")
+    said = {"id": "an answer", "label": "real", "version": "1", "verdict": "fake", "probability_fake": 0.9}
+    feedback.record(folder / "var" / feedback.FOLDER, **said, image=b"a picture")
+
+
+def made(file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
+def wipe(folder: Path) -> None:
+    for name in ("mlartifacts", "var", "reports", ".dvc/cache", "data"):
+        shutil.rmtree(folder / name)
+    (folder / "mlflow.db").unlink()
+
+
+def unmask(*arguments: str, ok: bool = True) -> dict:
+    done = subprocess.run([sys.executable, "-m", "flows.cli", *arguments, "--json"], text=True, capture_output=True, env=dict(os.environ))
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return json.loads(done.stdout) if ok else {"error": done.stderr}
+
+
+def test_what_was_wiped_is_as_before(project: Path, tmp_path: Path):
+    before, served = cli.status(), Registry(f"sqlite:///{project}/mlflow.db", tmp_path / "cache").wanted()
+    assert before["champion"]["version"] == 1 and before["last_promotion"]["by"] == "Ada" and before["data_version"]
+    file = tmp_path / "kept" / "monday.tar.gz"
+    with closing(sqlite3.connect("var/prefect/prefect.db")) as server:
+        server.execute("INSERT INTO flow_run VALUES ('committed')")
+        server.commit()
+        server.execute("INSERT INTO flow_run VALUES ('half done')")  # a server that is at work
+        made_of = unmask("backup", str(file))
+    assert made_of["elsewhere"] == {} and file.stat().st_mode & 0o077 == 0
+    assert [entry.name for entry in file.parent.iterdir()] == [file.name]
+
+    wipe(project)
+    unmask("restore", str(file))
+    assert unmask("status") == before
+    with closing(sqlite3.connect("var/prefect/prefect.db")) as server:
+        assert server.execute("SELECT name FROM flow_run").fetchall() == [("committed",)]
+    source = Registry(f"sqlite:///{project}/mlflow.db", tmp_path / "cache")
+    assert source.wanted() == served and served is not None
+    assert (source.fetch(served) / "card.md").is_file()
+    assert [said.id for said in feedback.read(project / "var" / feedback.FOLDER)] == ["an answer"]
+    assert not (project / "var/served").exists()
+    run(project, sys.executable, "-m", "dvc", "checkout", "--quiet")
+    assert (project / "data/raw/a").read_text() == "face\n"
+    assert not list(project.glob(".restore-*"))
+
+
+def test_a_project_moves_to_another_folder(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    backup.backup(tmp_path / "a.tar.gz")
+    shutil.copytree(project, tmp_path / "moved", ignore=shutil.ignore_patterns("mlflow.db", "mlartifacts", "var", "reports", "cache"))
+    shutil.rmtree(project)
+    monkeypatch.chdir(tmp_path / "moved")
+    backup.restore(tmp_path / "a.tar.gz")
+    source = Registry(f"sqlite:///{tmp_path}/moved/mlflow.db", tmp_path / "cache")
+    version = source.wanted()
+    assert version is not None and (source.fetch(version) / "card.md").is_file()
+
+
+def test_state_that_is_here_goes_only_with_force(project: Path, tmp_path: Path):
+    file = tmp_path / "a.tar.gz"
+    backup.backup(file)
+    (project / "params.yaml").write_text("# changed by hand\n")
+    (project / "var/promotions.jsonl").unlink()
+    said = unmask("restore", str(file), ok=False)["error"]
+    assert said.startswith("error: there is state already") and "--force" in said and "params.yaml" in said and "var" in said
+    assert "dvc.lock" not in said  # git has it
+    assert not promotion.history() and (project / "params.yaml").read_text() == "# changed by hand\n"
+    with pytest.raises(StageError, match="exists already"):
+        backup.backup(file)
+    backup.restore(file, force=True)
+    assert promotion.history()[-1]["by"] == "Ada" and "changed" not in (project / "params.yaml").read_text()
+
+
+def test_a_restore_that_fails_half_way_changes_nothing(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "a.tar.gz"
+    backup.backup(file)
+    made(project / "var/feedback/later").write_text("later")
+    everything = content(project)
+    move, moved = shutil.move, []
+
+    def full_disk(source: Path, target: Path) -> None:
+        moved.append(target)
+        if len(moved) == 8:
+            raise OSError(28, "No space left on device")
+        move(source, target)
+
+    monkeypatch.setattr(shutil, "move", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        backup.restore(file, force=True)
+    assert content(project) == everything
+
+
+def test_a_running_server_and_a_wrong_archive_are_refused(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "a.tar.gz"
+    backup.backup(file)
+    everything = content(project)
+    whole = file.read_bytes()
+    cut, damaged = tmp_path / "cut.tar.gz", tmp_path / "damaged.tar.gz"
+    cut.write_bytes(whole[: len(whole) // 2])
+    damaged.write_bytes(whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:])  # in the checksum
+    outside = tmp_path / "outside.tar.gz"
+    with tarfile.open(outside, "w:gz") as archive:
+        for name in ("../escaped", backup.INDEX):
+            member = tarfile.TarInfo(name)
+            member.size = 2
+            archive.addfile(member, io.BytesIO(b"{}"))
+    (tmp_path / "text.tar.gz").write_text("no archive")
+    for name in ("cut", "damaged", "outside", "text", "missing"):
+        with pytest.raises(StageError, match=name):
+            backup.restore(tmp_path / f"{name}.tar.gz", force=True)
+    assert not (tmp_path / "escaped").exists() and not (project / "escaped").exists()
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "postgresql://unmask@localhost/mlflow")
+    with pytest.raises(StageError, match=r"holds mlflow\.db"):
+        backup.restore(file, force=True)
+    monkeypatch.delenv("MLFLOW_BACKEND_STORE_URI")
+    with socket.create_server(("127.0.0.1", int(os.environ["PREFECT_PORT"]))), pytest.raises(StageError, match="PREFECT_PORT"):
+        backup.restore(file, force=True)
+    assert content(project) == everything
+
+
+def test_data_on_a_remote_is_pushed_and_stays_there(project: Path, tmp_path: Path):
+    run(project, sys.executable, "-m", "dvc", "remote", "add", "-d", "storage", str(tmp_path / "remote"))
+    made_of = backup.backup(tmp_path / "a.tar.gz")
+    assert made_of["elsewhere"] == {"cache": "DVC remote storage"} and "cache" not in made_of["files"]
+    assert any(path.is_file() for path in (tmp_path / "remote").rglob("*"))
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    """Every file, but for what git and DVC keep for themselves."""
+    paths = {path: path.relative_to(folder).parts for path in folder.rglob("*") if path.is_file()}
+    return {path: path.read_bytes() for path, parts in paths.items() if parts[0] != ".git" and parts[:2] != (".dvc", "tmp")}
