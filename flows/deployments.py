@@ -11,6 +11,9 @@ from flows.automation import retrain_on_drift
 from pipeline.params import load_params
 
 POOL = "unmask"
+TRAIN_POOL = "UNMASK_TRAIN_POOL"
+"""The work pool of `train` and `tune`, where those have machines of their own."""
+
 WAIT_SECONDS = 180
 
 
@@ -19,8 +22,9 @@ def main() -> None:
     _wait()
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     subprocess.run([*prefect, "work-pool", "create", POOL, "--type", "process", "--overwrite"], check=True)
-    # prefect.yaml takes the schedule from the environment, so that params.yaml is the one place where it is set.
-    subprocess.run([*prefect, "deploy", "--all"], check=True, env=os.environ | {"UNMASK_DRIFT_CRON": load_params().drift.cron})
+    # prefect.yaml takes these from the environment, so that there is one place where each is set.
+    settings = {"UNMASK_DRIFT_CRON": load_params().drift.cron, TRAIN_POOL: os.environ.get(TRAIN_POOL) or POOL}
+    subprocess.run([*prefect, "deploy", "--all"], check=True, env=os.environ | settings)
     with get_client(sync_client=True) as client:
         retrain_on_drift(client.read_deployment_by_name("train/default").id)
 

@@ -113,7 +113,7 @@ def test_what_was_wiped_is_as_before(project: Path, tmp_path: Path):
         server.execute("INSERT INTO flow_run VALUES ('committed')")
         server.commit()
         server.execute("INSERT INTO flow_run VALUES ('half done')")  # a server that is at work
-        made_of = unmask("backup", str(file))
+        made_of = backup.backup(file)
     assert made_of["elsewhere"] == {} and file.stat().st_mode & 0o077 == 0
     assert [entry.name for entry in file.parent.iterdir()] == [file.name]
 

@@ -1,0 +1,193 @@
+"""What deploy/ promises, as far as it can be known without an engine that runs it."""
+
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dotenv import dotenv_values
+
+from flows.deployments import POOL
+from flows.state import ARTIFACTS, BACKEND, PREFECT
+from pipeline import telemetry
+from serving.settings import PREFIX, Settings
+from tests.conftest import ROOT
+
+DEPLOY = ROOT / "deploy"
+EXAMPLE = dotenv_values(DEPLOY / "env.example")
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+KUSTOMIZATION = yaml.safe_load((DEPLOY / "kubernetes/kustomization.yaml").read_text())
+MANIFESTS = [manifest for name in KUSTOMIZATION["resources"] for manifest in yaml.safe_load_all((DEPLOY / "kubernetes" / name).read_text())]
+DEPLOYMENTS = {manifest["metadata"]["name"]: manifest["spec"]["template"] for manifest in MANIFESTS if manifest["kind"] == "Deployment"}
+PODS = {name: template["spec"] for name, template in DEPLOYMENTS.items()}
+UNITS = {path.stem: path.read_text() for path in (DEPLOY / "systemd").glob("*.service")}
+OURS = ("mlflow", "prefect", "worker", "service")
+SECRET = re.compile(r"PASSWORD|SECRET|KEY|AUTH_STRING|CONNECTION_URL|STORE_URI")
+
+
+def commands() -> dict[str, str]:
+    """Every command that a unit, a container or a pod is started with, a word apart."""
+    found = {f"systemd {name} {number}": line for name, text in UNITS.items() for number, line in enumerate(started(text))}
+    found |= {f"compose {name}": " ".join(COMPOSE["services"][name]["command"]) for name in OURS}
+    for name, pod in PODS.items():
+        found[f"kubernetes {name}"] = " ".join(pod["containers"][0].get("command", []) + pod["containers"][0]["args"])
+    found["Dockerfile"] = " ".join(json.loads((DEPLOY / "Dockerfile").read_text().rpartition("CMD ")[2]))
+    return found
+
+
+def started(unit: str) -> list[str]:
+    return [line.partition("=")[2].replace("/opt/unmask/.venv/bin/", "") for line in unit.splitlines() if line.startswith("ExecStart")]
+
+
+@pytest.mark.parametrize("place", commands())
+def test_what_is_started_exists(place: str):
+    shell = commands()[place].removeprefix("sh -c ")
+    scripts = {entry.name for entry in entry_points(group="console_scripts")}
+    for command in shell.split(" && "):
+        program, *words = command.removeprefix("exec ").split()
+        if program == "python":
+            assert words[0] == "-m" and importlib.util.find_spec(words[1]), command
+        else:
+            assert program in scripts, command
+        if program == "bentoml":
+            assert words[:2] == ["serve", "service:Unmask"]
+        if "--pool" in words:
+            assert words[words.index("--pool") + 1] == POOL
+
+
+@pytest.mark.parametrize("command", ["mlflow server", "prefect server start", "prefect worker start", "bentoml serve"])
+def test_their_options_exist(command: str):
+    used = {
+        word for line in commands().values() for part in line.split(" && ") if command in part for word in re.findall(r"--[a-z-]+", part)
+    }
+    called = [sys.executable, "-m", *command.split(), "--help"]
+    printed = subprocess.run(called, text=True, capture_output=True, check=True, env=os.environ | {"COLUMNS": "200"}).stdout
+    assert used and not [option for option in used if option not in printed]
+
+
+def test_one_file_names_every_setting():
+    assert {BACKEND, ARTIFACTS, PREFECT[1], "UNMASK_API_KEYS"} <= set(EXAMPLE)
+    assert not [name for name, value in EXAMPLE.items() if value and SECRET.search(name) and "PASSWORD" not in value]
+    fields = {PREFIX + field.upper() for field in Settings.model_fields}
+    interpolated = set(re.findall(r"\$\{([A-Z_0-9]+)", (DEPLOY / "compose.yaml").read_text()))
+    assert interpolated - set(EXAMPLE) == {"UNMASK_IMAGE", "SERVICE_ADDRESS"}  # which have a default
+    keys = {
+        value["valueFrom"]["secretKeyRef"]["key"] for pod in PODS.values() for value in environment(pod).values() if "valueFrom" in value
+    }
+    assert keys <= set(EXAMPLE) and "UNMASK_API_KEYS" in keys & fields
+    for name in (".env", "deploy/.env"):
+        assert subprocess.run(["git", "check-ignore", "--quiet", name], cwd=ROOT).returncode == 0
+
+
+def environment(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {value["name"]: value for container in containers(pod) for value in container.get("env", [])}
+
+
+def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_containers_are_hardened(name: str):
+    service = COMPOSE["services"][name]
+    assert service["read_only"] and service["cap_drop"] == ["ALL"] and "no-new-privileges:true" in service["security_opt"]
+    assert not re.match(r"0|root", service["user"]) and service["tmpfs"]
+    assert service["healthcheck"]["test"][0] == "CMD"
+    assert {"cpus", "memory", "pids"} <= set(service["deploy"]["resources"]["limits"])
+    for port in service.get("ports", []):
+        assert port.startswith(("127.0.0.1:", "${SERVICE_ADDRESS:-127.0.0.1}:"))
+    for variable, value in service.get("environment", {}).items():
+        assert not SECRET.search(variable) or value.startswith("${"), variable
+    assert name in ("postgres", "minio") or "profiles" not in service
+
+
+def test_the_service_has_keys_and_no_other_secret():
+    composed = COMPOSE["services"]["service"]["environment"]
+    assert composed["UNMASK_API_KEYS"].startswith("${UNMASK_API_KEYS:?")
+    assert [name for name in composed if SECRET.search(name)] == ["UNMASK_API_KEYS"]
+    pod = PODS["service"]
+    assert [name for name, value in environment(pod).items() if "valueFrom" in value] == ["UNMASK_API_KEYS"]
+    assert not any("envFrom" in container for container in pod["containers"])
+    unset = " ".join(line for line in UNITS["unmask-service"].splitlines() if line.startswith("UnsetEnvironment="))
+    named = {name for name in EXAMPLE if SECRET.search(name)} - {"UNMASK_API_KEYS"}
+    assert named <= set(unset.replace("UnsetEnvironment=", "").split())
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_pods_are_hardened(name: str):
+    pod = PODS[name]
+    assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["enableServiceLinks"] is False and pod["automountServiceAccountToken"] is False
+    for container in containers(pod):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert {"cpu", "memory"} <= set(container["resources"]["limits"])
+        assert {mount["name"] for mount in container["volumeMounts"]} <= {volume["name"] for volume in pod["volumes"]}
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert pod["containers"][0][probe]["httpGet"]["port"] == pod["containers"][0]["ports"][0]["containerPort"]
+    for variable, value in environment(pod).items():
+        assert not SECRET.search(variable) or "secretKeyRef" in value["valueFrom"], variable
+
+
+def test_pods_fit_together():
+    probes = PODS["service"]["containers"][0]
+    assert (probes["livenessProbe"]["httpGet"]["path"], probes["readinessProbe"]["httpGet"]["path"]) == ("/livez", "/readyz")
+    claims = {manifest["metadata"]["name"] for manifest in MANIFESTS if manifest["kind"] == "PersistentVolumeClaim"}
+    used = {volume["persistentVolumeClaim"]["claimName"] for pod in PODS.values() for volume in pod["volumes"] if "emptyDir" not in volume}
+    assert used == claims
+    for manifest in MANIFESTS:
+        if manifest["kind"] == "Service":
+            port = PODS[manifest["spec"]["selector"]["app"]]["containers"][0]["ports"][0]["containerPort"]
+            assert manifest["spec"]["ports"] == [{"port": port, "targetPort": port}]
+    policies = {manifest["metadata"]["name"]: manifest["spec"] for manifest in MANIFESTS if manifest["kind"] == "NetworkPolicy"}
+    assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    assert set(policies) == {"default-deny", "mlflow", "prefect", "service"} and "Egress" in policies["service"]["policyTypes"]
+
+
+def test_the_image_is_nobodys_root_and_says_nothing_home():
+    text = (DEPLOY / "Dockerfile").read_text()
+    assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
+    assert not [f"{name}={value}" for name, value in telemetry.OFF.items() if f"{name}={value}" not in text]
+    common = (DEPLOY / "systemd/unmask-.service.d/common.conf").read_text()
+    assert not [f"{name}={value}" for name, value in telemetry.OFF.items() if f"{name}={value}" not in common]
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().split("\n")
+    assert ignored[1] == "*" and not [name for name in ignored if name.startswith("!") and not (ROOT / name[1:]).exists()]
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="needs kubectl")
+def test_kustomize_builds_all_of_it():
+    built = subprocess.run(["kubectl", "kustomize", DEPLOY / "kubernetes"], text=True, capture_output=True, check=True).stdout
+    found = list(yaml.safe_load_all(built))
+    assert len(found) == len(MANIFESTS)
+    assert all(manifest["metadata"].get("namespace") == "unmask" for manifest in found if manifest["kind"] != "Namespace")
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd")
+def test_systemd_takes_the_units(tmp_path: Path):
+    shutil.copytree(DEPLOY / "systemd", tmp_path / "units")
+    for file in (tmp_path / "units").rglob("*.*"):
+        if file.is_file():  # /opt/unmask is not on this machine; its programs are here
+            file.write_text(
+                file.read_text().replace("/opt/unmask/.venv/bin", str(Path(sys.executable).parent)).replace("=unmask\n", "=root\n")
+            )
+    units = sorted(path.name for path in (tmp_path / "units").iterdir() if path.is_file())
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *units],
+        cwd=tmp_path / "units",
+        text=True,
+        capture_output=True,
+        env=os.environ | {"SYSTEMD_UNIT_PATH": f"{tmp_path}/units:"},
+    )
+    ours = [line for line in done.stderr.splitlines() if "unmask" in line]
+    assert not ours, done.stderr
