@@ -25,7 +25,7 @@ from tests.store_helpers import BIN, postgres, sql
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(BIN is None, reason="needs Postgres: apt-get install postgresql")]
 WITH_ENV = (sys.executable, "-m", "dotenv", "run", "--no-override", "--")
-STORES = ("MLFLOW_", "PREFECT_API_", "PREFECT_SERVER_D", "AWS_")
+STORES = ("MLFLOW_BACKEND", "MLFLOW_ARTIFACTS", "MLFLOW_TRACKING", "PREFECT_API_", "PREFECT_SERVER_API", "PREFECT_SERVER_DATABASE", "AWS_")
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,8 @@ def test_the_loop_runs_on_postgres_and_s3_and_comes_back_from_a_backup(project: 
             "MLFLOW_BACKEND_STORE_URI": f"postgresql://{place}/mlflow",
             "MLFLOW_ARTIFACTS_DESTINATION": "s3://unmask/mlflow",
             "PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{place}/prefect",
+            "PREFECT_SERVER_API_AUTH_STRING": "unmask:secret",
+            "PREFECT_API_AUTH_STRING": "unmask:secret",
             "AWS_ENDPOINT_URL": endpoint,
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "secret",
@@ -121,7 +123,8 @@ def test_the_loop_runs_on_postgres_and_s3_and_comes_back_from_a_backup(project: 
         with up(project):
             assert status() == before
             wait_for(lambda: httpx.get(f"{service}/readyz").status_code == 200)
-            runs = httpx.post(f"{api}/flow_runs/filter", json={}).json()
+            assert httpx.post(f"{api}/flow_runs/filter", json={}).status_code == 401
+            runs = httpx.post(f"{api}/flow_runs/filter", json={}, auth=("unmask", "secret")).json()
             assert any(run["name"] and run["state_type"] == "COMPLETED" for run in runs)
         # Once more, over what is there, and with a table of a newer release.
         sql(databases["mlflow"], "CREATE TABLE newer (id int)")
