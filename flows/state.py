@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.request import url2pathname
 
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 from pipeline.errors import StageError
 from pipeline.tracking import tracking_uri
@@ -39,7 +40,7 @@ def here() -> State:
     """The state of the project in this folder.
 
     Raises:
-        StageError: if a database is neither SQLite nor Postgres.
+        StageError: if a database is neither SQLite nor Postgres, or its address cannot be read.
     """
     prefect = next((os.environ[name] for name in PREFECT if os.environ.get(name)), "")
     home = Path(os.environ.get("PREFECT_HOME") or "var/prefect").expanduser()
@@ -48,7 +49,10 @@ def here() -> State:
         "mlflow": os.environ.get(BACKEND) or ("sqlite:///mlflow.db" if recorded.startswith("http") else recorded),
         "prefect": prefect or f"sqlite:///{home / 'prefect.db'}",
     }
-    urls = {name: make_url(uri) for name, uri in uris.items()}
+    try:
+        urls = {name: make_url(uri) for name, uri in uris.items()}
+    except (ArgumentError, ValueError):  # whose words would show the password
+        raise StageError(f"one of {BACKEND} and {PREFECT[1]} is no address like postgresql://USER:PASSWORD@HOST/NAME") from None
     for name, url in urls.items():
         if url.get_backend_name() not in ("sqlite", "postgresql"):
             raise StageError(f"the database of {name} is of the kind {url.get_backend_name()}: only SQLite and Postgres can be backed up")
