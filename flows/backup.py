@@ -34,6 +34,8 @@ INDEX = "backup.json"
 MADE_AGAIN = ("checkpoints", "served")
 """Folders of var that are worth no room: what they hold is made or downloaded again."""
 
+MADE_BY_SYSTEM = "lost+found"
+ROOM = ".restore-"
 IN_GIT = ("params.yaml", "dvc.lock")
 SQLITE = b"SQLite format 3\0"
 BESIDE = ("-wal", "-shm", "-journal")
@@ -96,60 +98,76 @@ def restore(file: Path, force: bool = False) -> dict[str, Any]:
         with closing(socket.socket()) as probe:
             if probe.connect_ex((HOST, number(name))) == 0:
                 raise StageError(f"something listens on port {number(name)} ({name}): stop the servers before a restore")
-    staging = Path(tempfile.mkdtemp(prefix=".restore-", dir=Path.cwd()))
     with ExitStack() as tidy:
-        tidy.callback(shutil.rmtree, staging, ignore_errors=True)
-        index = _unpack(file, staging / "new")
+        staging = _room(Path.cwd(), tidy)
+        index = _unpack(file, staging)
         _check_fit(index, state, file)
-        if not force and (taken := list(_taken(index, state, staging / "new"))):
+        if not force and (taken := list(_taken(index, state, staging))):
             raise StageError(f"there is state already: {', '.join(taken)}. Move it away, or let it go with --force")
         if "mlflow.db" in index["files"]:
-            _relocate(staging / "new" / "mlflow.db", Path(index["folder"]), Path.cwd())
+            _relocate(staging / "mlflow.db", Path(index["folder"]), Path.cwd())
+        rooms = {}
+        for name in index["files"]:  # into its own folder, which may be a mounted disk: from there it takes its place in no time
+            folder = state.files[name] if (staging / name).is_dir() else state.files[name].parent
+            rooms[name] = _room(folder, tidy)
+            shutil.move(staging / name, rooms[name] / "new")
         undo = ExitStack()
         try:
-            _put(index, state, staging, undo)
+            _put_databases(index, state, staging, undo)
+            _put_files(rooms, state, undo)
         except BaseException as error:
             try:
                 undo.close()
             except Exception as second:
                 tidy.pop_all()
-                raise StageError(f"{error}. What was here could not be put back ({second}): it is in {staging}/old") from error
+                raise StageError(f"{error}. What was here could not be put back ({second}): it is in the folders {ROOM}*") from error
             raise
     return index
 
 
-def _put(index: dict[str, Any], state: State, staging: Path, undo: ExitStack) -> None:
+def _room(folder: Path, tidy: ExitStack) -> Path:
+    """A new folder inside of `folder`, until `tidy` is closed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    room = Path(tempfile.mkdtemp(prefix=ROOM, dir=folder))
+    tidy.callback(shutil.rmtree, room, ignore_errors=True)
+    return room
+
+
+def _put_databases(index: dict[str, Any], state: State, staging: Path, undo: ExitStack) -> None:
     """Each step leaves behind in `undo` how it is taken back."""
-    new, old = staging / "new", staging / "old"
-    old.mkdir()
+    for name in index["databases"]:
+        url, old = state.databases[name], staging / f"old-{name}.dump"
+        postgres.dump(url, old)
+        postgres.load(url, staging / f"{name}.dump")
+        undo.callback(postgres.load, url, old)
+
+
+def _put_files(rooms: dict[str, Path], state: State, undo: ExitStack) -> None:
+    """The same for files: what is here goes into the folder `old` of each room, what is in `new` comes out."""
 
     def move(source: Path, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(source, target)
-        undo.callback(shutil.move, target, source)
+        source.rename(target)
+        undo.callback(target.rename, source)
 
-    for name in index["databases"]:
-        postgres.dump(state.databases[name], old / f"{name}.dump")
-        postgres.load(state.databases[name], new / f"{name}.dump")
-        undo.callback(postgres.load, state.databases[name], old / f"{name}.dump")
-    for name in index["files"]:
-        place = state.files[name]
-        if (new / name).is_dir():  # entry by entry: the folder itself may be a mounted disk
-            place.mkdir(parents=True, exist_ok=True)
+    for name, room in rooms.items():
+        place, new, old = state.files[name], room / "new", room / "old"
+        old.mkdir()
+        if new.is_dir():  # entry by entry: a disk that is mounted here cannot be moved
             for entry in list(place.iterdir()):
-                move(entry, old / name / entry.name)
-            for entry in list((new / name).iterdir()):
+                if entry != room and entry.name != MADE_BY_SYSTEM:
+                    move(entry, old / entry.name)
+            for entry in list(new.iterdir()):
                 move(entry, place / entry.name)
         else:
             for present in (place, *(place.with_name(place.name + suffix) for suffix in BESIDE)):
                 if present.exists():
-                    move(present, old / name / present.name)
-            move(new / name, place)
+                    move(present, old / present.name)
+            move(new, place)
 
 
 def _add(archive: tarfile.TarFile, place: Path, name: str, copy: Path) -> None:
     """Add a file, or a folder with what is in it. SQLite's databases are copied as they are between two transactions."""
-    left_out = MADE_AGAIN if name == "var" else ()
+    left_out = (MADE_BY_SYSTEM, *(MADE_AGAIN if name == "var" else ()))
     for path in [place, *(sorted(_below(place, left_out)) if place.is_dir() else [])]:
         member = name if path == place else f"{name}/{path.relative_to(place).as_posix()}"
         with suppress(FileNotFoundError):  # it went while we were at it
