@@ -113,7 +113,7 @@ def test_the_loop_runs_on_postgres_and_s3_and_comes_back_from_a_backup(project: 
             call(sys.executable, "-m", "prefect", "deployment", "run", "train/default", "--watch", PREFECT_API_URL=api)
             body = {"name": "unmask", "alias": "champion", "version": "1"}
             httpx.post(f"{mlflow}/api/2.0/mlflow/registered-models/alias", json=body).raise_for_status()
-            wait_for(lambda: answers(f"{service}/readyz"))
+            wait_for(lambda: httpx.get(f"{service}/readyz").json().get("version") == "1", seconds=120)
             before = status()
             call(sys.executable, "-m", "flows.cli", "backup", str(tmp_path / "backup.tar.gz"))
         assert any("/package/" in key for key in keys("mlflow/")) and keys("data/files/md5/")
@@ -126,7 +126,8 @@ def test_the_loop_runs_on_postgres_and_s3_and_comes_back_from_a_backup(project: 
         shutil.rmtree(project / "var")
         shutil.rmtree(project / "reports")
         call(sys.executable, "-m", "flows.cli", "restore", str(tmp_path / "backup.tar.gz"))
-        with up(project, lambda: answers(f"{service}/readyz") and answers(f"{api}/health")):
+        with up(project, lambda: all(map(answers, (f"{mlflow}/health", f"{api}/health", f"{service}/livez")))):
+            wait_for(lambda: httpx.get(f"{service}/readyz").json().get("version") == "1", seconds=120)
             assert status() == before
             assert httpx.post(f"{api}/flow_runs/filter", json={}).status_code == 401
             runs = httpx.post(f"{api}/flow_runs/filter", json={}, auth=("unmask", "secret")).json()
