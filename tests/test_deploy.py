@@ -165,6 +165,20 @@ def test_the_image_is_nobodys_root_and_says_nothing_home():
     assert ignored[1] == "*" and not [name for name in ignored if name.startswith("!") and not (ROOT / name[1:]).exists()]
 
 
+def test_training_pods_are_hardened_like_the_others():
+    template = json.loads((DEPLOY / "kubernetes/job-template.json").read_text())
+    manifest = template["job_configuration"]["job_manifest"]["spec"]["template"]
+    pod, worker = manifest["spec"], PODS["worker"]
+    assert {"parallelism", "completions"} <= set(pod)  # Prefect refuses a template without them
+    for name in ("securityContext", "enableServiceLinks", "automountServiceAccountToken"):
+        assert pod[name] == worker[name]
+    assert pod["containers"][0]["securityContext"] == worker["containers"][0]["securityContext"]
+    assert pod["containers"][0]["volumeMounts"] == worker["containers"][0]["volumeMounts"]
+    assert manifest["metadata"]["labels"]["app"] == "flow-run" and "flow-run" in (DEPLOY / "kubernetes/network.yaml").read_text()
+    used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
+    assert used == set(template["variables"]["properties"])
+
+
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="needs kubectl")
 def test_kustomize_builds_all_of_it():
     built = subprocess.run(["kubectl", "kustomize", DEPLOY / "kubernetes"], text=True, capture_output=True, check=True).stdout
