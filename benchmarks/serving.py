@@ -68,10 +68,8 @@ class Running:
 
 
 @contextmanager
-def running(
-    arguments: list[str], package: Path, question: Callable[[int], bytes] = lambda port: upload(port, photograph(SIDE, 0)), **environment: str
-) -> Iterator[Running]:
-    """A service of its own, until the block ends; it begins when the request that `question` makes for the port gets a 200."""
+def running(arguments: list[str], package: Path, question: Callable[[int], bytes] | None = None, **environment: str) -> Iterator[Running]:
+    """A service of its own, until the block ends; it begins when a picture, or what `question` asks of the port, gets a 200."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
@@ -81,7 +79,7 @@ def running(
         with (Path(folder) / "log").open("w+") as log:
             process = subprocess.Popen(command, cwd=ROOT, env=os.environ | own | environment, stdout=log, stderr=log)
             try:
-                wait_until_ready(port, process, question(port))
+                wait_until_ready(port, process, question(port) if question else upload(port, photograph(SIDE, 0)))
                 yield Running(port, psutil.Process(process.pid))
             except RuntimeError as error:
                 log.seek(0)

@@ -2,10 +2,11 @@
 
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from pipeline.runtime import compiled
 
 if TYPE_CHECKING:
     import openvino
@@ -30,18 +31,15 @@ class Explanation:
 class GraphAttention:
     """The attention inside an exported graph, compiled a second time: its outputs would cost every verdict time and memory."""
 
-    def __init__(self, graph: Path) -> None:
-        """`graph` is the .xml file; its .bin lies beside it."""
+    def __init__(self, graph: "openvino.Model") -> None:
+        """`graph` is the whole network's, of which the parts up to the attention are compiled; the weights are shared."""
         import openvino
 
-        core = openvino.Core()
-        network = core.read_model(graph)
-        layers = [found for node in network.get_ordered_ops() if (found := _weights(node)) is not None]
+        layers = [found for node in graph.get_ordered_ops() if (found := _weights(node)) is not None]
         self._lock = threading.Lock()
         self._layers = len(layers)
         if layers:
-            looking = openvino.Model(layers, network.get_parameters(), "attention")
-            self._model = core.compile_model(looking, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            self._model = compiled(openvino.Model(layers, graph.get_parameters(), "attention"))
 
     def __call__(self, values: np.ndarray) -> Explanation | None:
         """The rollout of one input, float32 (1, 3, size, size); None where the network's attention does not go over all places."""

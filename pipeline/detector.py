@@ -19,6 +19,7 @@ from pipeline.overlay import region
 from pipeline.package import FACES, GRAPH, Package, PackageError, Thresholds, verify
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import OpenVinoRuntime, Runtime, TorchRuntime, has_gpu
+from pipeline.runtime import read as read_graph
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -223,7 +224,8 @@ class Detector:
         """The heat map of one input. What it takes is read at the first one: a verdict needs neither its memory nor its seconds."""
         with self._loading:
             if self._attention is None:
-                self._attention = GraphAttention(self.package.path / GRAPH)
+                served = self.runtime.graph if isinstance(self.runtime, OpenVinoRuntime) else None
+                self._attention = GraphAttention(served or read_graph(self.package.path / GRAPH))
         found = self._attention(values)
         return found if found is not None else self._look_with_gradients(values)
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from pipeline import model
 from pipeline.attention import Explanation, over_all, patches, rollout, scaled
-from pipeline.manifest import LABEL2ID
+from pipeline.labels import LABEL2ID
 
 
 class WithEmbedding(nn.Module):

@@ -21,8 +21,8 @@ from pipeline.detector import Detector, Prediction
 from pipeline.errors import StageError
 from pipeline.explain import WithEmbedding
 from pipeline.images import read
+from pipeline.labels import ID2LABEL, LABEL2ID
 from pipeline.lineage import lineage
-from pipeline.manifest import ID2LABEL, LABEL2ID
 from pipeline.metrics import figures
 from pipeline.model import TRAINED
 from pipeline.package import GOLDEN, GRAPH, PACKAGE, Package, Thresholds, seal, verify
