@@ -203,7 +203,7 @@ def _json(body: BaseModel) -> Response:
 async def _deadline(context: Context) -> AsyncGenerator[None, None]:
     seconds = context.settings.timeout
     try:
-        with anyio.fail_after(seconds):
+        async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
         raise ApiError("timeout", f"No answer within {seconds:g} seconds", "Try again later, or send a smaller picture.") from None

@@ -1,9 +1,9 @@
 """Multipart forms, bounded while they are received and kept in memory: no picture touches the disk, no name steers a path."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-import anyio
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -50,7 +50,7 @@ async def form(request: Request, settings: Settings, example: str, most_files: i
     parser = MultiPartParser(request.headers, bounded(), max_files=most_files + 8, max_fields=32)
     parser.spool_max_size = limit
     try:
-        with anyio.fail_after(settings.upload_timeout):
+        async with asyncio.timeout(settings.upload_timeout):
             read = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
