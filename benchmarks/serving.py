@@ -68,8 +68,8 @@ class Running:
 
 
 @contextmanager
-def running(arguments: list[str], package: Path, **environment: str) -> Iterator[Running]:
-    """A service of its own, until the block ends."""
+def running(arguments: list[str], package: Path, question: Callable[[int], bytes] | None = None, **environment: str) -> Iterator[Running]:
+    """A service of its own, until the block ends; it begins when a picture, or what `question` asks of the port, gets a 200."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
@@ -79,7 +79,7 @@ def running(arguments: list[str], package: Path, **environment: str) -> Iterator
         with (Path(folder) / "log").open("w+") as log:
             process = subprocess.Popen(command, cwd=ROOT, env=os.environ | own | environment, stdout=log, stderr=log)
             try:
-                wait_until_ready(port, process)
+                wait_until_ready(port, process, question(port) if question else upload(port, photograph(SIDE, 0)))
                 yield Running(port, psutil.Process(process.pid))
             except RuntimeError as error:
                 log.seek(0)
@@ -89,9 +89,9 @@ def running(arguments: list[str], package: Path, **environment: str) -> Iterator
                 process.wait(timeout=60)
 
 
-def wait_until_ready(port: int, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    """Until a service answers a picture. Raises RuntimeError if it ends before, or if that takes too long."""
-    end, content = time.monotonic() + seconds, upload(port, photograph(SIDE, 0))
+def wait_until_ready(port: int, process: subprocess.Popen[bytes], content: bytes, seconds: float = 120) -> None:
+    """Until a service answers a request. Raises RuntimeError if it ends before, or if that takes too long."""
+    end = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < end:
         if status(port, content) == 200:
             return

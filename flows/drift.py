@@ -21,7 +21,7 @@ from pipeline import diagnosis, feedback, package, predictions, trust
 from pipeline.drift import compare, shifted
 from pipeline.drift_page import page
 from pipeline.errors import StageError
-from pipeline.manifest import LABEL2ID
+from pipeline.labels import LABEL2ID
 from pipeline.package import Package, PackageError
 from pipeline.params import ParamsError, load_params
 from pipeline.params_data import FeedbackSource

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import expit
 
 from pipeline.package import Thresholds
 
@@ -19,6 +17,7 @@ def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
         scores: float (n,), logit of fake minus logit of real.
         labels: int (n,), 1 for fake.
     """
+    from scipy.optimize import minimize_scalar  # which a server does not have
 
     def loss(log_temperature: float) -> float:
         scaled = scores / np.exp(log_temperature)
@@ -29,7 +28,8 @@ def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def probability(scores: np.ndarray, temperature: float) -> np.ndarray:
     """Difference of logits (n,) -> calibrated probability of fake (n,)."""
-    return expit(np.asarray(scores, np.float64) / temperature)
+    probabilities: np.ndarray = np.exp(-np.logaddexp(0, -np.asarray(scores, np.float64) / temperature))
+    return probabilities
 
 
 def choose_thresholds(labels: np.ndarray, probabilities: np.ndarray, max_fpr: float, max_fnr: float) -> Thresholds:

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 from pipeline import manifest
+from pipeline.labels import LABEL2ID
 from pipeline.lineage import lineage
-from pipeline.manifest import LABEL2ID, UNSEEN
+from pipeline.manifest import UNSEEN
 from pipeline.metrics import figures, group_weights, judge_difference
 from pipeline.package import GOLDEN, PACKAGE
 from pipeline.params import Params

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from pipeline.manifest import ID2LABEL
+from pipeline.labels import ID2LABEL
 from pipeline.metrics import BINS
 from pipeline.package import Thresholds
 

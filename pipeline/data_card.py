@@ -16,7 +16,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pipeline import manifest, plots
-from pipeline.manifest import LABELS, ManifestError
+from pipeline.labels import LABELS
+from pipeline.manifest import ManifestError
 from pipeline.validation_page import histogram, quarantined
 from pipeline.versions import ACCEPTED, QUALITY, changes
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pipeline.augment import augment
 from pipeline.forge import METHODS, Face
 from pipeline.images import read
-from pipeline.manifest import LABEL2ID
+from pipeline.labels import LABEL2ID
 from pipeline.params_train import Augment, Forging
 from pipeline.preprocess import Preprocess
 

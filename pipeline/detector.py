@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 
 from pipeline import quality
+from pipeline.attention import Explanation, GraphAttention
 from pipeline.calibration import probability
 from pipeline.faces import FaceBox, FaceDetector, surroundings
 from pipeline.images import Picture, read, statistics
 from pipeline.overlay import region
-from pipeline.package import FACES, Package, PackageError, Thresholds, verify
+from pipeline.package import FACES, GRAPH, Package, PackageError, Thresholds, verify
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import OpenVinoRuntime, Runtime, TorchRuntime, has_gpu
+from pipeline.runtime import read as read_graph
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from pipeline.explain import Explanation
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ class Detector:
         self.package, self.runtime = package, runtime
         self.preprocess = Preprocess.load(package.path)
         self._lock, self._loading, self._finder = threading.Lock(), threading.Lock(), threading.local()
+        self._attention: GraphAttention | None = None
         self._loaded: PreTrainedModel | None = None
         self._faces = faces
         if faces is not None:
@@ -137,7 +138,7 @@ class Detector:
             return cls(package, TorchRuntime.load(folder / "model", package.meta.bf16), faces)
         if device == "auto":
             log.info("there is no GPU here: the model runs on the CPU")
-        return cls(package, OpenVinoRuntime(folder / "graph" / "openvino.xml"), faces)
+        return cls(package, OpenVinoRuntime(folder / GRAPH), faces)
 
     @property
     def finds_faces(self) -> bool:
@@ -182,23 +183,18 @@ class Detector:
             if not abs(found - golden.probability_fake) <= GOLDEN_TOLERANCE:
                 raise PackageError(f"the golden example {path.name} gets {found:.4f}, and {golden.probability_fake:.4f} was recorded")
 
-    def explain(self, picture: Picture) -> tuple["Explanation", dict[str, float]]:
+    def explain(self, picture: Picture) -> tuple[Explanation, dict[str, float]]:
         """Where the model looked in a picture; of several faces in the most suspicious one.
-
-        Runs the network itself, because the exported graph gives no attention; slower.
 
         Returns:
             The heat map, and the part of the picture that it lies over (pipeline.overlay.region).
         """
-        from pipeline.explain import explain
-
         prepared = self.prepare(picture)
         part = prepared.parts[0]
         if len(prepared.parts) > 1:
             scores = [answer.probability_fake for answer in self.judge([Prepared([part], prepared.size) for part in prepared.parts])]
             part = prepared.parts[int(np.argmax(scores))]
-        seen = explain(self._network(), self.preprocess.normalise(part.pixels[None]))
-        return seen, region(prepared.size, self.preprocess.keep_aspect, part.crop)
+        return self._look(self.preprocess.normalise(part.pixels[None])), region(prepared.size, self.preprocess.keep_aspect, part.crop)
 
     def _find(self, picture: Picture) -> list[FaceBox] | None:
         """The faces, largest first; None if there is nothing to find them with."""
@@ -224,14 +220,23 @@ class Detector:
         faces = [_scored(other.face, size, score) for other, score, _ in rows if other.face is not None]
         return Prediction(fake, said, part.warnings, embedding, part.statistics, faces)
 
-    def _network(self) -> "PreTrainedModel":
-        """The network on the CPU, read at the first explanation: importing torch takes seconds that a verdict does not need."""
+    def _look(self, values: np.ndarray) -> Explanation:
+        """The heat map of one input. What it takes is read at the first one: a verdict needs neither its memory nor its seconds."""
+        with self._loading:
+            if self._attention is None:
+                served = self.runtime.graph if isinstance(self.runtime, OpenVinoRuntime) else None
+                self._attention = GraphAttention(served or read_graph(self.package.path / GRAPH))
+        found = self._attention(values)
+        return found if found is not None else self._look_with_gradients(values)
+
+    def _look_with_gradients(self, values: np.ndarray) -> Explanation:
         from pipeline import model
+        from pipeline.explain import explain
 
         with self._loading:
             if self._loaded is None:
                 self._loaded = model.load(self.package.path / "model")
-        return self._loaded
+        return explain(self._loaded, values)
 
 
 def verdict(probability_fake: float, thresholds: Thresholds) -> Verdict:

@@ -1,6 +1,6 @@
-"""Where a network looked, as heat maps over its input."""
+"""Where a network looked, as heat maps over its input: by every method, with gradients, which PyTorch has."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -10,20 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline import model
-from pipeline.manifest import LABEL2ID
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """A heat map.
-
-    Attributes:
-        method: "attention_rollout" or "attention_relevance" of a network with attention over all places, "grad_cam" of any other.
-        heat: float32 (rows, columns), 0..1, a coarse grid that lies over the whole picture.
-    """
-
-    method: str
-    heat: np.ndarray
+from pipeline.attention import Explanation, over_all, patches, rollout, scaled
+from pipeline.labels import LABEL2ID
 
 
 class WithEmbedding(nn.Module):
@@ -66,41 +54,21 @@ def heat_maps(network: PreTrainedModel, values: np.ndarray) -> list[Explanation]
         except (TypeError, ValueError):  # networks without attention refuse the argument
             outputs = None
         attentions = list(outputs.attentions or ()) if outputs is not None and "attentions" in outputs else []
-        whole = attentions and all(
-            layer is not None and layer.ndim == 4 and layer.shape[0] == 1 and layer.shape == attentions[0].shape for layer in attentions
-        )
-        if outputs is not None and whole:
+        layers = [layer.detach().numpy() for layer in attentions if layer is not None]
+        if outputs is not None and layers and len(layers) == len(attentions) and over_all(layers):
             slopes = torch.autograd.grad(_score(outputs.logits), attentions)
-            layers = [layer[0].detach() for layer in attentions]
-            found = {"attention_rollout": rollout(layers), "attention_relevance": relevance(layers, [slope[0] for slope in slopes])}
-            maps = [Explanation(name, _scaled(heat)) for name, heat in found.items() if heat is not None]
+            found = {"attention_rollout": rollout([layer[0] for layer in layers]), "attention_relevance": relevance(attentions, slopes)}
+            maps = [Explanation(name, scaled(heat)) for name, heat in found.items() if heat is not None]
             if maps:
                 return maps
-        return [Explanation("grad_cam", _scaled(grad_cam(network, tensor)))]
+        return [Explanation("grad_cam", scaled(grad_cam(network, tensor)))]
 
 
-def rollout(attentions: list[torch.Tensor]) -> np.ndarray | None:
-    """Attention rollout (Abnar and Zuidema, ACL 2020): how much of each patch reaches the class token, whatever the class.
-
-    Args:
-        attentions: one tensor (heads, tokens, tokens) a layer; the patches are the last tokens.
-
-    Returns:
-        float (rows, columns), or None if the patches form no square.
-    """
-    tokens = attentions[0].shape[-1]
-    joined = torch.eye(tokens)
-    for layer in attentions:
-        mixed = (layer.mean(0) + torch.eye(tokens)) / 2
-        joined = mixed / mixed.sum(-1, keepdim=True) @ joined
-    return _patches(joined)
-
-
-def relevance(attentions: list[torch.Tensor], slopes: list[torch.Tensor]) -> np.ndarray | None:
+def relevance(attentions: Sequence[torch.Tensor], slopes: Sequence[torch.Tensor]) -> np.ndarray | None:
     """Attention weighted with its gradient (Chefer et al., ICCV 2021): which patches speak for "fake".
 
     Args:
-        attentions: as `rollout` takes them.
+        attentions: one tensor (1, heads, tokens, tokens) a layer; the patches are the last tokens.
         slopes: of the same shapes, the gradients of the score of "fake".
 
     Returns:
@@ -108,8 +76,8 @@ def relevance(attentions: list[torch.Tensor], slopes: list[torch.Tensor]) -> np.
     """
     joined = torch.eye(attentions[0].shape[-1])
     for layer, slope in zip(attentions, slopes, strict=True):
-        joined = joined + (layer * slope).clamp(min=0).mean(0) @ joined
-    return _patches(joined)
+        joined = joined + (layer.detach() * slope)[0].clamp(min=0).mean(0) @ joined
+    return patches(joined.numpy())
 
 
 def grad_cam(network: PreTrainedModel, tensor: torch.Tensor) -> np.ndarray:
@@ -133,22 +101,7 @@ def _score(logits: torch.Tensor) -> torch.Tensor:
     return logits[0, LABEL2ID["fake"]] - logits[0, LABEL2ID["real"]]
 
 
-def _patches(joined: torch.Tensor) -> np.ndarray | None:
-    """The last tokens as a square, seen from the class token or, where there is none, from all."""
-    tokens = joined.shape[-1]
-    side = int(tokens**0.5)
-    if side * side == tokens:
-        return joined.mean(0).reshape(side, side).numpy()
-    # DeiT has a second token before its patches, DINOv2 a few registers.
-    return joined[0, -side * side :].reshape(side, side).numpy() if tokens - side * side <= 8 else None
-
-
 def _is_map(state: torch.Tensor) -> bool:
     if state.ndim == 4:
         return state.shape[2] * state.shape[3] > 1
     return state.shape[1] > 1 and int(state.shape[1] ** 0.5) ** 2 in (state.shape[1], state.shape[1] - 1)
-
-
-def _scaled(heat: np.ndarray) -> np.ndarray:
-    low, high = float(heat.min()), float(heat.max())
-    return ((heat - low) / max(high - low, 1e-12)).astype(np.float32)

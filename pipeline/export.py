@@ -21,11 +21,11 @@ from pipeline.detector import Detector, Prediction
 from pipeline.errors import StageError
 from pipeline.explain import WithEmbedding
 from pipeline.images import read
+from pipeline.labels import ID2LABEL, LABEL2ID
 from pipeline.lineage import lineage
-from pipeline.manifest import ID2LABEL, LABEL2ID
 from pipeline.metrics import figures
 from pipeline.model import TRAINED
-from pipeline.package import GOLDEN, PACKAGE, Package, Thresholds, seal, verify
+from pipeline.package import GOLDEN, GRAPH, PACKAGE, Package, Thresholds, seal, verify
 from pipeline.params import Params
 from pipeline.params_data import ProceduralSource
 from pipeline.predictions import measures
@@ -63,7 +63,7 @@ def run(params: Params) -> dict[str, Any]:
     preprocess = Preprocess.load(PACKAGE)
 
     parts = manifest.read_parts()
-    graph = PACKAGE / "graph" / "openvino.xml"
+    graph = PACKAGE / GRAPH
     test = parts["test"]
     sample = test.sample(min(PARITY_IMAGES, len(test)), random_state=params.evaluate.seed)
     difference = convert(network, graph, preprocess.normalise(pixels(sample, preprocess)))

@@ -23,6 +23,8 @@ FOLDER = Path("feedback")
 
 FILE = "feedback.jsonl"
 IMAGES = "images"
+LONGEST_COMMENT = 1000
+"""Characters."""
 
 
 class Statement(BaseModel):
@@ -38,7 +40,7 @@ class Statement(BaseModel):
     probability_fake: float = Field(ge=0, le=1)
     image: str | None = Field(None, description="sha256 of the image, if the user agreed to have it kept", pattern="^[0-9a-f]{64}$")
     client: str | None = Field(None, description="who says so, as the service's rate limit names clients", max_length=64)
-    comment: str | None = Field(None, max_length=1000)
+    comment: str | None = Field(None, description="in the user's own words", max_length=LONGEST_COMMENT)
 
 
 def record(

@@ -11,7 +11,7 @@ import pandas as pd
 from pipeline import manifest
 from pipeline.bring import bring
 from pipeline.errors import StageError
-from pipeline.manifest import LABELS
+from pipeline.labels import LABELS
 from pipeline.params import Params
 from pipeline.params_data import FORGED, FolderSource
 from pipeline.sources import forged, listing

@@ -5,11 +5,7 @@ from typing import Literal
 
 import pandas as pd
 
-LABELS = ("real", "fake")
-"""Class names in the order of the model's outputs; "fake" is the positive class everywhere."""
-
-ID2LABEL = dict(enumerate(LABELS))
-LABEL2ID = {name: index for index, name in ID2LABEL.items()}
+from pipeline.labels import LABELS
 
 NO_GENERATOR = "none"
 """The `generator` of a real image."""

@@ -1,7 +1,7 @@
 """Networks: any image classifier that transformers knows, by hub name or folder, pretrained or from scratch."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -10,10 +10,12 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import pipeline.stem  # noqa: F401 - makes stem_vit known to transformers
-from pipeline import params
 from pipeline.errors import StageError
-from pipeline.manifest import ID2LABEL, LABEL2ID
+from pipeline.labels import ID2LABEL, LABEL2ID
 from pipeline.preprocess import Preprocess
+
+if TYPE_CHECKING:  # a server reads networks, and no settings
+    from pipeline import params
 
 TRAINED = Path("models/trained")
 """Where training leaves the network."""
@@ -21,7 +23,7 @@ TRAINED = Path("models/trained")
 HEAD: dict[str, Any] = {"id2label": ID2LABEL, "label2id": LABEL2ID}
 
 
-def build(settings: params.Model) -> tuple[PreTrainedModel, Any]:
+def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
     """Make the network of the settings, with outputs real and fake.
 
     Returns:

@@ -17,6 +17,7 @@ STARTER = Path("models/starter")
 """The package that ships: it answers until one was made."""
 
 GOLDEN = "golden"
+GRAPH = "graph/openvino.xml"
 FACES = "faces.onnx"
 """The face detector that training cut its images out with, if it did."""
 

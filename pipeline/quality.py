@@ -61,17 +61,19 @@ def fineness(picture: Picture) -> float:
     top, left = (max(0, (side - SAMPLE) // 2) for side in luma.shape)
     part = luma[top : top + SAMPLE, left : left + SAMPLE]
     window, bands = _spectrum(part.shape)
-    power = np.abs(np.fft.rfft2((part - part.mean()) * window)) ** 2
+    spectrum = np.fft.rfft2((part - part.mean()) * window)
+    power = spectrum.real**2 + spectrum.imag**2
     rounding = float((window**2).sum()) / 12  # the power of the noise that whole numbers bring
-    fine, coarse = (max(float(power[band].mean()) - rounding, 0.0) for band in bands)
+    fine, coarse = (max(float(np.vdot(power, band)) - rounding, 0.0) for band in bands)
     return fine / max(coarse, 1e-6)
 
 
 @lru_cache(maxsize=16)
 def _spectrum(shape: tuple[int, int]) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """For pictures of a (height, width): the window, and where the fine and the coarse detail lie in the spectrum."""
+    """For pictures of a (height, width): the window, and weights for the mean over the fine and over the coarse part of the spectrum."""
     # Without a window the jump from one border to the opposite one would look like fine detail.
     window = np.outer(np.hanning(shape[0]), np.hanning(shape[1])).astype(np.float32)
     rows, columns = np.abs(np.fft.fftfreq(shape[0])) * 2, np.fft.rfftfreq(shape[1]) * 2
     radius = np.maximum(rows[:, None], columns[None])
-    return window, (radius > 0.6, (radius > 0.2) & (radius < 0.4))
+    fine, coarse = ((band / max(band.sum(), 1)).astype(np.float32) for band in (radius > 0.6, (radius > 0.2) & (radius < 0.4)))
+    return window, (fine, coarse)

@@ -23,13 +23,15 @@ class Runtime(Protocol):
 
 
 class OpenVinoRuntime:
-    """A graph on the CPU."""
+    """A graph on the CPU.
+
+    Attributes:
+        graph: what was compiled; whoever compiles a part of it shares its weights.
+    """
 
     def __init__(self, graph: "Path | openvino.Model") -> None:
-        import openvino
-
-        # Left alone, OpenVINO takes bfloat16 where the processor has it, and answers would change from host to host.
-        self._model = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        self.graph = read(graph) if isinstance(graph, Path) else graph
+        self._model = compiled(self.graph)
         self.name = "openvino f32 on CPU"
 
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -60,6 +62,20 @@ class TorchRuntime:
         with self._torch.inference_mode():
             logits, embeddings = self._model(self._torch.from_numpy(values).to("cuda", self._kind))
         return logits.float().cpu().numpy(), embeddings.float().cpu().numpy()
+
+
+def read(graph: Path) -> "openvino.Model":
+    """A graph from its .xml file, beside which the .bin with its weights lies."""
+    import openvino
+
+    return openvino.Core().read_model(graph)
+
+
+def compiled(graph: "openvino.Model") -> "openvino.CompiledModel":
+    """A graph ready to run. Left alone, OpenVINO takes bfloat16 where the processor has it, and answers would change from host to host."""
+    import openvino
+
+    return openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
 def has_gpu() -> bool:

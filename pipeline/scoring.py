@@ -13,7 +13,7 @@ from pipeline import model
 from pipeline.calibration import probability
 from pipeline.explain import WithEmbedding
 from pipeline.images import Picture, read
-from pipeline.manifest import LABEL2ID
+from pipeline.labels import LABEL2ID
 from pipeline.package import Package, Thresholds
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import Runtime, runtime

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, cross_val_predict
 from threadpoolctl import threadpool_limits
 
-from pipeline.manifest import LABEL2ID, LABELS
+from pipeline.labels import LABEL2ID, LABELS
 from pipeline.metrics import Figure, judge
 from pipeline.params_data import Ingest
 

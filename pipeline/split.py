@@ -13,7 +13,8 @@ from pipeline import manifest, strata, suites
 from pipeline.duplicates import Links, clusters, join, links, positions
 from pipeline.errors import StageError
 from pipeline.findings import Finding
-from pipeline.manifest import LABELS, PARTS, SPLITS, UNSEEN
+from pipeline.labels import LABELS
+from pipeline.manifest import PARTS, SPLITS, UNSEEN
 from pipeline.params import Params, Split
 
 REPORT = Path("reports/split.json")

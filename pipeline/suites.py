@@ -13,7 +13,8 @@ import pandas as pd
 from pipeline import versions
 from pipeline.errors import StageError
 from pipeline.findings import check as check  # for those who run a suite: one name to import
-from pipeline.manifest import COLUMNS, LABELS, NO_GENERATOR, PARTS, UNSEEN
+from pipeline.labels import LABELS
+from pipeline.manifest import COLUMNS, NO_GENERATOR, PARTS, UNSEEN
 from pipeline.params import Validate
 from pipeline.versions import NEW, WARNING
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from pipeline import plots
 from pipeline.images import ImageError, read
-from pipeline.manifest import LABELS, NO_GENERATOR
+from pipeline.labels import LABELS
+from pipeline.manifest import NO_GENERATOR
 from pipeline.params import Shortcut
 from pipeline.versions import QUALITY
 

@@ -207,7 +207,7 @@ class Explanation(Answer):
         },
     )
 
-    method: str = Field(description="attention_rollout or gradient_x_activation")
+    method: str = Field(description="attention_rollout, or grad_cam of a network without attention over all places")
     heat: list[list[float]] = Field(description="rows from top to bottom, 0 to 1, over `region`")
     region: Region
     model: Model

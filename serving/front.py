@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import card
 from serving.access import check
 from serving.answers import Ready
 from serving.context import Context
@@ -14,6 +15,9 @@ from serving.errors import ApiError, http_error
 from serving.openapi import bentoml_schema
 
 WEB = Path(__file__).parent.parent / "web"
+CARD = "/model/card"
+"""The only page that needs a key: without one its frame is shown, which asks for it."""
+
 HEALTH = {"/livez", "/healthz", "/readyz"}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -61,7 +65,11 @@ class Front:
             await self.app(scope, receive, answer)
         except ApiError as error:
             context.metrics.refused(error.code)
-            await error.response()(scope, receive, answer)
+            if error.code == "unauthorized" and scope["path"] == CARD and card.wants_page(request):
+                answer.replaces = False
+                await card.page(status=401, headers=error.headers)(scope, receive, answer)
+            else:
+                await error.response()(scope, receive, answer)
         finally:
             if uploading:
                 context.leave()
@@ -72,12 +80,12 @@ class _Answer:
 
     def __init__(self, send: Send) -> None:
         self.send = send
-        self.replaced = False
+        self.replaces, self.replaced = True, False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            if message["status"] >= 400 and not headers.get("content-type", "").startswith("application/json"):
+            if self.replaces and message["status"] >= 400 and not headers.get("content-type", "").startswith("application/json"):
                 self.replaced = True
                 error = http_error(message["status"])
                 kept = {name: headers[name] for name in ("allow",) if name in headers}

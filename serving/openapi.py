@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from pipeline.feedback import LONGEST_COMMENT
 from pipeline.tracking import MODEL
 from serving import answers
 from serving.errors import STATUS
@@ -93,6 +94,7 @@ def document(max_batch: int) -> dict[str, Any]:
                 {
                     "id": {"type": "string", "examples": [answers.EXAMPLE_ID], "description": "of the answer"},
                     "label": {"type": "string", "enum": ["real", "fake"]},
+                    "comment": {"type": "string", "maxLength": LONGEST_COMMENT, "description": "in the user's own words"},
                     "keep_image": {"type": "string", "enum": ["true", "false"], "default": "false"},
                     "image": FILE,
                 },
@@ -103,7 +105,11 @@ def document(max_batch: int) -> dict[str, Any]:
         },
         "/model": {"get": _operation("What answers, and how good it was", _json(answers.About), ("no_model",))},
         "/model/card": {
-            "get": _operation("The model card", {"text/markdown": {"schema": {"type": "string"}}}, ("no_model", "no_card")),
+            "get": _operation(
+                "The model card; a page with `Accept: text/html`",
+                {kind: {"schema": {"type": "string"}} for kind in ("text/markdown", "text/html")},
+                ("no_model", "no_card"),
+            ),
         },
         "/drift": {"get": _operation("What the last drift check found", _json(answers.DriftReport), ("no_report",))},
         "/metrics": {"get": _operation("Figures for Prometheus", {"text/plain": {"schema": {"type": "string"}}}, ())},

@@ -24,6 +24,7 @@ from pipeline.detector import Prepared
 from pipeline.images import ImageError, decode
 from pipeline.overlay import overlay
 from serving import answers, openapi, upload
+from serving import card as card_page
 from serving.answers import DIGITS
 from serving.context import DRIFT_REPORT, FEEDBACK, Context
 from serving.errors import ApiError, internal
@@ -114,12 +115,13 @@ class Feedback(HTTPEndpoint):
         async with upload.form(request, context.settings, LABEL) as form:
             id = upload.text(form, "id", (), LABEL)
             label = cast(Literal["real", "fake"], upload.text(form, "label", ("real", "fake"), LABEL))
+            comment = upload.text(form, "comment", (), LABEL, default="", most=feedback.LONGEST_COMMENT).strip() or None
             image = await _agreed(context, form)
         answer = await _find(context, id)
         folder, most = context.settings.var / FEEDBACK, context.settings.feedback_megabytes * 1e6
 
         def note() -> None:
-            said = {"version": answer.version, "verdict": answer.verdict, "client": request.state.client[:64]}
+            said = {"version": answer.version, "verdict": answer.verdict, "client": request.state.client[:64], "comment": comment}
             try:
                 if feedback.size(folder) + len(image or b"") > most:
                     raise OSError(f"{folder} is full")
@@ -155,11 +157,11 @@ async def model(request: Request) -> Response:
 
 
 async def card(request: Request) -> Response:
-    """GET /model/card: what a person should know before trusting the model, in Markdown."""
+    """GET /model/card: what a person should know before trusting the model, as a page or in Markdown."""
     path = _context(request).served().detector.package.path / "card.md"
     if not path.is_file():
         raise ApiError("no_card", "The package of this model has no card", "Models that `make run` trains have one.")
-    return Response(path.read_text(), media_type="text/markdown")
+    return card_page.answer(request, path.read_text())
 
 
 async def metrics(request: Request) -> Response:
@@ -201,7 +203,7 @@ def _json(body: BaseModel) -> Response:
 async def _deadline(context: Context) -> AsyncGenerator[None, None]:
     seconds = context.settings.timeout
     try:
-        with anyio.fail_after(seconds):
+        async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
         raise ApiError("timeout", f"No answer within {seconds:g} seconds", "Try again later, or send a smaller picture.") from None

@@ -1,9 +1,9 @@
 """Multipart forms, bounded while they are received and kept in memory: no picture touches the disk, no name steers a path."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-import anyio
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -50,7 +50,7 @@ async def form(request: Request, settings: Settings, example: str, most_files: i
     parser = MultiPartParser(request.headers, bounded(), max_files=most_files + 8, max_fields=32)
     parser.spool_max_size = limit
     try:
-        with anyio.fail_after(settings.upload_timeout):
+        async with asyncio.timeout(settings.upload_timeout):
             read = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
@@ -77,13 +77,28 @@ def files(form: FormData, field: str, most: int, example: str) -> list[UploadFil
     return found
 
 
-def text(form: FormData, field: str, allowed: tuple[str, ...], example: str, default: str | None = None) -> str:
-    """The form's text in a field. Raises ApiError: wrong_field if it is missing, bad_value if it is not one of the allowed ones, if any."""
+def text(form: FormData, field: str, allowed: tuple[str, ...], example: str, default: str | None = None, most: int | None = None) -> str:
+    """The form's text in a field.
+
+    Args:
+        form: what was sent.
+        field: its name.
+        allowed: what the text may be; anything if empty.
+        example: arguments of curl for a right request.
+        default: of a field that may be missing.
+        most: characters.
+
+    Raises:
+        ApiError: wrong_field if it is missing, bad_value if it is not one of the allowed ones, or too long.
+    """
     value = form.get(field, default)
     if not isinstance(value, str):
         raise ApiError("wrong_field", f"The form needs a text in the field `{field}`", _hint(example))
+    value = value.replace("\r\n", "\n")  # browsers send a line's end so, and count it as one
     if allowed and value not in allowed:
         raise ApiError("bad_value", f"`{field}` is {value[:40]!r}", f"It should be one of: {', '.join(allowed)}.")
+    if most is not None and len(value) > most:
+        raise ApiError("bad_value", f"`{field}` has {len(value)} characters, more than {most}", "Shorten it.")
     return value
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from pipeline import model, params
 from pipeline.detector import Detector
 from pipeline.export import convert
 from pipeline.images import read
-from pipeline.package import GOLDEN, seal
+from pipeline.package import GOLDEN, GRAPH, seal
 from pipeline.predictions import measures
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import OpenVinoRuntime
@@ -46,14 +47,19 @@ CARD = """# Unmask: model card
 
 def tiny_package(folder: Path, **meta: object) -> Path:
     """Make a package in the folder; `meta` takes the place of items of META."""
-    network, processor = model.build(params.Model(name="vit", init="scratch", config=CONFIG))
+    return untrained_package(folder, CONFIG, **meta)
+
+
+def untrained_package(folder: Path, config: dict[str, Any], **meta: object) -> Path:
+    """The same with a ViT of any shape: `config` has what differs from a ViT-base with pictures of 224 pixels."""
+    network, processor = model.build(params.Model(name="vit", init="scratch", config=config))
     (folder / "model").mkdir(parents=True)
     model.save(network, processor, folder / "model")
     (folder / "model" / "preprocess.json").rename(folder / "preprocess.json")
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)) for _ in range(4)]
     preprocess = Preprocess.load(folder)
-    graph = folder / "graph" / "openvino.xml"
+    graph = folder / GRAPH
     convert(folder / "model", graph, preprocess.normalise(np.stack([preprocess.pixels(picture) for picture in pictures])))
     (folder / "card.md").write_text(CARD)
     (folder / GOLDEN).mkdir()

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 
 import bentoml
@@ -11,12 +12,25 @@ import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.requests import Request
 
 from pipeline import feedback
+from serving import card
 from serving.errors import STATUS
 from serving.openapi import MEANING
 from tests.package_helpers import CARD, META, tiny_package
 from tests.service_helpers import served, wait_for
+
+
+class Elements(HTMLParser):
+    """The elements of a page, as a browser finds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
 
 
 def png(seed: int = 0) -> bytes:
@@ -76,15 +90,16 @@ def test_feedback_is_noted_and_keeps_the_image_only_with_consent(client, workspa
     said = client.post("/feedback", files={"id": (None, answer["id"]), "label": (None, "real")})
     assert said.json() == {"id": answer["id"], "label": "real", "image_kept": False}
     noted = feedback.read(workspace / "var" / "feedback")[-1]
-    assert (noted.id, noted.label, noted.verdict, noted.image) == (answer["id"], "real", answer["verdict"], None)
+    assert (noted.id, noted.label, noted.verdict, noted.image, noted.comment) == (answer["id"], "real", answer["verdict"], None, None)
     assert noted.probability_fake == pytest.approx(answer["probability_fake"], abs=1e-6)
     assert not list((workspace / "var" / "feedback" / "images").iterdir())
 
     form = {"id": (None, answer["id"]), "label": (None, "fake"), "image": ("../../evil.png", png(3))}
+    form |= {"comment": (None, " 眼睛里的反光\n<b>不一样</b> ")}
     assert refusal(client.post("/feedback", files=form)) == (400, "bad_value")
     assert client.post("/feedback", files=form | {"keep_image": (None, "true")}).json()["image_kept"] is True
     noted = feedback.read(workspace / "var" / "feedback")[-1]
-    assert noted.label == "fake" and noted.image is not None
+    assert noted.label == "fake" and noted.image is not None and noted.comment == "眼睛里的反光\n<b>不一样</b>"
     kept = list((workspace / "var" / "feedback" / "images").iterdir())
     assert [path.name for path in kept] == [noted.image] and kept[0].read_bytes() == png(3)
 
@@ -93,6 +108,8 @@ def test_feedback_that_makes_no_sense_is_refused(client):
     answer = client.post("/predict", files={"image": png(3)}).json()
     assert refusal(client.post("/feedback", files={"id": (None, "nothing"), "label": (None, "real")})) == (404, "unknown_id")
     assert refusal(client.post("/feedback", files={"id": (None, answer["id"]), "label": (None, "maybe")})) == (400, "bad_value")
+    long = {"id": (None, answer["id"]), "label": (None, "real"), "comment": (None, "a" * 1001)}
+    assert refusal(client.post("/feedback", files=long)) == (400, "bad_value")
     assert refusal(client.post("/feedback", files={"id": (None, answer["id"])})) == (400, "wrong_field")
     form = {"id": (None, answer["id"]), "label": (None, "real"), "keep_image": (None, "true"), "image": ("a.png", b"hello")}
     assert refusal(client.post("/feedback", files=form)) == (415, "not_an_image")
@@ -121,6 +138,30 @@ def test_the_model_and_its_card(client):
     assert about["trained_on"] == "whole" and about["face_detector"] is False and about["figures"]["auc"]["value"] == 0.5
     card = client.get("/model/card")
     assert card.headers["content-type"].startswith("text/markdown") and card.text == CARD
+    page = client.get("/model/card", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+    assert page.headers["content-type"].startswith("text/html") and page.headers["vary"] == card.headers["vary"] == "Accept"
+    assert "<h1>Unmask: model card</h1>" in page.text and "<td>0.500</td>" in page.text
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "<style" not in page.text
+
+
+def test_a_card_cannot_bring_markup_or_fetch_anything():
+    hostile = """# <img src=x onerror=alert(1)>
+<script>alert(1)</script>
+</article><iframe src="//evil.example">
+
+| `<b>` |
+| --- |
+| [here](javascript:alert(1)) [there](https://example.org 't" onclick=x') ![seen](https://evil.example/a.png) |
+"""
+    request = Request({"type": "http", "headers": [(b"accept", b"text/html")]})
+    page = card.answer(request, hostile).body.decode()
+    parsed = Elements()
+    parsed.feed(page[page.index('<article id="card-text"') : page.index("</main>")])
+    assert {tag for tag, _ in parsed.found} == {"article", "h1", "p", "table", "thead", "tbody", "tr", "th", "td", "code", "a"}
+    links = [attributes for tag, attributes in parsed.found if tag == "a"]
+    assert {attributes["href"] for attributes in links} == {"https://example.org", "https://evil.example/a.png"}
+    assert not any(name.startswith("on") or name == "src" for _, attributes in parsed.found for name in attributes)
 
 
 def test_the_last_drift_check_is_shown(client, workspace):

@@ -1,16 +1,25 @@
 """Which package is served: what is promoted, unless it cannot be trusted; and what was served before, if nobody can be asked."""
 
+import asyncio
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import mlflow
 import pytest
 
+from benchmarks.load import photograph
 from pipeline.champion import Champion
 from pipeline.champion_source import KEEP, Pinned, Registry, UntilPromoted
 from pipeline.package import GOLDEN, seal, verify
+from serving import app
+from serving.context import Context
+from serving.front import Front
+from serving.settings import Settings
 from tests.package_helpers import META, tiny_package
 from tests.service_helpers import register, wait_for
 
@@ -124,3 +133,34 @@ def test_the_starter_answers_until_the_first_promotion_and_never_after_it(tmp_pa
     mlflow.MlflowClient(store, store).delete_registered_model_alias("unmask", "champion")
     champion.look()
     assert champion.served.version == "1" and champion.trouble is not None and "No model is promoted" in champion.trouble[0]
+
+
+def test_the_old_model_is_freed_once_its_last_answer_is_given(tmp_path, package, new_store):
+    store = new_store("mlflow")
+    register(store, package)
+    shutil.copytree(package, tmp_path / "second" / "package")
+    champion = Champion(Registry(store, tmp_path / "served"))
+    champion.look()
+    routes = app.make()
+    routes.state.context = context = Context(Settings(var=tmp_path / "var"), champion)
+    assert champion.served is not None
+    old = weakref.ref(champion.served.detector)
+    files = {"image": photograph(96, 0)}
+
+    async def use() -> list[str]:
+        transport = httpx.ASGITransport(Front(routes, routes.state))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+            (await client.post("/explain", files=files)).raise_for_status()
+            under_way = [asyncio.create_task(client.post("/predict", files=files)) for _ in range(32)]
+            await asyncio.to_thread(register, store, tmp_path / "second" / "package")
+            under_way += [asyncio.create_task(client.post("/predict", files=files)) for _ in range(32)]
+            await asyncio.sleep(0.01)
+            await asyncio.to_thread(champion.look)
+            versions = [answer.raise_for_status().json()["model"]["version"] for answer in await asyncio.gather(*under_way)]
+            return [*versions, (await client.post("/predict", files=files)).json()["model"]["version"]]
+
+    versions = asyncio.run(use())
+    assert "1" in versions and versions[-1] == "2"
+    gc.collect()
+    assert old() is None
+    context.log.close()

@@ -17,11 +17,13 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from flows import gates
 from pipeline import faithfulness, golden, judge_package, manifest, model
+from pipeline.attention import GraphAttention
 from pipeline.baselines import baselines
 from pipeline.curves import risk_coverage
 from pipeline.errors import StageError
 from pipeline.evaluate import warnings
 from pipeline.explain import WithEmbedding, heat_maps
+from pipeline.export import convert
 from pipeline.judge_package import describe_folder
 from pipeline.metrics import group_weights, judge, judge_difference
 from pipeline.package import Thresholds, verify
@@ -30,6 +32,7 @@ from pipeline.params import Model as ModelSettings
 from pipeline.preprocess import Preprocess
 from pipeline.robustness import attack, attacked
 from pipeline.rounding import Bfloat16, rounded
+from pipeline.runtime import read as read_graph
 from pipeline.runtime import runtime
 from pipeline.scoring import Subject
 from pipeline.slices import slices
@@ -183,6 +186,27 @@ def test_each_kind_of_network_is_explained_by_a_method_that_fits_it(kind: str, c
     for seen in found:
         assert seen.heat.ndim == 2 and seen.heat.size > 1 and np.isfinite(seen.heat).all()
         assert seen.heat.min() >= 0 and seen.heat.max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["vit", "deit", "dinov2", "beit", "convnextv2", "swin"])
+def test_the_exported_graph_shows_the_same_rollout_as_the_network(kind: str, tmp_path: Path):
+    small = {"swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4, "patch_size": 4, "image_size": SIDE}}
+    small |= {"convnextv2": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 4}}
+    small |= {"beit": CONFIG | {"use_relative_position_bias": True, "layer_scale_init_value": 1.0}}
+    torch.manual_seed(0)
+    network, processor = model.build(ModelSettings(name=kind, init="scratch", config=small.get(kind, CONFIG)))
+    for weights in network.parameters():
+        weights.data += 0.1 * torch.randn_like(weights)  # a fresh network looks everywhere alike
+    model.save(network, processor, tmp_path / "model")
+    values = np.random.default_rng(0).normal(0, 1, (2, 3, processor.size["height"], processor.size["width"])).astype(np.float32)
+    convert(tmp_path / "model", tmp_path / "graph.xml", values)
+    found = GraphAttention(read_graph(tmp_path / "graph.xml"))(values[:1])
+    expected = heat_maps(model.load(tmp_path / "model"), values[:1])[0]
+    if kind in ("convnextv2", "swin"):
+        assert found is None and expected.method == "grad_cam"
+    else:
+        assert found is not None and found.method == expected.method == "attention_rollout"
+        assert found.heat == pytest.approx(expected.heat, abs=1e-4)
 
 
 class Corner(torch.nn.Module):

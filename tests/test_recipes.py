@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from pipeline import manifest, model, sweep, train, tuning
+from pipeline import labels, manifest, model, sweep, train, tuning
 from pipeline.adversarial import attacked
 from pipeline.dataset import Pairs
 from pipeline.errors import StageError
@@ -49,7 +49,7 @@ def table(folder: Path, pairs: int, seed: int) -> pd.DataFrame:
     rows = []
     for index in range(pairs):
         pixels = np.kron(rng.integers(40, 215, (8, 8, 3)), np.ones((4, 4, 1))).astype(np.uint8)
-        for label in manifest.LABELS:
+        for label in labels.LABELS:
             path = folder / label / f"{seed}-{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             if label == "fake":

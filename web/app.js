@@ -1,6 +1,6 @@
 // Pictures in, verdicts out. All words are in words.js; what one picture's answer looks like is in detail.js.
 
-import { Problem, call, request } from "./api.js";
+import { Problem, call } from "./api.js";
 import { showDetail } from "./detail.js";
 import { announceable, date, speak, text, translate } from "./i18n.js";
 import { draw } from "./map.js";
@@ -132,7 +132,7 @@ async function watch() {
 async function tell(event) {
   event.preventDefault();
   const item = state.selected, values = new FormData($("feedback"));
-  const fields = { id: item.answer.id, label: values.get("label") };
+  const fields = { id: item.answer.id, label: values.get("label"), comment: values.get("comment") };
   if (values.has("keep")) Object.assign(fields, { keep_image: "true", image: item.file });
   try {
     await call("feedback", form(fields));
@@ -144,8 +144,8 @@ async function tell(event) {
 }
 
 async function openCard() {
-  const [{ render }, response] = await Promise.all([import("./card.js"), request("model/card", { headers: { Accept: "text/markdown" } })]);
-  render(await response.text(), $("card-text"));
+  const { fill } = await import("./card.js");
+  await fill($("card-text"), "model/card");
   $("card").showModal();
 }
 

@@ -14,11 +14,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from pipeline.package import GRAPH
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import OpenVinoRuntime
 
 PACKAGE = Path(os.environ["PACKAGE"])
-preprocess, runtime = Preprocess.load(PACKAGE), OpenVinoRuntime(PACKAGE / "graph" / "openvino.xml")
+preprocess, runtime = Preprocess.load(PACKAGE), OpenVinoRuntime(PACKAGE / GRAPH)
 MOST, WAIT = 16, 0.005
 
 

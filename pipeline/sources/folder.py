@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 import pandas as pd
 
 from pipeline.errors import StageError
-from pipeline.manifest import LABELS
+from pipeline.labels import LABELS
 from pipeline.params_data import FolderSource
 
 MANIFEST_NAME = "manifest.csv"

@@ -49,6 +49,17 @@ def test_the_model_card_opens_and_closes(page: Page):
     expect(card).to_be_hidden()
 
 
+def test_the_model_card_is_a_page_of_its_own_in_both_languages(page: Page, promoted: str):
+    page.goto(f"{promoted}/model/card")
+    expect(page.get_by_role("heading", name="Unmask: model card")).to_be_visible()
+    expect(page.get_by_role("cell", name="0.500")).to_be_visible()
+    assert page.title() == "Model card"
+    page.get_by_role("button", name="中文").click()
+    expect(page.get_by_text("信任该模型之前应当了解的内容")).to_be_visible()
+    page.get_by_role("link", name="返回主页").click()
+    expect(page.get_by_role("heading", name="这张脸是真的吗")).to_be_visible()
+
+
 def test_the_status_page_shows_what_is_served_and_how_it_goes(page: Page, promoted: str, workspace: Path):
     page.request.post(f"{promoted}/predict", multipart={"image": {"name": "a.png", "mimeType": "image/png", "buffer": picture()}})
     (workspace / "var" / "drift").mkdir(parents=True, exist_ok=True)
@@ -85,6 +96,13 @@ def test_the_page_asks_for_the_key_once(browser: Browser, tmp_path: Path):
         expect(page.get_by_label("API key")).to_be_hidden()
         page.close()
 
+        fresh = browser.new_page(locale="en-US")  # another tab, which has no key yet
+        fresh.goto(f"{client.base_url}/model/card")
+        fresh.get_by_label("API key").fill("open-sesame")
+        fresh.get_by_role("button", name="Use this key").click()
+        expect(fresh.get_by_role("heading", name="Unmask: model card")).to_be_visible()
+        fresh.close()
+
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessibility_rules_hold(promoted: str, browser: Browser, scheme: Literal["light", "dark"]):
@@ -105,6 +123,8 @@ def test_accessibility_rules_hold(promoted: str, browser: Browser, scheme: Liter
     page.locator("footer").get_by_role("button", name="Model card").click()
     expect(page.get_by_role("dialog", name="Model card")).to_be_visible()
     states["card"] = axe.run(page)
+    page.goto(f"{promoted}/model/card")
+    states["card page"] = axe.run(page)
     page.goto(f"{promoted}/status")
     expect(page.locator("#model-version")).to_contain_text("Model version")
     states["status"] = axe.run(page)

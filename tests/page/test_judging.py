@@ -112,6 +112,7 @@ def test_feedback_keeps_the_picture_only_if_asked_to(page: Page, workspace: Path
         expect(page.locator("#said")).to_be_visible(timeout=20_000)
         page.get_by_text("This is wrong").click()
         page.get_by_label("It is real").check()
+        page.get_by_label("How do you know?").fill("I took it")
         consent = page.get_by_label("Keep this picture")
         expect(consent).not_to_be_checked()
         if keep:
@@ -119,7 +120,7 @@ def test_feedback_keeps_the_picture_only_if_asked_to(page: Page, workspace: Path
         page.get_by_role("button", name="Send").click()
         expect(page.get_by_text("Thank you. It is noted.")).to_be_visible(timeout=20_000)
         said = feedback.read(folder)[-1]
-        assert said.label == "real" and (said.image is not None) == keep
+        assert said.label == "real" and said.comment == "I took it" and (said.image is not None) == keep
     assert [path.read_bytes() for path in (folder / "images").iterdir()] == [picture()]
 
 

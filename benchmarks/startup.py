@@ -1,0 +1,100 @@
+"""How soon the service is ready, what memory a ViT-base takes, how light the page is: `python -m benchmarks.startup`.
+
+The ViT-base has random weights and is made on the spot. Memory is the sum over all processes of the most that each had resident, which
+counts shared pages more than once. Results: benchmarks/results/startup.json. Ends with status 1 if a bound is missed.
+"""
+
+import re
+import sys
+import tempfile
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.load import photograph, status, upload
+from benchmarks.measure import record
+from benchmarks.serving import PEERS, SIDE, Running, running
+from tests.package_helpers import untrained_package
+
+READY_SECONDS, WORKER_MB, PAINT_BYTES = 15.0, 1500, 100_000
+"""What is promised."""
+
+STARTS, REQUESTS, CLIENTS = 3, 100, 32
+
+
+def readiness(port: int) -> bytes:
+    """A request to /readyz."""
+    return f"GET /readyz HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n".encode()
+
+
+def peak(service: Running) -> int:
+    """Megabytes: see above."""
+    lines = [line for process in service.tree for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()]
+    return round(sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e6)
+
+
+def used(service: Running, path: str, requests: int) -> tuple[int, float]:
+    """How many of so many requests were answered, by many clients at a time, and the seconds of the slowest."""
+
+    def ask(seed: int) -> tuple[bool, float]:
+        content = upload(service.port, photograph(SIDE, seed), path=path)
+        begin = time.monotonic()
+        return status(service.port, content) == 200, time.monotonic() - begin
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        found = list(pool.map(ask, range(requests)))
+    return sum(answered for answered, _ in found), round(max(seconds for _, seconds in found), 2)
+
+
+def first_paint(port: int) -> dict[str, int]:
+    """File -> bytes, of everything that the page loads before a picture is chosen."""
+    sizes: dict[str, int] = {}
+    waiting = [""]
+    while waiting:
+        name = waiting.pop()
+        if name in sizes:
+            continue
+        with urllib.request.urlopen(f"http://localhost:{port}/{name}") as response:
+            body = response.read()
+        sizes[name] = len(body)
+        waiting += re.findall(r'(?:href|src|from)[= ]"(?:\./)?([\w-]+\.(?:js|css|svg))"', body.decode())
+    return {name or "index.html": size for name, size in sizes.items()}
+
+
+def main() -> None:
+    """Command line."""
+    with tempfile.TemporaryDirectory() as folder:
+        package = untrained_package(Path(folder) / "package", {})
+        seconds = []
+        for _ in range(STARTS):
+            begin = time.monotonic()
+            with running(PEERS["Unmask"], package, readiness) as service:
+                seconds.append(round(time.monotonic() - begin, 1))
+                memory = {"ready": peak(service)}
+                answered, _ = used(service, "/predict", REQUESTS)
+                memory[f"after {REQUESTS} requests"] = peak(service)
+                explained, first_map = used(service, "/explain", 1)
+                memory["after a map"] = peak(service)
+                paint = first_paint(service.port)
+    found: dict[str, Any] = {
+        "ready_seconds": seconds,
+        "memory_mb": memory,
+        "first_map_seconds": first_map,
+        "first_paint_bytes": {"all": sum(paint.values()), **paint},
+    }
+    print(found)
+    record("startup", found)
+    missed = {
+        f"{READY_SECONDS:g} s to be ready": max(seconds) > READY_SECONDS,
+        f"{WORKER_MB} MB of memory": max(memory.values()) > WORKER_MB,
+        f"{PAINT_BYTES} bytes to paint the page": sum(paint.values()) > PAINT_BYTES,
+        "an answer to each request": answered < REQUESTS or not explained,
+    }
+    if any(missed.values()):
+        sys.exit(f"missed: {', '.join(name for name, so in missed.items() if so)}")
+
+
+if __name__ == "__main__":
+    main()
