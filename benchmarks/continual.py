@@ -40,7 +40,7 @@ from pipeline.sources import procedural
 ROOT = Path(__file__).parent.parent
 OLD, NEW = "swap", "self_blend"
 PAIRS = 600
-"""Reals, and as many fakes, of each family that are trained on. Half of the traffic after the change is of the new one."""
+"""Reals, and as many fakes, of each family that are trained on."""
 
 JUDGED = 250
 """Pairs of each family that every version is judged on."""
@@ -84,7 +84,7 @@ def scenario(folder: Path) -> dict[str, Any]:
 
     def note(step: str, what: str) -> None:
         seen.append({"after_s": round(time.monotonic() - begun), "step": step, "seen": what})
-        print(f"{seen[-1]['after_s']:4d} s  {step}: {what}", flush=True)
+        print(f"{seen[-1]['after_s']} s, {step}: {what}", flush=True)
 
     _make(project)
     with _prefect(folder) as environment:
@@ -95,7 +95,7 @@ def scenario(folder: Path) -> dict[str, Any]:
             _ask(client, pictures["old traffic"])
             note("drift check, traffic as in training", _flow(project, environment, "drift"))
             answers = _ask(client, pd.concat([pictures["new traffic"], pictures["old traffic, second"]]).sample(frac=1, random_state=0))
-            note("drift check, half of the traffic is a new family", _flow(project, environment, "drift"))
+            note("drift check, two thirds of the traffic are of a new family", _flow(project, environment, "drift"))
             labelled = _label(client, answers[answers["family"] == NEW])
             note("feedback", f"{labelled} pictures of the new family labelled through the service")
 
@@ -111,7 +111,7 @@ def scenario(folder: Path) -> dict[str, Any]:
             _wait(lambda: _version(client) == "3", 60)
             note("the service", f"answers with version {_version(client)}, without a restart")
             _ask(client, pd.concat([pictures["new traffic, later"], pictures["old traffic, later"]]).sample(frac=1, random_state=0))
-            note("drift check, the same half and half", _flow(project, environment, "drift"))
+            note("drift check, half of the traffic is of the new family", _flow(project, environment, "drift"))
     figures = {
         version: {family: _judged(package, pictures[f"{family} test"]) for family in ("old", "new")}
         for version, package in versions.items()
