@@ -184,7 +184,7 @@ def _prefect(folder: Path) -> Iterator[dict[str, str]]:
     port = _free_port()
     url = f"http://{HOST}:{port}/api"
     with _started(folder, "prefect", inherited, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)):
-        _wait(lambda: _answers(f"{url}/health"), 120)
+        _wait(lambda: _answers(f"{url}/health"), 300)
         yield inherited | {"PREFECT_API_URL": url}
 
 
@@ -194,7 +194,7 @@ def _service(project: Path, folder: Path, environment: dict[str, str]) -> Iterat
     port = _free_port()
     url = f"http://{HOST}:{port}"
     with _started(project, "service", environment, "-m", "bentoml", "serve", "service:Unmask", "--host", HOST, "--port", str(port)):
-        _wait(lambda: _answers(f"{url}/readyz"), 120)
+        _wait(lambda: _answers(f"{url}/readyz"), 300)
         with httpx.Client(base_url=url, timeout=60) as client:
             yield client
 
