@@ -76,11 +76,13 @@ class Unmask:
             log.warning("UNMASK_API_KEYS is not set: only this machine is answered")
         self.context = routes.state.context = Context(settings, _champion())
         self.context.champion.start()
+        self.context.trial.start()
 
     @bentoml.on_shutdown
     def close(self) -> None:
         """Stop following, and write what is not written yet."""
         self.context.champion.stop()
+        self.context.trial.stop()
         self.context.log.close()
 
 

@@ -13,7 +13,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
-from flows import promotion, registry
+from flows import canary, promotion, registry
 from flows.materialise import workspace_lock
 from flows.notifications import Fact, send
 from flows.process import environment, stream
@@ -38,7 +38,7 @@ def deploy(by: str | None = None) -> State[Any]:
     """Build the champion's bento and try it out, unless that was done, and record that it is the champion.
 
     Ends as Completed (named Cached if there was nothing to do, NoChampion if there is none), as Refused if the champion may not be
-    served, or as StageFailed.
+    served, or as StageFailed. A canary that the service ended is announced too.
     The alias is never moved back: it says what a person wants, and the tag `refused` says why that cannot be.
 
     Args:
@@ -46,6 +46,8 @@ def deploy(by: str | None = None) -> State[Any]:
     """
     try:
         with workspace_lock("deploy"):
+            if (ended := canary.last()) is not None:
+                canary.announce(ended)
             return _follow(by)
     except (StageError, PackageError) as error:
         return Failed(name="StageFailed", message=str(error))

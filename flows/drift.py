@@ -17,7 +17,7 @@ from flows import monitoring, registry
 from flows.notifications import send
 from flows.registry import Version
 from flows.store import find_champion, retried
-from pipeline import diagnosis, feedback, package, predictions, trust
+from pipeline import diagnosis, feedback, package, predictions, shadow, trust
 from pipeline.drift import compare, shifted
 from pipeline.drift_page import page
 from pipeline.errors import StageError
@@ -60,7 +60,9 @@ def drift() -> State[Any]:
         return Completed(name="NotEnoughData", message=message)
     reference = pd.read_parquet(found.path / "reference.parquet")
     report = {"version": version.number} | check(reference, window, settings)
-    report["f1"] = f1(found, reference, window, report, {line.id: LABEL2ID[line.label] for line in trust.judge(said, source).counted})
+    labels = {line.id: LABEL2ID[line.label] for line in trust.judge(said, source).counted}
+    report["f1"] = f1(found, reference, window, report, labels)
+    report["challenger"] = shadow.compared(predictions.beside(_var() / predictions.FILE, version.digest, settings.max_window), labels)
     report["announced"] = announce(report, str(window["id"].iloc[-1]))
     kept = {line.id: _var() / feedback.FOLDER / feedback.IMAGES / line.image for line in said if line.image}
     write(report_file().with_suffix(".html"), page(report, reference, window, kept).encode())
@@ -128,6 +130,8 @@ def sentence(report: dict[str, Any]) -> str:
     text = f"the newest {report['window']} answers of version {report['version']} {found} its reference (p = {report['p_value']:.2g})"
     if report["drift"]:
         text += f", above all in {', '.join(shifted(report)[:MOST_NAMED])}; {report['kind']['kind']}: {report['kind']['why']}"
+    if (challenger := report["challenger"]) is not None:
+        text += f". In its shadow version {challenger['version']} agreed on {challenger['agreement']:.0%} of {challenger['n']} answers"
     return text
 
 

@@ -23,6 +23,8 @@ def record(report: dict[str, Any], folder: Path) -> str:
     figures |= {f"share_{verdict}": share for verdict, share in report.get("verdicts", {}).items()}
     figures |= {found["name"]: found["value"] for found in report["statistics"]}
     figures |= {f"psi_{found['name']}": found["psi"] for found in report["statistics"]}
+    if report["challenger"] is not None:
+        figures |= {"challenger_agreement": report["challenger"]["agreement"], "challenger_answers": report["challenger"]["n"]}
     kind = report["kind"]["kind"] if report["drift"] else "none"
     client, now = MlflowClient(), int(time.time() * 1000)
     run = client.create_run(experiment, tags={"version": str(report["version"]), "drift": kind}).info.run_id

@@ -8,7 +8,7 @@ from prefect.logging import get_logger
 
 from pipeline.params import load_params
 
-Fact = Literal["gate failed", "drift found", "promotion", "refusal", "roll-back"]
+Fact = Literal["gate failed", "drift found", "promotion", "refusal", "roll-back", "canary ended"]
 
 
 def send(fact: Fact, message: str) -> None:

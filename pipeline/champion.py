@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.champion_source import ALIAS, Pinned, Registry, Source, UnavailableError, UntilPromoted, Version
+from pipeline.champion_source import ALIAS, CHALLENGER, Pinned, Registry, Source, UnavailableError, UntilPromoted, Version
 from pipeline.detector import Detector
 from pipeline.package import STARTER
 from pipeline.tracking import MODEL, tracking_uri
@@ -44,18 +44,21 @@ class Champion:
 
     Attributes:
         served: None until the first package is loaded.
+        now: the version of `served`, which tells apart what a registry that was made anew gives the same number.
         trouble: what stands against serving what is wanted, and what to do: (message, hint). None if all is well.
     """
+
+    alias = ALIAS
 
     def __init__(self, source: Source, seconds: float = 1.0, faces: Path | None = None) -> None:
         """`faces` is the ONNX file of the face detector, if it shall be another than the package's own."""
         self.source, self.seconds, self.faces = source, seconds, faces
         self.served: Served | None = None
         self.trouble: tuple[str, str] | None = ("The model is being loaded", "Try again in a few seconds.")
-        self._now: Version | None = None
+        self.now: Version | None = None
         self._refusal: Refusal | None = None
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="champion", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name=self.alias, daemon=True)
 
     def start(self) -> None:
         """Serve what is wanted, if it can be had now, and begin to follow.
@@ -80,11 +83,13 @@ class Champion:
             self._tell(str(error), error.hint)
             return
         if wanted is None:
-            self._tell(
-                f"No model is promoted: no version of `{MODEL}` has the alias `{ALIAS}`", "Run `make run`, or set the alias in MLflow."
-            )
-        elif wanted == self._now or self._serve(wanted):
+            self._without()
+        elif wanted == self.now or self._serve(wanted):
             self.trouble = None
+
+    def _without(self) -> None:
+        """No version has the alias."""
+        self._tell(f"No model is promoted: no version of `{MODEL}` has the alias `{ALIAS}`", "Run `make run`, or set the alias in MLflow.")
 
     def _follow(self) -> None:
         while not self._end.wait(self.seconds):
@@ -94,7 +99,7 @@ class Champion:
         try:
             step()
         except Exception:  # this thread must outlive whatever it meets
-            log.exception("following the champion failed")
+            log.exception("following the %s failed", self.alias)
 
     def _go_on(self) -> None:
         """After a restart without a word from MLflow: serve what was served before."""
@@ -105,15 +110,15 @@ class Champion:
     def _serve(self, version: Version) -> bool:
         refusal = self._refusal
         if refusal is None or refusal.version != version or time.monotonic() > refusal.until:
-            log.info("loading version %s", version.number)
+            log.info("%s: loading version %s", self.alias, version.number)
             try:
                 detector = Detector.load(self.source.fetch(version), faces=self.faces)
                 detector.check()  # which also sets up what the first request would otherwise wait for
             except Exception as error:  # a broken package makes libraries raise what they like; none of it may stop the service
                 refusal = self._refusal = Refusal(version, str(error), time.monotonic() + RETRY_SECONDS)
             else:
-                self.served, self._now, self._refusal = Served(version.number, detector), version, None
-                log.info("serving version %s with %s", version.number, detector.runtime.name)
+                self.served, self.now, self._refusal = Served(version.number, detector), version, None
+                log.info("%s: serving version %s with %s", self.alias, version.number, detector.runtime.name)
                 self.source.keep(version)
                 return True
         self._tell(f"Version {version.number} was refused: {refusal.reason}", "Promote another version, or register this one again.")
@@ -123,7 +128,37 @@ class Champion:
         if self.trouble != (message, hint):
             self.trouble = (message, hint)
             still = f"; version {self.served.version} goes on serving" if self.served else ""
-            log.warning("%s%s. %s", message, still, hint)
+            log.warning("%s: %s%s. %s", self.alias, message, still, hint)
+
+
+class Challenger(Champion):
+    """The detector that is tried out beside the champion: the version with the alias `challenger`, unless that is the champion itself."""
+
+    alias = CHALLENGER
+
+    def __init__(self, champion: Champion, var: Path, seconds: float = 1.0) -> None:
+        """Follow MLflow, whatever `champion` follows; downloads lie in `var`."""
+        super().__init__(Registry(tracking_uri(), var / CHALLENGER, CHALLENGER), seconds, champion.faces)
+        self.champion, self.trouble = champion, None
+
+    def start(self) -> None:
+        """Begin to follow. The champion answers meanwhile."""
+        self._thread.start()
+
+    def look(self) -> None:
+        """Load what has the alias, and drop what has it no more or has become the champion."""
+        super().look()
+        if self.now is not None and self.now == self.champion.now:
+            self._without()
+
+    def _serve(self, version: Version) -> bool:
+        if version != self.champion.now:
+            return super()._serve(version)
+        self._without()
+        return True
+
+    def _without(self) -> None:
+        self.served = self.now = self.trouble = None
 
 
 def champion(bundled: Path | None = None, version: str = "") -> Champion:

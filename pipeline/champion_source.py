@@ -1,4 +1,4 @@
-"""Where the served package comes from: a pinned folder, or the version that holds the alias `champion` in MLflow."""
+"""Where the served package comes from: a pinned folder, or the version that holds an alias in MLflow."""
 
 import json
 import os
@@ -23,6 +23,7 @@ from pipeline.servable import ADVICE, obstacle
 from pipeline.tracking import MODEL
 
 ALIAS = "champion"
+CHALLENGER = "challenger"
 KEEP = 3
 """Downloads that stay on disk: the newest ones, for a quick roll-back."""
 STALE_SECONDS = 3600.0
@@ -88,14 +89,15 @@ class Pinned:
 
 
 class Registry:
-    """The alias `champion` of the registered model, in an MLflow server or in its SQLite file.
+    """An alias of the registered model, in an MLflow server or in its SQLite file.
 
     Looking at the alias does not import mlflow: that costs seconds and 250 MB, and its client would migrate a database that
     another process is just making. The download of a new version imports it.
     """
 
-    def __init__(self, uri: str, folder: Path) -> None:
-        self.uri, self.folder = uri, folder
+    def __init__(self, uri: str, folder: Path, alias: str = ALIAS) -> None:
+        """`folder` holds the downloads, and belongs to one alias."""
+        self.uri, self.folder, self.alias = uri, folder, alias
 
     def wanted(self) -> Version | None:
         """The version that the alias is on. Raises UnavailableError if the store does not answer, or the version may not be served."""
@@ -109,7 +111,7 @@ class Registry:
     def _from_server(self) -> Version | None:
         parts = urlsplit(self.uri)
         place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
-        query = urlencode({"name": MODEL, "alias": ALIAS})
+        query = urlencode({"name": MODEL, "alias": self.alias})
         request = urllib.request.Request(f"{place}/api/2.0/mlflow/registered-models/alias?{query}")  # noqa: S310 - http(s) only
         user = os.environ.get("MLFLOW_TRACKING_USERNAME", parts.username or "")
         if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
@@ -139,7 +141,7 @@ class Registry:
                    JOIN model_versions v ON v.name = a.name AND v.version = a.version WHERE a.name = ? AND a.alias = ?"""
         try:
             with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=2)) as database:
-                row = database.execute(query, (MODEL, ALIAS)).fetchone()
+                row = database.execute(query, (MODEL, self.alias)).fetchone()
                 tags = "SELECT key, value FROM model_version_tags WHERE name = ? AND version = ?"
                 if row:
                     _check(row[0], dict(database.execute(tags, (MODEL, row[0])).fetchall()))

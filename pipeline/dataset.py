@@ -1,6 +1,7 @@
 """Images as training sees them: decoded once into a memory map, then served in pairs of a real and a fake."""
 
 import hashlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from pipeline.augment import augment
+from pipeline.errors import StageError
 from pipeline.forge import METHODS, Face
 from pipeline.images import read
 from pipeline.labels import LABEL2ID
@@ -43,6 +45,26 @@ def pixels(table: pd.DataFrame, preprocess: Preprocess) -> np.ndarray:
         store.flush()
         part.replace(path)
     return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def rehearsed(table: pd.DataFrame, shares: Mapping[str, float]) -> pd.DataFrame:
+    """The training images that are shown: of each source its share, whole groups, by lots that follow from the groups' names.
+
+    A group keeps its lot whatever else is there: a smaller share is a part of a larger one, and new images move none of the old.
+
+    Args:
+        table: the training part.
+        shares: name of a source -> share of its groups; of a source that is not named all are shown.
+
+    Raises:
+        StageError: if no real or no fake is left.
+    """
+    lots = table["group"].map(lambda group: int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64)
+    shown = table[lots < [shares.get(source, 1.0) for source in table["source"]]].reset_index(drop=True)
+    for label in LABEL2ID:
+        if not (shown["label"] == label).any():
+            raise StageError(f"train.rehearsal: with {dict(shares)} no {label} image is left to train on; raise a share")
+    return shown
 
 
 class Pairs(Dataset):

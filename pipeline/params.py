@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 
-from pipeline.params_data import Data, FolderSource, Ingest, Section, Share
+from pipeline.params_data import FORGED, Data, FolderSource, Ingest, Section, Share
 from pipeline.params_loop import Drift, Feedback, Notifications, Promotion, Retrain
 from pipeline.params_train import Augment, Model, Train, Tune
 
@@ -119,6 +119,14 @@ class Params(Section):
     notifications: Notifications
     tune: Tune
     presets: dict[str, dict[str, Any]] = Field(description="named sets of values, applied with `python -m pipeline.settings NAME`")
+
+    @model_validator(mode="after")
+    def _rehearses_what_there_is(self) -> "Params":
+        names = [source.name for source in self.data.sources] + ([FORGED] if self.data.forge else [])
+        unknown = sorted(set(self.train.rehearsal) - set(names))
+        if unknown:
+            raise ValueError(f"train.rehearsal: no source is called {', '.join(unknown)}; there are: {', '.join(sorted(names))}")
+        return self
 
     @model_validator(mode="after")
     def _normalises_copies(self) -> "Params":

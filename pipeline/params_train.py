@@ -63,6 +63,9 @@ class Train(Section):
     ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is judged and kept then")
     pairing: bool = Field(description="each real beside a fake of its own group, with the same augmentation")
     rank_weight: float = Field(ge=0, description="weight of softplus(-(s_fake - s_real)) over the pairs of a batch")
+    rehearsal: dict[str, Share] = Field(
+        default_factory=dict, description="name of a source -> share of its training images that are shown; of a source not named all are"
+    )
     forge: Forging | None = None
     adversarial: Adversarial | None = None
     label_smoothing: Share

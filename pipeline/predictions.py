@@ -1,6 +1,7 @@
 """The record of what the service answered: numbers only, never a picture. Drift checks read it.
 
 A row of the record and a row of a package's drift reference are made by the same function, so that the two can be compared.
+What a challenger said of the same picture in the champion's shadow stands in a table of its own, under the id of the answer.
 """
 
 import json
@@ -37,7 +38,10 @@ MOST = 200_000
 FLUSH_SECONDS = 0.5
 SCHEMA = f"""CREATE TABLE IF NOT EXISTS predictions (
     id TEXT PRIMARY KEY, time TEXT, package TEXT, version TEXT, verdict TEXT, warnings TEXT,
-    probability_fake REAL, embedding BLOB, {", ".join(f"{name} REAL" for name in STATISTICS)})"""
+    probability_fake REAL, embedding BLOB, {", ".join(f"{name} REAL" for name in STATISTICS)});
+CREATE INDEX IF NOT EXISTS newest ON predictions (package, time);
+CREATE TABLE IF NOT EXISTS shadows (id TEXT PRIMARY KEY, time TEXT, package TEXT, version TEXT, verdict TEXT, probability_fake REAL);"""
+TABLES = ("predictions", "shadows")
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +79,7 @@ class PredictionLog:
         """
         self.path, self.most, self.dropped = path, most, 0
         self._lost = lost
-        self._waiting: queue.Queue[tuple[Any, ...]] = queue.Queue(WAITING)
+        self._waiting: queue.Queue[tuple[str, tuple[Any, ...]]] = queue.Queue(WAITING)
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._write_on, name="predictions", daemon=True)
         self._thread.start()
@@ -84,15 +88,23 @@ class PredictionLog:
         """Note an answer. Returns at once and never raises; `package` is the digest of the package that answered."""
         found = measures(prediction)
         found |= {"embedding": found["embedding"].tobytes(), "warnings": json.dumps(found["warnings"])}
-        try:
-            self._waiting.put_nowait((id, datetime.now(UTC).isoformat(), package, version, *found.values()))
-        except queue.Full:
-            self._drop(1)
+        self._put("predictions", (id, datetime.now(UTC).isoformat(), package, version, *found.values()))
+
+    def shadow(self, *, id: str, package: str, version: str, prediction: "Prediction") -> None:
+        """Note what a challenger, of which nobody was told, says of the picture of an answer. Returns at once and never raises."""
+        found = (prediction.verdict, prediction.probability_fake)
+        self._put("shadows", (id, datetime.now(UTC).isoformat(), package, version, *found))
 
     def close(self) -> None:
         """Write what waits, and end the thread."""
         self._end.set()
         self._thread.join(timeout=10)
+
+    def _put(self, table: str, row: tuple[Any, ...]) -> None:
+        try:
+            self._waiting.put_nowait((table, row))
+        except queue.Full:
+            self._drop(1)
 
     def _drop(self, rows: int) -> None:
         self.dropped += rows
@@ -104,9 +116,10 @@ class PredictionLog:
         self._flush()
 
     def _flush(self) -> None:
-        rows = []
+        rows: dict[str, list[tuple[Any, ...]]] = {}
         while not self._waiting.empty():
-            rows.append(self._waiting.get_nowait())
+            table, row = self._waiting.get_nowait()
+            rows.setdefault(table, []).append(row)
         if not rows:
             return
         try:
@@ -114,14 +127,16 @@ class PredictionLog:
             # Several workers write to one file: WAL lets them, and readers, go on beside each other.
             with closing(sqlite3.connect(self.path, timeout=10)) as database, database:
                 database.execute("PRAGMA journal_mode=WAL")
-                database.execute(SCHEMA)
-                database.execute("CREATE INDEX IF NOT EXISTS newest ON predictions (package, time)")
-                database.executemany(f"INSERT INTO predictions VALUES ({', '.join('?' * len(rows[0]))})", rows)  # noqa: S608 - no value in it
-                # SQLite numbers the rows as they come, so that this looks at no more rows than it drops.
-                database.execute("DELETE FROM predictions WHERE rowid <= (SELECT MAX(rowid) FROM predictions) - ?", (self.most,))
+                database.executescript(SCHEMA)
+                for table, found in rows.items():
+                    database.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(found[0]))})", found)  # noqa: S608 - no value in it
+                    # SQLite numbers the rows as they come, so that this looks at no more rows than it drops.
+                    oldest = f"DELETE FROM {table} WHERE rowid <= (SELECT MAX(rowid) FROM {table}) - ?"  # noqa: S608 - no value in it
+                    database.execute(oldest, (self.most,))
         except (sqlite3.Error, OSError) as error:
-            self._drop(len(rows))
-            log.warning("%d predictions were not recorded in %s: %s", len(rows), self.path, error)
+            lost = sum(map(len, rows.values()))
+            self._drop(lost)
+            log.warning("%d predictions were not recorded in %s: %s", lost, self.path, error)
 
 
 def find(path: Path, id: str) -> Recorded | None:
@@ -139,6 +154,9 @@ def forget(path: Path, ids: set[str]) -> int:
         return 0
     with closing(sqlite3.connect(path, timeout=10)) as database, database:
         database.execute("PRAGMA secure_delete=ON")
+        database.executescript(SCHEMA)  # an older file has no table `shadows`
+        shadowed = [(id,) for id in ids]
+        database.executemany("DELETE FROM shadows WHERE id = ?", shadowed)
         return sum(database.execute("DELETE FROM predictions WHERE id = ?", (id,)).rowcount for id in ids)
 
 
@@ -164,3 +182,28 @@ def newest(path: Path, package: str, most: int) -> "pd.DataFrame":
     table["embedding"] = table["embedding"].map(lambda value: np.frombuffer(value, np.float32))
     table["warnings"] = table["warnings"].map(json.loads)
     return table.iloc[::-1].reset_index(drop=True)
+
+
+def beside(path: Path, package: str, most: int) -> "pd.DataFrame":
+    """The newest answers of one package that a challenger judged too, in its shadow; of several challengers the newest one's.
+
+    Args:
+        path: the SQLite file.
+        package: digest of the package that answered.
+        most: how many at the most.
+
+    Returns:
+        id, version (of the challenger), verdict, probability_fake, challenger_verdict, challenger_probability_fake.
+    """
+    import pandas as pd
+
+    columns = ["id", "version", "verdict", "probability_fake", "challenger_verdict", "challenger_probability_fake"]
+    query = """SELECT p.id, s.version, p.verdict, p.probability_fake, s.verdict, s.probability_fake
+               FROM shadows s JOIN predictions p ON p.id = s.id WHERE p.package = ?
+               AND s.package = (SELECT package FROM shadows ORDER BY rowid DESC LIMIT 1) ORDER BY s.rowid DESC LIMIT ?"""
+    rows: list[Any] = []
+    if path.is_file():
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as database:
+            if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'shadows'").fetchone():  # an older file has none
+                rows = database.execute(query, (package, most)).fetchall()
+    return pd.DataFrame(rows, columns=columns)

@@ -26,7 +26,7 @@ from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, TrainerCallback, TrainingArguments, set_seed
 
 from pipeline import features, manifest, model, params, tuning
-from pipeline.dataset import Pairs, Singles, collate, pixels, sheet
+from pipeline.dataset import Pairs, Singles, collate, pixels, rehearsed, sheet
 from pipeline.errors import StageError
 from pipeline.memory import keep_freed
 from pipeline.metrics import figures
@@ -60,7 +60,8 @@ def run(settings: params.Params) -> dict[str, Any]:
         The report; of several processes, the first writes it and the files, and the others return an empty one.
 
     Raises:
-        StageError: if the model cannot be built, the batch cannot be shared among the processes, or MLflow cannot be reached.
+        StageError: if the model cannot be built, no image of a class is left by `train.rehearsal`, the batch cannot be shared among the
+            processes, or MLflow cannot be reached.
     """
     parts = manifest.read_parts()
     trained = fit(settings, parts, SHEET)
@@ -91,6 +92,7 @@ def fit(
     Raises:
         StageError: as `run` does.
     """
+    parts = parts | {"train": rehearsed(parts["train"], settings.train.rehearsal)}
     processes = _processes()
     folder = checkpoints(settings)
     with _alone(folder) if processes.is_main_process else nullcontext():
@@ -155,6 +157,7 @@ def _fit(
         tuning.merge(network)
     report = {
         "run_id": record.run_id,
+        "images": parts["train"]["source"].value_counts().sort_index().to_dict(),
         "epochs": history.epochs,
         "best_epoch": max(history.epochs, key=lambda epoch: epoch["val_auc"])["epoch"],
         "seconds": round(time.monotonic() - started, 1),

@@ -8,6 +8,7 @@ from pipeline.champion import Served
 from pipeline.credentials import Credentials
 from pipeline.detector import Prediction as Predicted
 from pipeline.tracking import MODEL
+from serving.trial import Trial
 
 DIGITS = 6
 """After the decimal point, of probabilities and thresholds alike, so that a client who compares them sees the verdict's reason."""
@@ -223,6 +224,26 @@ class Feedback(Answer):
     image_kept: bool
 
 
+class Challenger(Answer):
+    """The version that is tried out beside the one that answers."""
+
+    version: str | None = Field(description="null where none has the alias, or it is what answers")
+    mode: Literal["shadow", "canary"] = Field(description="judges unheard, or answers")
+    share: float = Field(description="of the pictures, that it judges now")
+    ended: str | None = Field(description="why its canary ended by itself")
+    trouble: str | None = Field(description="why it cannot be tried out")
+
+    @classmethod
+    def of(cls, trial: Trial) -> Self | None:
+        """What is tried out; None if nothing shall be."""
+        if trial.mode == "off":
+            return None
+        served, ended, trouble = trial.challenger.served, trial.ended(), trial.challenger.trouble
+        share = trial.share if served and not ended else 0.0
+        said = " ".join(trouble) if trouble else None
+        return cls(version=served.version if served else None, mode=trial.mode, share=share, ended=ended, trouble=said)
+
+
 class About(Model):
     """What answers, how good it was on its test part, and what the service takes."""
 
@@ -234,6 +255,7 @@ class About(Model):
     lineage: dict[str, Any]
     limits: dict[str, Any] = Field(description="megabytes, megapixels, formats, batch")
     trouble: str | None = Field(description="what stands against serving the version that should be served")
+    challenger: Challenger | None = Field(description="what is tried out beside it, where UNMASK_CHALLENGER says so")
 
 
 class DriftReport(Answer):

@@ -1,7 +1,8 @@
 """What the routes share in a worker: the model, its log, the settings, and how much is under way."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,13 +12,14 @@ from PIL.Image import Image
 from pipeline import credentials, predictions
 from pipeline.champion import Champion, Served
 from pipeline.credentials import Credentials
-from pipeline.detector import Detector, Prepared
-from pipeline.images import identify, picture
+from pipeline.detector import Prediction, Prepared
+from pipeline.images import ImageError, identify, picture
 from pipeline.predictions import PredictionLog
 from serving.access import RateLimit
 from serving.batches import Batches
 from serving.errors import ApiError
 from serving.settings import Settings
+from serving.trial import Picture, Trial
 
 Result = TypeVar("Result")
 FEEDBACK = Path("feedback")
@@ -26,6 +28,16 @@ DRIFT_REPORT = Path("drift/report.json")
 
 LARGE = 2_000_000
 """Pixels: a larger picture takes a tenth of a second and more to decode, and waits in a queue of its own for it."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A picture that waits for its verdict: whose it is, what that one is shown, and who signed the file."""
+
+    picture: Picture
+    served: Served
+    prepared: Prepared
+    signed: Credentials | None
 
 
 class Context:
@@ -40,6 +52,7 @@ class Context:
         self.log = PredictionLog(settings.var / predictions.FILE, settings.log_rows, self.metrics.lost)
         self.rate = RateLimit(settings.requests_a_minute)
         self.batches = Batches()
+        self.trial = Trial(settings, champion, self.log, self.metrics)
         cores = os.cpu_count() or 2
         # Long work has fewer threads than there are cores, so that it never keeps short work from all of them.
         self._short, self._long = anyio.CapacityLimiter(cores), anyio.CapacityLimiter(max(1, cores // 2))
@@ -66,15 +79,43 @@ class Context:
         """Run something that takes the processor, beside the requests that only wait; `long` is what takes a tenth of a second and more."""
         return await anyio.to_thread.run_sync(work, limiter=self._long if long else self._short, abandon_on_cancel=True)
 
-    async def open(self, detector: Detector, data: bytes) -> tuple[Prepared, Credentials | None]:
-        """What is to be judged of an image file, and who says what of it. Raises ImageError."""
+    async def open(self, champion: Served, data: bytes) -> Opened:
+        """An image file, ready for who shall judge it. Raises ImageError."""
+        picture = self.trial.picture(data)
+        return await self.tried(champion, self.trial.answers(picture), lambda served: self._open(served, picture, data))
 
-        def rest(image: Image) -> tuple[Prepared, Credentials | None]:
-            return detector.prepare(picture(image, data)), credentials.read(data)
+    async def judge(self, champion: Served, opened: Opened) -> tuple[Served, Prediction]:
+        """The verdict, and whose it is: the champion's, too, where the challenger fails. Raises what the champion's network raises."""
 
-        def begin() -> Image | tuple[Prepared, Credentials | None]:
+        async def judged(served: Served) -> tuple[Served, Prediction]:
+            own = opened if served is opened.served else await self._open(served, opened.picture, opened.picture.data)
+            batches = self.batches if served is champion else self.trial.batches
+            return served, await batches.judge(served.detector, own.prepared)
+
+        challenger = opened.served if opened.served is not champion else None
+        return await self.tried(champion, challenger, judged, self.settings.timeout / 2)
+
+    async def tried(
+        self, champion: Served, challenger: Served | None, work: Callable[[Served], Awaitable[Result]], seconds: float | None = None
+    ) -> Result:
+        """What the challenger makes of it, if it is its turn; the champion, where that fails or takes longer than `seconds`."""
+        if challenger is not None:
+            try:
+                with anyio.fail_after(seconds):
+                    return await work(challenger)
+            except ImageError:  # the client's mistake, whoever looks at it
+                raise
+            except Exception as error:
+                self.trial.failed(error)
+        return await work(champion)
+
+    async def _open(self, served: Served, mark: Picture, data: bytes) -> Opened:
+        def rest(image: Image) -> Opened:
+            return Opened(mark, served, served.detector.prepare(picture(image, data)), credentials.read(data))
+
+        def begin() -> Image | Opened:
             image = identify(data, self.settings.images)
             return image if image.width * image.height > LARGE else rest(image)
 
         begun = await self.in_thread(begin)
-        return begun if isinstance(begun, tuple) else await self.in_thread(lambda: rest(begun), long=True)
+        return begun if isinstance(begun, Opened) else await self.in_thread(lambda: rest(begun), long=True)

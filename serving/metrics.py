@@ -1,7 +1,22 @@
 """What /metrics counts."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from collections.abc import Iterable
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+
+class Read(Collector):
+    """Figures that were read elsewhere."""
+
+    def __init__(self, found: Iterable[Metric]) -> None:
+        self.found = list(found)
+
+    def collect(self) -> Iterable[Metric]:
+        """The figures."""
+        return self.found
 
 
 class Metrics:
@@ -16,10 +31,15 @@ class Metrics:
             "unmask_feedback", "Statements of users, by the verdict they are about and their label", ["verdict", "label"]
         )
 
-    def text(self) -> bytes:
-        """The sums over all workers, as Prometheus reads them. BentoML sets the folder in which the workers' figures lie."""
+        self._shadowed = Counter("unmask_shadow", "Pictures for the champion's shadow, by what became of them", ["outcome"])
+        self._canary_failures = Counter("unmask_canary_failures", "Pictures on which the challenger failed and the champion answered")
+        self._canaries_ended = Counter("unmask_canaries_ended", "Canaries that ended by themselves")
+
+    def text(self, others: Iterable[Metric] = ()) -> bytes:
+        """The sums over all workers and other figures, as Prometheus reads them. BentoML sets the folder that the sums come from."""
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
+        registry.register(Read(others))
         return generate_latest(registry)
 
     def predicted(self, verdict: str, version: str, seconds: float) -> None:
@@ -34,6 +54,18 @@ class Metrics:
     def lost(self, rows: int) -> None:
         """Count answers that are not in the log."""
         self._lost.inc(rows)
+
+    def shadowed(self, outcome: Literal["judged", "dropped", "failed"]) -> None:
+        """Count a picture for the shadow."""
+        self._shadowed.labels(outcome).inc()
+
+    def canary_failed(self) -> None:
+        """Count a picture on which the challenger failed."""
+        self._canary_failures.inc()
+
+    def canary_ended(self) -> None:
+        """Count a canary that ended by itself."""
+        self._canaries_ended.inc()
 
     def told(self, verdict: str, label: str) -> None:
         """Count a user's statement."""

@@ -17,16 +17,15 @@ from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from pipeline import credentials, feedback, predictions
+from pipeline import feedback, predictions
 from pipeline.champion import Served
 from pipeline.detector import Prediction as Predicted
-from pipeline.detector import Prepared
 from pipeline.images import ImageError, decode
 from pipeline.overlay import overlay
 from serving import answers, openapi, upload
 from serving import card as card_page
 from serving.answers import DIGITS
-from serving.context import DRIFT_REPORT, FEEDBACK, Context
+from serving.context import DRIFT_REPORT, FEEDBACK, Context, Opened
 from serving.errors import ApiError, internal
 from serving.front import WEB
 
@@ -49,11 +48,11 @@ class Predict(HTTPEndpoint):
         context.served()  # without a model there is no use in receiving the picture
         async with upload.form(request, context.settings, ONE) as form:
             data = await upload.files(form, "image", 1, ONE)[0].read()
-        served = context.served()
+        champion = context.served()
         async with _deadline(context):
-            prepared, signed = await context.open(served.detector, data)
-            found = await context.batches.judge(served.detector, prepared)
-        return _json(_noted(context, served, found, signed, started))
+            opened = await context.open(champion, data)
+            served, found = await context.judge(champion, opened)
+        return _json(_noted(context, opened, served, found, started))
 
 
 class PredictBatch(HTTPEndpoint):
@@ -67,19 +66,19 @@ class PredictBatch(HTTPEndpoint):
         async with upload.form(request, context.settings, SEVERAL, most) as form:
             files = upload.files(form, "images", most, SEVERAL)
             names = [file.filename and file.filename[:200] for file in files]
-            served = context.served()
+            champion = context.served()
             async with _deadline(context):
                 # One after the other: decoded pictures are large, and a batch must not take every thread from single requests.
-                opened = [await _opened(context, served, await file.read()) for file in files]
-                good = [prepared for prepared, _ in (item for item in opened if not isinstance(item, ApiError))]
-                found = iter(await asyncio.gather(*(context.batches.judge(served.detector, prepared) for prepared in good)))
+                opened = [await _opened(context, champion, await file.read()) for file in files]
+                good = [item for item in opened if not isinstance(item, ApiError)]
+                judged = iter(await asyncio.gather(*(context.judge(champion, item) for item in good)))
         items = []
         for index, (name, item) in enumerate(zip(names, opened, strict=True)):
             if isinstance(item, ApiError):
                 context.metrics.refused(item.code)
                 items.append(answers.Item(index=index, name=name, error=answers.Problem(**item.body)))
             else:
-                items.append(answers.Item(index=index, name=name, result=_noted(context, served, next(found), item[1], started)))
+                items.append(answers.Item(index=index, name=name, result=_noted(context, item, *next(judged), started)))
         return _json(answers.Batch(results=items, timing_ms=round((time.perf_counter() - started) * 1000, 1)))
 
 
@@ -92,14 +91,18 @@ class Explain(HTTPEndpoint):
         context.served()
         async with upload.form(request, context.settings, MAP) as form:
             data = await upload.files(form, "image", 1, MAP)[0].read()
-        served = context.served()
+        champion = context.served()
 
-        def look() -> tuple[Any, dict[str, float], tuple[int, int]]:
-            picture = decode(data, context.settings.images)
-            return *served.detector.explain(picture), picture.rgb.size
+        async def looked(served: Served) -> tuple[Served, Any, dict[str, float], tuple[int, int]]:
+            def look() -> tuple[Served, Any, dict[str, float], tuple[int, int]]:
+                picture = decode(data, context.settings.images)
+                return served, *served.detector.explain(picture), picture.rgb.size
+
+            return await context.in_thread(look, long=True)
 
         async with _deadline(context):
-            found, seen, size = await context.in_thread(look, long=True)
+            challenger = context.trial.answers(context.trial.picture(data))  # whose verdict it was
+            served, found, seen, size = await context.tried(champion, challenger, looked)
         if "image/png" in request.headers.get("accept", ""):
             return Response(overlay(found.heat, seen, size), media_type="image/png", headers={"X-Explanation-Method": found.method})
         heat = [[round(float(value), 3) for value in row] for row in found.heat]
@@ -152,6 +155,7 @@ async def model(request: Request) -> Response:
         lineage=meta.lineage,
         limits=limits | {"formats": settings.formats},
         trouble=" ".join(trouble) if trouble else None,
+        challenger=answers.Challenger.of(context.trial),
     )
     return _json(about)
 
@@ -167,7 +171,13 @@ async def card(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """GET /metrics: figures for Prometheus."""
     context = _context(request)
-    return Response(await context.in_thread(context.metrics.text), media_type="text/plain; version=0.0.4; charset=utf-8")
+    # Imported late, as the counters are.
+    from serving import gauges
+
+    def read() -> bytes:
+        return context.metrics.text([*gauges.drift(context.settings.var / DRIFT_REPORT), *gauges.challenger(context.trial)])
+
+    return Response(await context.in_thread(read), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def drift(request: Request) -> Response:
@@ -209,20 +219,19 @@ async def _deadline(context: Context) -> AsyncGenerator[None, None]:
         raise ApiError("timeout", f"No answer within {seconds:g} seconds", "Try again later, or send a smaller picture.") from None
 
 
-def _noted(
-    context: Context, served: Served, found: Predicted, signed: credentials.Credentials | None, started: float
-) -> answers.Prediction:
+def _noted(context: Context, opened: Opened, served: Served, found: Predicted, started: float) -> answers.Prediction:
     """The answer to an image, after it was counted and recorded."""
     id, seconds = str(uuid.uuid4()), time.perf_counter() - started
     context.metrics.predicted(found.verdict, served.version, seconds)
     context.log.record(id=id, package=served.detector.package.digest, version=served.version, prediction=found)
-    return answers.Prediction.of(id, found, signed, served, seconds)
+    context.trial.told(opened.picture, id, served, found.verdict)
+    return answers.Prediction.of(id, found, opened.signed, served, seconds)
 
 
-async def _opened(context: Context, served: Served, data: bytes) -> tuple[Prepared, credentials.Credentials | None] | ApiError:
-    """An image of a batch, ready for the network, and its credentials; or the error that it gets instead."""
+async def _opened(context: Context, champion: Served, data: bytes) -> Opened | ApiError:
+    """An image of a batch, ready for the network; or the error that it gets instead."""
     try:
-        return await context.open(served.detector, data)
+        return await context.open(champion, data)
     except ImageError as error:
         return ApiError(error.code, error.message, error.hint)
     except Exception:  # whatever one image does, the others get their answers

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from pipeline import predictions
 from pipeline.errors import StageError
@@ -43,7 +43,23 @@ class Settings(BaseModel):
     upload_timeout: float = Field(60, gt=0, le=120, description="seconds that an upload may take")
     log_rows: int = Field(predictions.MOST, gt=0, description="answers that the prediction log keeps; the oldest go first")
     feedback_megabytes: float = Field(1000, ge=0, description="of feedback and its pictures together; beyond it none is taken")
+    challenger: Literal["off", "shadow", "canary"] = Field(
+        "off", description="what the version with the alias `challenger` does: off, shadow (judges unheard), canary (answers a share)"
+    )
+    challenger_share: float = Field(0.1, gt=0, le=1, description="of the pictures, that the challenger judges")
+    canary_shift: float = Field(
+        0.1, ge=0, le=1, description="difference of a verdict's shares from the champion's above which a canary ends"
+    )
+    canary_alpha: float = Field(0.01, gt=0, lt=1, description="chance of ending a canary whose shares differ by no more than that")
+    canary_least: int = Field(100, ge=20, description="pictures of champion and challenger each before their verdicts are compared")
     var: Path = Field(Path("var"), description="folder of the prediction log, feedback and downloads")
+
+    @field_validator("challenger_share")
+    @classmethod
+    def _leaves_something_to_compare_with(cls, share: float, others: ValidationInfo) -> float:
+        if others.data.get("challenger") == "canary" and share > 0.9:
+            raise ValueError("a canary answers at most 0.9 of the pictures: it is compared with the champion on the rest")
+        return share
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,8 +26,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import automation, registry
 from flows.train import train
+from pipeline.detector import Prediction
 from pipeline.package import Package, seal
-from pipeline.predictions import FILE
+from pipeline.predictions import FILE, PredictionLog, newest
+from serving.gauges import drift
 from tests.drift_helpers import record, sample
 from tests.service_helpers import ROOT, free_port, promote, register, wait_for
 
@@ -125,8 +128,19 @@ def test_drifted_answers_start_a_training_once(tmp_path):
             record(var / FILE, package.digest, sample(rng, 37))
             assert check() == "NotEnoughData: 37 of 100 answers needed: not enough data to say anything"
             record(var / FILE, package.digest, sample(rng, 100))
+            log = PredictionLog(var / FILE)
+            for id in newest(var / FILE, package.digest, 60)["id"]:
+                log.shadow(id=id, package="challenger", version="2", prediction=Prediction(0.7, "fake", [], np.zeros(1), {}))
+            log.close()
             assert check().startswith("NoDrift: the newest 137 answers of version 1 look like its reference")
-            assert json.loads((var / "drift" / "report.json").read_text())["window"] == 137
+            report = json.loads((var / "drift" / "report.json").read_text())
+            assert report["window"] == 137
+            assert (report["challenger"]["version"], report["challenger"]["n"], report["challenger"]["agreement"]) == ("2", 60, 0)
+            assert "Version 2 in the shadow" in (var / "drift" / "report.html").read_text()
+            gauges = {sample.name: sample.value for family in drift(var / "drift" / "report.json") for sample in family.samples}
+            assert gauges["unmask_drift"] == 0 and gauges["unmask_drift_window"] == 137
+            assert gauges["unmask_drift_p_value"] == report["p_value"] > gauges["unmask_drift_alpha"] == 0.01
+            assert time.time() - 60 < gauges["unmask_drift_checked_timestamp_seconds"] <= time.time()
 
             record(var / FILE, package.digest, sample(rng, 200).assign(brightness=10.0))
             assert check().startswith(

@@ -200,7 +200,10 @@ def test_deploy_refuses_once_and_packs_what_may_be_served(store, tiny, messages,
     (line,) = promotion.history()
     assert (line["version"], line["by"], line["gate"], line["bento"]) == (1, "the test", "passed", first.message)
     assert client(store).get_model_version("unmask", "1").tags["smoke_test"] == "passed"
+    made = f"{client(store).get_model_version('unmask', '2').run_id} 1700000000000"  # as the service leaves it
+    (Path("var") / "canary.json").write_text(json.dumps({"version": "2", "made": made, "why": "version 2 failed on 3 of 3 pictures"}))
     assert deploy(return_state=True).name == "Cached" and len(promotion.history()) == 1
+    assert client(store).get_model_version("unmask", "2").tags["canary"] == "version 2 failed on 3 of 3 pictures"
 
     promote(store, "2")
     for _ in range(2):
@@ -233,7 +236,7 @@ def test_deploy_refuses_once_and_packs_what_may_be_served(store, tiny, messages,
             and "2.png" in refused.message
         )
     assert "bento" not in client(store).get_model_version("unmask", "3").tags and len(promotion.history()) == 2
-    facts = ["promotion", "refusal", "promotion", "refusal"]
+    facts = ["promotion", "canary ended", "refusal", "promotion", "refusal"]
     assert [message["fact"] for message in messages] == [f"Unmask: {fact}" for fact in facts]
     assert "2.png" in messages[-1]["text"] and "by the test" in messages[0]["text"]
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from pipeline import labels, manifest, model, sweep, train, tuning
 from pipeline.adversarial import attacked
-from pipeline.dataset import Pairs
+from pipeline.dataset import Pairs, rehearsed
 from pipeline.errors import StageError
 from pipeline.export import convert
 from pipeline.params import Model, Params, ParamsError, check_params, load_params
@@ -323,3 +323,24 @@ def test_two_processes_train_what_one_does(settings: Callable[..., Params], work
         assert other == pytest.approx(epoch, abs=1e-4)
     for name in alone.keys() - {key for key in alone if key.endswith("key.bias")}:  # whose gradient is nothing but rounding
         np.testing.assert_allclose(together[name], alone[name], atol=2e-4, err_msg=name)
+
+
+def test_a_source_is_shown_by_its_share_and_the_rest_in_full():
+    groups = [f"old/{index // 4}" for index in range(400)] + [f"new/{index // 4}" for index in range(40)]
+    part = pd.DataFrame({"group": groups, "label": ["real", "fake"] * 220, "source": ["old"] * 400 + ["new"] * 40})
+    half, some = (rehearsed(part, {"old": share}) for share in (0.5, 0.3))
+    assert 30 < half.loc[half["source"] == "old", "group"].nunique() < 70
+    for shown in (half, some):
+        assert (shown["source"] == "new").sum() == 40 and set(shown["group"].value_counts()) == {4}
+    assert set(some["group"]) < set(half["group"])  # less is a part of more, whatever else is new
+    assert set(rehearsed(part[:400], {"old": 0.5})["group"]) == set(half.loc[half["source"] == "old", "group"])
+    assert set(rehearsed(part, {"old": 0.0})["source"]) == {"new"} and len(rehearsed(part, {})) == 440
+    with pytest.raises(StageError, match=r"train.rehearsal: .*no real image is left"):
+        rehearsed(part[:400], {"old": 0.0})
+
+
+def test_rehearsal_names_a_source_that_is_not_there():
+    content = load_params(ROOT / "params.yaml").model_dump(mode="json", by_alias=True)
+    content["train"] |= {"rehearsal": {"old": 0.5}}
+    with pytest.raises(ParamsError, match=r"train.rehearsal: no source is called old; there are: procedural"):
+        check_params(content, Path("params.yaml"))

@@ -1,0 +1,37 @@
+"""Makes known that the service ended a canary: as a tag of its version in MLflow, and as a message."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+
+from flows import registry
+from flows.notifications import send
+from flows.store import retried
+
+CANARY = "canary"
+"""Tag of a version: why its canary ended by itself."""
+
+
+@task(name="canary ended", **retried)
+def announce(ended: dict[str, Any]) -> None:
+    """Tag the version and send the message, unless that was done.
+
+    Args:
+        ended: what the service left in UNMASK_VAR/canary.json (serving/trial.py).
+    """
+    version = registry.known(int(ended["version"]))
+    of_this_registry = version is not None and ended["made"].startswith(version.run_id)  # one that was made anew counts from 1 again
+    if version is None or not of_this_registry or version.tags.get(CANARY) == ended["why"]:
+        return
+    get_run_logger().error("the canary has ended: %s", ended["why"])
+    send("canary ended", f"the champion answers everything again: {ended['why']}")
+    registry.tag(version, CANARY, ended["why"])
+
+
+def last() -> dict[str, Any] | None:
+    """The canary that the service ended last."""
+    file = Path(os.environ.get("UNMASK_VAR", "var")) / "canary.json"
+    return json.loads(file.read_text()) if file.is_file() else None

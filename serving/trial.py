@@ -1,0 +1,164 @@
+"""The challenger beside the champion, on a share of the pictures: in its shadow, where nobody hears of it, or answering, as a canary.
+
+Which pictures it gets follows from their bytes: the same picture always has the same judge, whoever sends it and however often, and
+nothing needs to be remembered. By clients it would not do: what one client sends is not what another does, and no difference between
+the two models' verdicts could then be told from one between their clients.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import queue
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.champion import Challenger, Champion, Served
+from pipeline.champion_source import Version
+from pipeline.images import decode
+from pipeline.predictions import PredictionLog
+from pipeline.staging import write
+from serving.batches import Batches
+from serving.guard import Guard
+from serving.settings import Settings
+
+if TYPE_CHECKING:
+    from serving.metrics import Metrics
+
+STOPPED = Path("canary.json")
+"""Inside UNMASK_VAR: the canary that ended by itself, for the other workers and after a restart. Without it it begins again."""
+
+WAITING = 16
+"""Pictures that may wait in the shadow; further ones are dropped and counted."""
+
+HASHED = 65_536
+"""Bytes of a file that its picture's lot is drawn from."""
+
+log = logging.getLogger("pipeline.trial")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file and its lot, 0 up to 1. A file that the challenger shall not judge is not kept: `data` is empty then."""
+
+    data: bytes
+    lot: float
+
+
+class Trial:
+    """What UNMASK_CHALLENGER asks for, in one worker. With `off` there is no thread, and no picture is anybody's but the champion's."""
+
+    def __init__(self, settings: Settings, champion: Champion, record: PredictionLog, metrics: "Metrics") -> None:
+        self.settings, self.mode, self.share = settings, settings.challenger, settings.challenger_share
+        self.champion, self.challenger = champion, Challenger(champion, settings.var)
+        self.batches = Batches()
+        """Its own: the champion's pictures do not wait for the challenger."""
+        self._record, self._metrics = record, metrics
+        self._guarded: tuple[Version, Guard] | None = None
+        self._ended: tuple[Version, str] | None = None
+        self._shadowed: queue.Queue[tuple[str, Served, bytes]] = queue.Queue(WAITING)
+
+    def start(self) -> None:
+        """Begin to follow the alias."""
+        if self.mode != "off":
+            self.challenger.start()
+        if self.mode == "shadow":
+            threading.Thread(target=self._judge_on, name="shadow", daemon=True).start()
+
+    def stop(self) -> None:
+        """End following."""
+        if self.mode != "off":
+            self.challenger.stop()
+
+    def ended(self) -> str | None:
+        """Why the canary of the version that is the challenger now has ended; None if it has not."""
+        now = self.challenger.now
+        if self.mode != "canary" or now is None:
+            return None
+        if self._ended is not None and self._ended[0] == now:
+            return self._ended[1]
+        file = self.settings.var / STOPPED
+        try:
+            found = json.loads(file.read_text())
+            same = (found["version"], found["made"]) == (now.number, now.made)
+            return str(found["why"]) if same else None
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"{file} cannot be read: {error!r}. Remove it to try the challenger"
+
+    def picture(self, data: bytes) -> Picture:
+        """A file with its lot."""
+        if self.mode == "off":
+            return Picture(b"", 1.0)
+        lot = int.from_bytes(hashlib.sha256(data[:HASHED]).digest()[:4]) / 2**32
+        return Picture(data if self.judge_of(Picture(data, lot)) else b"", lot)
+
+    def judge_of(self, picture: Picture) -> Served | None:
+        """The challenger, if this picture is of its share."""
+        served = self.challenger.served
+        return served if served is not None and picture.data and picture.lot < self.share and self.ended() is None else None
+
+    def answers(self, picture: Picture) -> Served | None:
+        """The challenger, if it answers this picture."""
+        return self.judge_of(picture) if self.mode == "canary" else None
+
+    def told(self, picture: Picture, id: str, served: Served, verdict: str) -> None:
+        """An answer went out: count it for the canary, or let the challenger judge its picture in the shadow."""
+        if self.mode == "canary" and self.challenger.served is not None:
+            by_challenger = served is self.challenger.served
+            if by_challenger or served is self.champion.served:  # and not one that was replaced meanwhile
+                self._guard().note(picture.lot, by_challenger, verdict)
+                self._look()
+        elif self.mode == "shadow" and (challenger := self.judge_of(picture)) is not None:
+            try:
+                self._shadowed.put_nowait((id, challenger, picture.data))
+            except queue.Full:
+                self._metrics.shadowed("dropped")
+
+    def failed(self, error: Exception) -> None:
+        """The challenger did not answer; the champion does instead."""
+        log.warning("the challenger failed, and the champion answers instead: %r", error)
+        self._metrics.canary_failed()
+        self._guard().failed()
+        self._look()
+
+    def _guard(self) -> Guard:
+        now = self.challenger.now
+        if self._guarded is None or (now is not None and self._guarded[0] != now):
+            settings = self.settings
+            self._guarded = now or Version(""), Guard(settings.canary_shift, settings.canary_alpha, settings.canary_least)
+        return self._guarded[1]
+
+    def _look(self) -> None:
+        now = self.challenger.now
+        if now is None or self.ended() is not None or (wrong := self._guard().wrong()) is None:
+            return
+        why = f"version {now.number} {wrong}"
+        self._ended = now, why
+        log.error("the canary has ended, and the champion answers everything: %s", why)
+        self._metrics.canary_ended()
+        content = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "version": now.number, "made": now.made, "why": why}
+        try:
+            write(self.settings.var / STOPPED, json.dumps(content).encode())
+        except OSError as error:
+            log.warning("other workers were not told: %s", error)
+
+    def _judge_on(self) -> None:
+        with suppress(OSError):  # of this thread alone, where the system has priorities of threads
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        while True:
+            id, challenger, data = self._shadowed.get()
+            try:
+                found = challenger.detector.predict([decode(data, self.settings.images)])[0]
+            except Exception:  # the answer is out long since
+                log.exception("the challenger failed in the shadow")
+                self._metrics.shadowed("failed")
+            else:
+                self._record.shadow(id=id, package=challenger.detector.package.digest, version=challenger.version, prediction=found)
+                self._metrics.shadowed("judged")
+            del challenger, data
