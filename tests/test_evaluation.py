@@ -5,7 +5,6 @@ import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,27 +12,20 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageClassification
 
 from flows import gates
-from pipeline import faithfulness, golden, judge_package, manifest, model
-from pipeline.attention import GraphAttention
+from pipeline import golden, judge_package, manifest, model
 from pipeline.baselines import baselines
 from pipeline.curves import risk_coverage
 from pipeline.errors import StageError
 from pipeline.evaluate import warnings
-from pipeline.explain import WithEmbedding, heat_maps
-from pipeline.export import convert
 from pipeline.judge_package import describe_folder
 from pipeline.metrics import group_weights, judge, judge_difference
 from pipeline.package import Thresholds, verify
 from pipeline.params import Bound, Params, load_params
 from pipeline.params import Model as ModelSettings
-from pipeline.preprocess import Preprocess
 from pipeline.robustness import attack, attacked
 from pipeline.rounding import Bfloat16, rounded
-from pipeline.runtime import read as read_graph
-from pipeline.runtime import runtime
 from pipeline.scoring import Subject
 from pipeline.slices import slices
 from tests.conftest import ROOT
@@ -160,92 +152,6 @@ def test_gates_take_every_kind_of_figure():
         assert verdict.passed, verdict
     with pytest.raises(StageError, match=r"slices.generator.swop.auc.*slices.generator.swap.auc"):
         gates.judge({"slices.generator.swop.auc": Bound(min=0)}, evaluation)
-
-
-@pytest.mark.parametrize(
-    ("kind", "config", "methods"),
-    [
-        ("vit", CONFIG, ["attention_rollout", "attention_relevance"]),
-        ("dinov2", CONFIG | {"mlp_ratio": 2}, ["attention_rollout", "attention_relevance"]),
-        ("convnextv2", {"image_size": 32, "hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 4}, ["grad_cam"]),
-        (
-            "swin",
-            {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
-            ["grad_cam"],
-        ),
-        ("mobilenet_v2", {"image_size": 32, "depth_multiplier": 0.25}, ["grad_cam"]),
-    ],
-)
-def test_each_kind_of_network_is_explained_by_a_method_that_fits_it(kind: str, config: dict[str, object], methods: list[str]):
-    torch.manual_seed(0)
-    made = AutoConfig.for_model(kind, num_labels=2, **config)
-    network = AutoModelForImageClassification.from_config(made, attn_implementation="eager").eval()
-    values = np.random.default_rng(0).normal(0, 1, (1, 3, SIDE, SIDE)).astype(np.float32)
-    found = heat_maps(network, values)
-    assert [seen.method for seen in found] == methods
-    for seen in found:
-        assert seen.heat.ndim == 2 and seen.heat.size > 1 and np.isfinite(seen.heat).all()
-        assert seen.heat.min() >= 0 and seen.heat.max() <= 1
-
-
-@pytest.mark.parametrize("kind", ["vit", "deit", "dinov2", "beit", "convnextv2", "swin"])
-def test_the_exported_graph_shows_the_same_rollout_as_the_network(kind: str, tmp_path: Path):
-    small = {"swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4, "patch_size": 4, "image_size": SIDE}}
-    small |= {"convnextv2": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 4}}
-    small |= {"beit": CONFIG | {"use_relative_position_bias": True, "layer_scale_init_value": 1.0}}
-    torch.manual_seed(0)
-    network, processor = model.build(ModelSettings(name=kind, init="scratch", config=small.get(kind, CONFIG)))
-    for weights in network.parameters():
-        weights.data += 0.1 * torch.randn_like(weights)  # a fresh network looks everywhere alike
-    model.save(network, processor, tmp_path / "model")
-    values = np.random.default_rng(0).normal(0, 1, (2, 3, processor.size["height"], processor.size["width"])).astype(np.float32)
-    convert(tmp_path / "model", tmp_path / "graph.xml", values)
-    found = GraphAttention(read_graph(tmp_path / "graph.xml"))(values[:1])
-    expected = heat_maps(model.load(tmp_path / "model"), values[:1])[0]
-    if kind in ("convnextv2", "swin"):
-        assert found is None and expected.method == "grad_cam"
-    else:
-        assert found is not None and found.method == expected.method == "attention_rollout"
-        assert found.heat == pytest.approx(expected.heat, abs=1e-4)
-
-
-class Corner(torch.nn.Module):
-    """Calls fake what is bright in the upper left quarter, and has a map of features that is lit there alone."""
-
-    def forward(self, pixel_values: torch.Tensor, output_hidden_states: bool = False, output_attentions: bool = False):
-        if output_attentions:
-            raise TypeError("no attention")
-        cells = torch.nn.functional.avg_pool2d(pixel_values.mean(1, keepdim=True), 8)
-        lit = torch.zeros_like(cells)
-        lit[..., : cells.shape[-2] // 2, : cells.shape[-1] // 2] = cells[..., : cells.shape[-2] // 2, : cells.shape[-1] // 2]
-        if not torch.is_inference_mode_enabled():
-            lit.requires_grad_()
-        fake = lit.sum((1, 2, 3))
-        return SimpleNamespace(logits=torch.stack([torch.zeros_like(fake), 4 * fake], 1), hidden_states=(lit,))
-
-
-def test_a_map_that_looks_where_the_forgery_is_beats_a_random_one(here: Path, params: Params):
-    rng = np.random.default_rng(0)
-    rows = []
-    for index in range(20):
-        real = rng.integers(60, 120, (SIDE, SIDE, 3), dtype=np.uint8)
-        fake = real.copy()
-        fake[: SIDE // 2, : SIDE // 2] += 100
-        for label, pixels in (("real", real), ("fake", fake)):
-            path = here / label / f"{index}.png"
-            path.parent.mkdir(exist_ok=True)
-            Image.fromarray(pixels).save(path)
-            row = {"image_id": f"{label}{index}", "path": str(path), "label": label, "group": str(index)}
-            rows.append(row | {"parents": f"real{index} other" if label == "fake" and index % 2 else ""})
-    settings = params.evaluate.model_copy(update={"explain_images": 20})
-    thresholds = Thresholds(f1=0.5, fpr1=0.9, fpr5=0.8, real_below=0.4, fake_above=0.6)
-    subject = Subject(Corner(), runtime(WithEmbedding(Corner()), SIDE), Preprocess(size=SIDE), 1.0, thresholds)
-    found = faithfulness.faithfulness(subject, pd.DataFrame(rows), settings)
-    assert found["n"] == found["n_paired"] == found["n_masked"] == 20
-    map_ = found["methods"]["grad_cam"]
-    assert map_["pointing"]["value"] == 1 and 0.2 < found["random"]["pointing"]["value"] < 0.4  # a quarter, with its soft border
-    against = map_["vs_random"]
-    assert against["deletion"]["high"] < 0 < against["insertion"]["low"] and against["pointing"]["low"] > 0
 
 
 def test_attacks_stay_within_their_bound_and_transfer_from_another_size(

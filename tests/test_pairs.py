@@ -1,0 +1,66 @@
+"""What training is shown: pairs, forgeries made on the spot, old sources beside new ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pipeline.dataset import Pairs, rehearsed
+from pipeline.errors import StageError
+from pipeline.params import ParamsError, check_params, load_params
+from pipeline.params_train import Forging
+from pipeline.preprocess import Preprocess
+from pipeline.settings import preset
+from tests.conftest import ROOT
+
+SIDE = 32
+
+
+def pairs_of(images: np.ndarray, forging: Forging | None) -> Pairs:
+    rows = [{"path": f"{label}/{index}.jpg", "label": label, "group": f"g{index}"} for label in ("real", "fake") for index in range(8)]
+    still = {key.removeprefix("augment."): value for key, value in preset("probe", ROOT / "params.yaml").items() if "augment." in key}
+    augment = load_params(ROOT / "params.yaml").augment.model_copy(update=still)
+    return Pairs(pd.DataFrame(rows), images, Preprocess(size=SIDE), augment, pairing=True, seed=1, forging=forging)
+
+
+def test_fakes_are_forged_from_reals_on_the_spot():
+    images = np.random.default_rng(0).integers(0, 255, (16, SIDE, SIDE, 3), dtype=np.uint8)
+    forging = Forging(share=0.5, methods={"self_blend": 0.3, "swap": 0.3, "resynthesis": 0.4})
+    plain, forged = pairs_of(images, None), pairs_of(images, forging)
+    changed = set()
+    for epoch in range(4):
+        plain.epoch = forged.epoch = epoch
+        for index in range(8):
+            one, other = plain[index]["pixel_values"], forged[index]["pixel_values"]
+            assert torch.equal(one[0], other[0])  # the real is as it was
+            assert torch.equal(other, forged[index]["pixel_values"])
+            if not torch.equal(one[1], other[1]):
+                changed.add((epoch, index))
+                assert not torch.equal(other[0], other[1])
+    assert 8 < len(changed) < 24
+    forged.epoch = 0
+    first = forged.forge(next(index for epoch, index in changed if epoch == 0), 0)
+    assert first is not None and first.shape == (SIDE, SIDE, 3) and first.dtype == np.uint8
+
+
+def test_a_source_is_shown_by_its_share_and_the_rest_in_full():
+    groups = [f"old/{index // 4}" for index in range(400)] + [f"new/{index // 4}" for index in range(40)]
+    part = pd.DataFrame({"group": groups, "label": ["real", "fake"] * 220, "source": ["old"] * 400 + ["new"] * 40})
+    half, some = (rehearsed(part, {"old": share}) for share in (0.5, 0.3))
+    assert 30 < half.loc[half["source"] == "old", "group"].nunique() < 70
+    for shown in (half, some):
+        assert (shown["source"] == "new").sum() == 40 and set(shown["group"].value_counts()) == {4}
+    assert set(some["group"]) < set(half["group"])  # less is a part of more, whatever else is new
+    assert set(rehearsed(part[:400], {"old": 0.5})["group"]) == set(half.loc[half["source"] == "old", "group"])
+    assert set(rehearsed(part, {"old": 0.0})["source"]) == {"new"} and len(rehearsed(part, {})) == 440
+    with pytest.raises(StageError, match=r"train.rehearsal: .*no real image is left"):
+        rehearsed(part[:400], {"old": 0.0})
+
+
+def test_rehearsal_names_a_source_that_is_not_there():
+    content = load_params(ROOT / "params.yaml").model_dump(mode="json", by_alias=True)
+    content["train"] |= {"rehearsal": {"old": 0.5}}
+    with pytest.raises(ParamsError, match=r"train.rehearsal: no source is called old; there are: procedural"):
+        check_params(content, Path("params.yaml"))
