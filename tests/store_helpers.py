@@ -48,7 +48,7 @@ def postgres(*databases: str) -> Iterator[str]:
             yield f"unmask:{QUOTED}@127.0.0.1:{port}"
         finally:
             subprocess.run([BIN / "pg_ctl", "stop", "--mode=immediate", f"--pgdata={folder}/data"], user=user, cwd=folder, stdout=log)
-    shutil.rmtree(folder)
+            shutil.rmtree(folder)
 
 
 def sql(url: URL, *statements: str) -> None:
