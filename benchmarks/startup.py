@@ -1,7 +1,7 @@
 """How soon the service is ready, what memory a ViT-base takes, how light the page is: `python -m benchmarks.startup`.
 
-The ViT-base has random weights and is made on the spot. Memory is the sum over all processes of the most that each had resident, which
-counts shared pages more than once. Results: benchmarks/results/startup.json. Ends with status 1 if a bound is missed.
+The ViT-base has random weights and is made on the spot. Memory is the most that a process had resident: of the worker, and the sum over
+all processes, which counts shared pages more than once. Results: benchmarks/results/startup.json. Ends with status 1 if a bound is missed.
 """
 
 import re
@@ -29,10 +29,11 @@ def readiness(port: int) -> bytes:
     return f"GET /readyz HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n".encode()
 
 
-def peak(service: Running) -> int:
-    """Megabytes: see above."""
+def peak(service: Running) -> dict[str, int]:
+    """Megabytes of the worker and of all processes: see above."""
     lines = [line for process in service.tree for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()]
-    return round(sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e6)
+    sizes = [int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM:")]
+    return {"worker": round(max(sizes)), "all": round(sum(sizes))}
 
 
 def used(service: Running, path: str, requests: int) -> tuple[int, float]:
@@ -88,7 +89,7 @@ def main() -> None:
     record("startup", found)
     missed = {
         f"{READY_SECONDS:g} s to be ready": max(seconds) > READY_SECONDS,
-        f"{WORKER_MB} MB of memory": max(memory.values()) > WORKER_MB,
+        f"{WORKER_MB} MB a worker": max(part["worker"] for part in memory.values()) > WORKER_MB,
         f"{PAINT_BYTES} bytes to paint the page": sum(paint.values()) > PAINT_BYTES,
         "an answer to each request": answered < REQUESTS or not explained,
     }

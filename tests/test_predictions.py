@@ -7,8 +7,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
+from PIL import Image
 
 from pipeline.detector import Prediction
+from pipeline.images import mean_saturation
 from pipeline.predictions import FILE, STATISTICS, PredictionLog, find
 
 ANSWER = Prediction(0.7, "fake", [], np.zeros(768, np.float32), dict.fromkeys(STATISTICS, 1.0))
@@ -49,3 +52,12 @@ def test_a_full_disk_loses_rows_and_says_how_many_and_writes_on_when_there_is_ro
     assert lost == [100] and full.dropped == 100 and find(path, "50") is None
     write(PredictionLog(path), 110, 120)
     assert find(path, "5") is not None and find(path, "115") is not None
+
+
+def test_saturation_is_that_of_pillow_for_every_colour():
+    """References of older packages were measured with Pillow."""
+    most, least = np.mgrid[:256, :256].astype(np.uint8)
+    every = np.stack([most, np.minimum(most, least), np.minimum(most, least)], -1)
+    for pixels in (every, every[:, ::-1, ::-1], np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)):
+        expected = np.asarray(Image.fromarray(pixels).convert("HSV"))[..., 1].mean()
+        assert mean_saturation(np.ascontiguousarray(pixels)) == pytest.approx(expected, abs=1e-9)
