@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
+from flows import disk
 from flows.process import Ended, environment, stream
 from pipeline.errors import StageError
 from pipeline.lineage import lineage
@@ -100,6 +101,6 @@ def workspace_lock(name: str = "materialise") -> Iterator[None]:
 
 
 def _complaint(ended: Ended) -> str:
-    """The stage's own message; DVC's, if the stage did not come to run."""
+    """The stage's own message; DVC's, if the stage did not come to run. And that the disk is full, where it is."""
     own = [line for line in ended.tail if not re.match("ERROR: failed to reproduce .*: failed to run:", line)]
-    return Ended(ended.returncode, own).message()
+    return " ".join(filter(None, [Ended(ended.returncode, own).message(), disk.full()]))

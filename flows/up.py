@@ -47,7 +47,9 @@ def commands(ports: Mapping[str, int]) -> dict[str, str]:
         "mlflow": f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec {python} -m mlflow server --host {HOST} --port {ports['MLFLOW_PORT']} "
         "--workers 1 --backend-store-uri sqlite:///mlflow.db --artifacts-destination ./mlartifacts "
         "--uvicorn-opts '--log-level warning'",  # the service asks for the alias once a second
-        "prefect": f"exec {python} -m prefect server start --host {HOST} --port {ports['PREFECT_PORT']}",
+        # In memory, a server that starts anew would know nothing of the runs that hold a place: they would be ended, or hold it for ever.
+        "prefect": "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem "
+        f"exec {python} -m prefect server start --host {HOST} --port {ports['PREFECT_PORT']}",
         "worker": f"{python} -m flows.deployments && "
         f"exec {python} -m prefect worker start --pool {POOL} --type process --install-policy never",
         "service": f"exec {python} -m bentoml serve service:Unmask --host {HOST} --port {ports['SERVICE_PORT']}",

@@ -115,7 +115,7 @@ class PredictionLog:
             with closing(sqlite3.connect(self.path, timeout=10)) as database, database:
                 database.execute("PRAGMA journal_mode=WAL")
                 database.execute(SCHEMA)
-                database.execute("CREATE INDEX IF NOT EXISTS newest ON predictions (package, time)")
+                database.execute("CREATE INDEX IF NOT EXISTS arrival ON predictions (package)")
                 database.executemany(f"INSERT INTO predictions VALUES ({', '.join('?' * len(rows[0]))})", rows)  # noqa: S608 - no value in it
                 # SQLite numbers the rows as they come, so that this looks at no more rows than it drops.
                 database.execute("DELETE FROM predictions WHERE rowid <= (SELECT MAX(rowid) FROM predictions) - ?", (self.most,))
@@ -158,7 +158,8 @@ def newest(path: Path, package: str, most: int) -> "pd.DataFrame":
     columns = ["id", "time", "verdict", "warnings", "probability_fake", "embedding", *STATISTICS]
     if not path.is_file():
         return pd.DataFrame(columns=columns)
-    query = f"SELECT {', '.join(columns)} FROM predictions WHERE package = ? ORDER BY time DESC LIMIT ?"  # noqa: S608 - no value in it
+    # In the order in which they came, whatever the clock said: rows from a time when it was ahead would stay the newest for ever.
+    query = f"SELECT {', '.join(columns)} FROM predictions WHERE package = ? ORDER BY rowid DESC LIMIT ?"  # noqa: S608 - no value in it
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as database:
         table = pd.read_sql_query(query, database, params=(package, most))
     table["embedding"] = table["embedding"].map(lambda value: np.frombuffer(value, np.float32))
