@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -84,10 +84,14 @@ def stages() -> dict[str, list[str]]:
 
 
 @contextmanager
-def workspace_lock(name: str = "materialise") -> Iterator[None]:
+def workspace_lock(name: str = "materialise", say: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold this folder's files for one flow at a time: from the first stage to the registration of what it made.
 
-    Locks of other names are for other files. The lock is the operating system's and ends with the process, however that ends.
+    The lock is the operating system's and ends with the process, however that ends.
+
+    Args:
+        name: locks of other names are for other files.
+        say: told where one has to wait; the run's log, unless given.
     """
     path = Path(os.environ.get("UNMASK_VAR", "var")) / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +99,7 @@ def workspace_lock(name: str = "materialise") -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            get_run_logger().info("another run is at work in this folder (%s); waiting until it ends", name)
+            (say or get_run_logger().info)(f"another run is at work in this folder ({name}); waiting until it ends")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

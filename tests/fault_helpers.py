@@ -64,7 +64,7 @@ class Machine:
                 self.processes[name] = subprocess.Popen(
                     command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
                 )
-            wait_for(ready[name], self.processes[name], str(self._log(name)), seconds=240)
+            wait_for(ready[name], self.processes[name], str(self._log(name)), seconds=600)
 
     def kill(self, name: str) -> None:
         """`kill -9` of a server; of the worker alone, and not of what it started."""
@@ -91,7 +91,7 @@ class Machine:
         """Start a run of a deployment, as `prefect deployment run` does."""
         return client.create_flow_run_from_deployment(client.read_deployment_by_name(deployment).id).id
 
-    def ended(self, client: SyncPrefectClient, run: UUID, seconds: float = 300) -> FlowRun:
+    def ended(self, client: SyncPrefectClient, run: UUID, seconds: float = 900) -> FlowRun:
         """The run when it has come to its end."""
         wait_for(lambda: _final(client.read_flow_run(run)), log=str(self._log("worker")), seconds=seconds)
         return client.read_flow_run(run)
@@ -102,7 +102,7 @@ class Machine:
 
     def wait_for_training(self, before: set[Path]) -> None:
         """Wait until a training has written two checkpoints that were not there before."""
-        wait_for(lambda: len(self.checkpoints() - before) >= 2, log=str(self._log("worker")), seconds=300)
+        wait_for(lambda: len(self.checkpoints() - before) >= 2, log=str(self._log("worker")), seconds=900)
 
     def checkpoints(self) -> set[Path]:
         """Those of all trainings so far."""

@@ -43,7 +43,7 @@ def test_two_runs_at_once(workspace: Path):
     for process, log in zip(processes, logs, strict=True):
         assert process.wait(timeout=600) == 0, log.read_text()
     said = "".join(log.read_text() for log in logs)
-    assert said.count("another run is at work in this folder (materialise)") == 1
+    assert said.count("another run is at work in this folder (run)") == 1
     assert said.count("Running stage 'train'") == 1
     assert registered_once(workspace, store(workspace)).version == 1
 

@@ -36,9 +36,10 @@ def test_the_worker_is_killed_during_training(machine: Machine, client: SyncPref
     machine.wait_for_training(before)
     machine.kill("worker")
     machine.start("worker")
+    assert machine.ended(client, run).state_name == "Crashed"  # what a worker started ends with it
     again = machine.ended(client, machine.ask(client))
     assert again.state_name == "Completed", again.state
-    assert machine.ended(client, run).state_name == "Completed"  # what the worker started does not end with it
+    assert resumed(machine)
     registered_once(machine.folder, machine.store)
 
 
@@ -62,7 +63,7 @@ def test_mlflow_is_down_when_a_model_is_to_be_registered(machine: Machine, clien
     before = exported.stat().st_mtime_ns
     machine.trains(train__seed=3)
     run = machine.ask(client)
-    wait_for(lambda: exported.is_file() and exported.stat().st_mtime_ns != before, seconds=300)
+    wait_for(lambda: exported.is_file() and exported.stat().st_mtime_ns != before, seconds=900)
     machine.kill("mlflow")
     failed = machine.ended(client, run)
     assert failed.state is not None and failed.state_name == "StageFailed"
@@ -79,7 +80,7 @@ def test_mlflow_dies_in_the_middle_of_a_registration_and_comes_back(machine: Mac
     machine.trains(train__seed=4)
     known = set((machine.folder / "mlartifacts").glob("*/*/artifacts/reports"))
     run = machine.ask(client)
-    wait_for(lambda: bool(set((machine.folder / "mlartifacts").glob("*/*/artifacts/reports")) - known), seconds=300)
+    wait_for(lambda: bool(set((machine.folder / "mlartifacts").glob("*/*/artifacts/reports")) - known), seconds=900)
     machine.kill("mlflow")
     machine.start("mlflow")
     assert machine.ended(client, run).state_name == "Completed"
@@ -96,6 +97,11 @@ def test_after_a_power_cut_the_run_that_never_ended_does_not_block_the_next(mach
     zombie = client.read_flow_run(run)
     assert zombie.state is not None and zombie.state.is_running()
     # Its place is free when nobody has renewed it for five minutes.
-    assert machine.ended(client, machine.ask(client), seconds=540).state_name == "Completed"
-    assert json.loads((machine.folder / "reports/train.json").read_text())["resumed_from_step"] > 0
+    assert machine.ended(client, machine.ask(client)).state_name == "Completed"
+    assert resumed(machine)
     registered_once(machine.folder, machine.store)
+
+
+def resumed(machine: Machine) -> bool:
+    """Whether the training went on where another one had stopped."""
+    return json.loads((machine.folder / "reports/train.json").read_text())["resumed_from_step"] > 0

@@ -102,7 +102,7 @@ class Site:
     def settled(self) -> None:
         """Wait for the trainings that something else started."""
         with temporary_settings({PREFECT_API_URL: self.machine.api}), get_client(sync_client=True) as api:
-            wait_for(lambda: all(run.state is not None and run.state.is_final() for run in api.read_flow_runs()), seconds=300)
+            wait_for(lambda: all(run.state is not None and run.state.is_final() for run in api.read_flow_runs()), seconds=900)
 
     def settings(self, **values: object) -> None:
         """Change params.yaml."""
