@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
+from flows import disk
 from flows.process import Ended, environment, stream
 from pipeline.errors import StageError
 from pipeline.lineage import lineage
@@ -83,10 +84,14 @@ def stages() -> dict[str, list[str]]:
 
 
 @contextmanager
-def workspace_lock(name: str = "materialise") -> Iterator[None]:
+def workspace_lock(name: str = "materialise", say: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold this folder's files for one flow at a time: from the first stage to the registration of what it made.
 
-    Locks of other names are for other files. The lock is the operating system's and ends with the process, however that ends.
+    The lock is the operating system's and ends with the process, however that ends.
+
+    Args:
+        name: locks of other names are for other files.
+        say: told where one has to wait; the run's log, unless given.
     """
     path = Path(os.environ.get("UNMASK_VAR", "var")) / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,12 +99,12 @@ def workspace_lock(name: str = "materialise") -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            get_run_logger().info("another run is at work in this folder (%s); waiting until it ends", name)
+            (say or get_run_logger().info)(f"another run is at work in this folder ({name}); waiting until it ends")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _complaint(ended: Ended) -> str:
-    """The stage's own message; DVC's, if the stage did not come to run."""
+    """The stage's own message; DVC's, if the stage did not come to run. And that the disk is full, where it is."""
     own = [line for line in ended.tail if not re.match("ERROR: failed to reproduce .*: failed to run:", line)]
-    return Ended(ended.returncode, own).message()
+    return " ".join(filter(None, [Ended(ended.returncode, own).message(), disk.full()]))

@@ -239,6 +239,8 @@ def _complete(client: MlflowClient, run_id: str, package: Package, evaluation: M
     client.log_batch(run_id, metrics=metrics, tags=[RunTag(key, value) for key, value in tags.items()])
     client.log_artifacts(run_id, str(REPORTS), "reports")
     client.log_artifacts(run_id, str(package.path), "package")
+    if client.get_run(run_id).info.status != "FINISHED":  # MLflow was away when the training ended
+        client.set_terminated(run_id)
 
 
 def _make_model(client: MlflowClient) -> None:

@@ -23,9 +23,10 @@ AUTOMATIC = ("drift",)
 def held_back(settings: Retrain) -> str | None:
     """Why no training may start by itself now; None if one may."""
     now = datetime.now(UTC)
-    begun = [datetime.fromisoformat(line["time"]) for line in history()]
-    if begun and now < (free := begun[-1] + timedelta(hours=settings.cooldown_hours)):
-        return f"the last one began {begun[-1]:%Y-%m-%d %H:%M} UTC, retrain.cooldown_hours ends {free:%Y-%m-%d %H:%M}"
+    # What was noted while the clock was ahead says nothing about when it was: it would hold trainings back until that time comes.
+    begun = [time for line in history() if (time := datetime.fromisoformat(line["time"])) <= now]
+    if begun and now < (free := max(begun) + timedelta(hours=settings.cooldown_hours)):
+        return f"the last one began {max(begun):%Y-%m-%d %H:%M} UTC, retrain.cooldown_hours ends {free:%Y-%m-%d %H:%M}"
     recent = [time for time in begun if now - time < timedelta(days=1)]
     if len(recent) >= settings.a_day:
         return f"{len(recent)} began within 24 hours, retrain.a_day allows {settings.a_day}"

@@ -6,6 +6,7 @@ from typing import Any
 
 from flows import promotion, registry
 from flows.deploy import deploy
+from flows.materialise import workspace_lock
 from flows.promotion import BENTO
 from flows.registry import CHAMPION, Version
 from flows.train import train
@@ -16,6 +17,12 @@ from pipeline.package import PACKAGE
 
 def main() -> None:
     """Run the loop. Ends with 1 if a stage or the gate failed."""
+    with workspace_lock("run", print):  # two servers of Prefect that make one database at once lock each other out of it
+        run()
+
+
+def run() -> None:
+    """Run the loop in a folder in which no other one is at work; ends as `main` does."""
     ended = train(reason="make run", return_state=True)
     if not ended.is_completed() and ended.name != "GateFailed":
         sys.exit(f"error: {ended.message}")

@@ -6,11 +6,25 @@ from mlflow.exceptions import MlflowException
 from prefect import State, task
 from prefect.cache_policies import NO_CACHE
 
-from flows import registry
+from flows import disk, registry
 from flows.registry import Version
+from pipeline.tracking import tracking_uri
 
 RETRY_SECONDS = [5.0, 15.0, 30.0]
 UNREACHABLE = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+
+
+def trouble(error: MlflowException | OSError) -> str:
+    """What to tell a person where the disk is full or MLflow did not answer. Raises the error again if neither is what happened."""
+    said = str(error).partition("\n")[0]
+    if (full := disk.full()) is not None:
+        return f"{full} ({said})"
+    if not isinstance(error, MlflowException) or error.error_code not in UNREACHABLE:
+        raise error
+    return (
+        f"MLflow at {tracking_uri()} does not answer: {said} "
+        "Start it (make up) and run again: what was trained is kept, and nothing is trained twice."
+    )
 
 
 def infrastructure_failed(_: Any, __: Any, state: State[Any]) -> bool:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from mlflow.exceptions import MlflowException
 from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -16,12 +17,15 @@ from flows.gates import Verdict
 from flows.materialise import materialise, workspace_lock
 from flows.notifications import send
 from flows.registry import REPORTS, Version
-from flows.store import find_store, retried
+from flows.store import find_store, retried, trouble
 from pipeline import package
 from pipeline.compare import table
 from pipeline.errors import StageError
 from pipeline.package import PACKAGE, PackageError
 from pipeline.params import Params, ParamsError, load_params
+
+TOLD = "told"
+"""Tag of a version: the last message that was sent about its gate. A run that finds the same version again has nothing new to tell."""
 
 
 @flow(name="train", log_prints=False)
@@ -51,14 +55,16 @@ def train(reason: str = "manual", evidence: dict[str, Any] | None = None) -> Sta
             comparison = compare_with_champion()
             because = {"prefect_flow_run": str(flow_run.id), "reason": reason} | ({"evidence": json.dumps(evidence)} if evidence else {})
             version = register(settings, evaluation, verdicts, comparison, because)
+        message = notify(version, verdicts, evaluation, comparison, reason)
+        why = promotion.earned(settings.promotion, comparison) if version.passed else None
+        if why:
+            promote(version)
+            deployed = deploy(by=f"the flow train, {why}", return_state=True)
+            message += f"; promoted ({why}); deploy: {deployed.name}"
     except (StageError, ParamsError, PackageError) as error:
         return Failed(name="StageFailed", message=str(error))
-    message = notify(version, verdicts, evaluation, comparison, reason)
-    why = promotion.earned(settings.promotion, comparison) if version.passed else None
-    if why:
-        promote(version)
-        deployed = deploy(by=f"the flow train, {why}", return_state=True)
-        message += f"; promoted ({why}); deploy: {deployed.name}"
+    except (MlflowException, OSError) as error:
+        return Failed(name="StageFailed", message=trouble(error))
     return Completed(message=message) if version.passed else Failed(name="GateFailed", message=message)
 
 
@@ -118,6 +124,7 @@ def notify(version: Version, verdicts: list[Verdict], evaluation: dict[str, Any]
     if comparison:
         lines += ["## Against the champion, on the same images", table(comparison)]
     create_markdown_artifact(key="training", markdown="\n\n".join(lines))
-    if failed:
+    if failed and version.tags.get(TOLD) != sentence:
         send("gate failed", sentence)
+        registry.tag(version, TOLD, sentence)
     return sentence

@@ -27,8 +27,10 @@ DEFAULTS = {
     ARTIFACTS: "./mlartifacts",
     # Jobs are a feature of MLflow that nothing here uses; their workers would take 2 GB.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    # In memory, a server that starts anew would know nothing of the runs that hold a place: they would be ended, or hold it for ever.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
 }
-"""Where MLflow's server keeps things, unless the environment says otherwise."""
+"""Where the servers keep things, unless the environment says otherwise."""
 
 
 def main() -> None:

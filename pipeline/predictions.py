@@ -39,7 +39,7 @@ FLUSH_SECONDS = 0.5
 SCHEMA = f"""CREATE TABLE IF NOT EXISTS predictions (
     id TEXT PRIMARY KEY, time TEXT, package TEXT, version TEXT, verdict TEXT, warnings TEXT,
     probability_fake REAL, embedding BLOB, {", ".join(f"{name} REAL" for name in STATISTICS)});
-CREATE INDEX IF NOT EXISTS newest ON predictions (package, time);
+CREATE INDEX IF NOT EXISTS arrival ON predictions (package);
 CREATE TABLE IF NOT EXISTS shadows (id TEXT PRIMARY KEY, time TEXT, package TEXT, version TEXT, verdict TEXT, probability_fake REAL);"""
 TABLES = ("predictions", "shadows")
 
@@ -176,7 +176,8 @@ def newest(path: Path, package: str, most: int) -> "pd.DataFrame":
     columns = ["id", "time", "verdict", "warnings", "probability_fake", "embedding", *STATISTICS]
     if not path.is_file():
         return pd.DataFrame(columns=columns)
-    query = f"SELECT {', '.join(columns)} FROM predictions WHERE package = ? ORDER BY time DESC LIMIT ?"  # noqa: S608 - no value in it
+    # In the order in which they came, whatever the clock said: rows from a time when it was ahead would stay the newest for ever.
+    query = f"SELECT {', '.join(columns)} FROM predictions WHERE package = ? ORDER BY rowid DESC LIMIT ?"  # noqa: S608 - no value in it
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as database:
         table = pd.read_sql_query(query, database, params=(package, most))
     table["embedding"] = table["embedding"].map(lambda value: np.frombuffer(value, np.float32))

@@ -12,8 +12,10 @@ from typing import Any, Self
 from pipeline import manifest
 from pipeline.errors import StageError
 from pipeline.params import Params
+from pipeline.staging import write
 from pipeline.tracking import connect, tracking_uri
 
+CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 log = logging.getLogger(__name__)
 
 
@@ -35,23 +37,28 @@ class Record:
         note = folder / "run.json"
         try:
             experiment = connect()
-            known = json.loads(note.read_text())["run_id"] if note.is_file() else None
-            if known and _exists(known):
-                mlflow.start_run(run_id=known)
-                return cls(known)
-            started = mlflow.start_run(experiment_id=experiment, run_name=settings.model.name.rstrip("/").rpartition("/")[2])
-            sections = settings.model_dump(by_alias=True, mode="json", include={"data", "split", "model", "train", "augment"})
-            mlflow.log_params(_flat(sections))
-            mlflow.set_tags(json.loads(os.environ.get("UNMASK_RUN_TAGS", "{}")))
-            for part, context in (("train", "training"), ("val", "validation"), ("test", "test")):
-                mlflow.log_input(_dataset(part), context=context)
+            run_id = json.loads(note.read_text())["run_id"] if note.is_file() else None
+            if run_id and _exists(run_id):
+                mlflow.start_run(run_id=run_id)
+            else:
+                name = settings.model.name.rstrip("/").rpartition("/")[2]
+                run_id = mlflow.start_run(experiment_id=experiment, run_name=name).info.run_id
+                # At once: what fails from here on is gone on with in this run, and not in another.
+                write(note, json.dumps({"run_id": run_id}).encode())
+            noted = mlflow.get_run(run_id)
+            if not noted.data.params:
+                sections = settings.model_dump(by_alias=True, mode="json", include={"data", "split", "model", "train", "augment"})
+                mlflow.log_params(_flat(sections))
+            if len(noted.inputs.dataset_inputs) < len(CONTEXTS):
+                mlflow.set_tags(json.loads(os.environ.get("UNMASK_RUN_TAGS", "{}")))
+                for part, context in CONTEXTS.items():
+                    mlflow.log_input(_dataset(part), context=context)
         except mlflow.exceptions.MlflowException as error:
             raise StageError(
                 f"MLflow at {tracking_uri()} does not take the run: {str(error).splitlines()[0]} "
                 "Start it (make up), or unset MLFLOW_TRACKING_URI to record in mlflow.db here."
             ) from None
-        note.write_text(json.dumps({"run_id": started.info.run_id}))
-        return cls(started.info.run_id)
+        return cls(run_id)
 
     def epoch(self, row: dict[str, float]) -> None:
         """Log the figures of an epoch; shown live."""
@@ -62,7 +69,10 @@ class Record:
         import mlflow
 
         self._try({"training_seconds": report["seconds"], "parameters": report["parameters"]}, None)
-        mlflow.end_run()
+        try:
+            mlflow.end_run()
+        except mlflow.exceptions.MlflowException as error:
+            log.warning("MLflow was not told that the training has ended: %s", error)
 
     def _try(self, metrics: dict[str, float], step: int | None) -> None:
         import mlflow
@@ -78,7 +88,9 @@ def _exists(run_id: str) -> bool:
 
     try:
         return mlflow.get_run(run_id).info.lifecycle_stage == "active"
-    except mlflow.exceptions.MlflowException:
+    except mlflow.exceptions.MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         return False
 
 

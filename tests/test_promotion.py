@@ -5,9 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ from pipeline.settings import apply
 from tests.conftest import ROOT
 from tests.package_helpers import tiny_package
 from tests.service_helpers import aliases, client, promote, register, served, wait_for
+from tests.webhook_helpers import received
 
 
 def comparison(f1: float | None, auc: float | None) -> dict:
@@ -163,26 +162,12 @@ def harness():
 @pytest.fixture
 def messages(harness, store) -> Iterator[list[dict[str, str]]]:
     """What is sent through the block that params.yaml names."""
-    received: list[dict[str, str]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    body = {"fact": "{{subject}}", "text": "{{body}}"}
-    CustomWebhookNotificationBlock(name="team", url=f"http://127.0.0.1:{server.server_port}/", json_data=body).save("team", overwrite=True)
-    shutil.copy(ROOT / "params.yaml", "params.yaml")
-    apply({"notifications.block": "custom-webhook/team"}, Path("params.yaml"))
-    yield received
-    server.shutdown()
-    server.server_close()
+    with received() as (url, messages):
+        body = {"fact": "{{subject}}", "text": "{{body}}"}
+        CustomWebhookNotificationBlock(name="team", url=url, json_data=body).save("team", overwrite=True)
+        shutil.copy(ROOT / "params.yaml", "params.yaml")
+        apply({"notifications.block": "custom-webhook/team"}, Path("params.yaml"))
+        yield messages
 
 
 def test_deploy_refuses_once_and_packs_what_may_be_served(store, tiny, messages, tmp_path):

@@ -1,0 +1,257 @@
+"""docs/runbook.md is executed: every block of it, as it stands, in a small workspace with all servers running.
+
+The blocks run in the order of the document. What they cannot do here is in STAND_INS; what stands for a thing of the reader's own
+(a version, an answer, an address) is replaced by a real one.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.ports import HOST
+from pipeline import feedback, predictions
+from pipeline.package import verify
+from pipeline.settings import apply
+from tests.conftest import ROOT, SMALL
+from tests.data_helpers import picture
+from tests.drift_helpers import record
+from tests.fault_helpers import Machine
+from tests.service_helpers import aliases, client, wait_for
+from tests.webhook_helpers import received
+
+pytestmark = pytest.mark.long
+
+TEXT = (ROOT / "docs/runbook.md").read_text()
+BLOCKS: dict[str, list[str]] = {}
+"""Heading -> its blocks of bash."""
+
+for part in re.split(r"^#+ ", TEXT, flags=re.MULTILINE)[1:]:
+    if found := re.findall(r"^```bash\n(.*?)^```$", part, re.DOTALL | re.MULTILINE):
+        BLOCKS[part.partition("\n")[0]] = found
+
+STAND_INS = r"""
+set -eo pipefail
+make() {  # an installation takes minutes, and servers that stay take the terminal
+    grep -q "^$1:" Makefile || return 1
+    [ "$1" = up ] || return 0
+    nohup python -m flows.up < /dev/null > var/up.log 2>&1 &
+    until grep -q 'started!' var/up.log; do kill -0 $! || { cat var/up.log; return 1; }; sleep 0.2; done
+}
+xdg-open() { test -f "$1"; }  # there is no desktop
+less() { cat; }
+prefect() {  # a worker that stays takes the terminal too
+    case "$1 $2" in "worker start") command prefect "$@" --run-once ;; *) command prefect "$@" ;; esac
+}
+"""
+
+
+class Site:
+    """The workspace with its servers, and who looks after it."""
+
+    def __init__(self, machine: Machine, url: str, messages: list[dict[str, str]]) -> None:
+        self.machine, self.folder, self.var, self.messages = machine, machine.folder, machine.folder / "var", messages
+        self.service = f"http://{HOST}:{machine.ports['SERVICE_PORT']}"
+        self.answer = ""
+        self.own = {
+            r":4200\b": f":{machine.ports['PREFECT_PORT']}",
+            r":5000\b": f":{machine.ports['MLFLOW_PORT']}",
+            r"\bSERVER\b": HOST,
+            r"\bURL\b": str(self.folder),
+            r"'7'": "'2'",
+            r"https://chat\.example/hook": url,
+        }
+
+    def bash(self, block: str) -> str:
+        """Run a block of the runbook."""
+        for placeholder, real in {**self.own, r"\bID\b": self.answer}.items():
+            block = re.sub(placeholder, real, block)
+        done = subprocess.run(
+            ["bash", "-c", STAND_INS + block],
+            cwd=self.folder,
+            env=self.machine.environment,
+            input="y\n" * 20,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=900,
+        )
+        assert done.returncode == 0, f"{block}\nended with {done.returncode}:\n{done.stdout}"
+        return done.stdout
+
+    def train(self) -> None:
+        """Register what the settings give."""
+        self.bash("prefect deployment run train/default --watch")
+
+    def served(self) -> str | None:
+        """The version that the service answers with."""
+        try:
+            return httpx.get(f"{self.service}/readyz").json().get("version")
+        except httpx.TransportError:
+            return None
+
+    def settled(self) -> None:
+        """Wait for the trainings that something else started."""
+        with temporary_settings({PREFECT_API_URL: self.machine.api}), get_client(sync_client=True) as api:
+            wait_for(lambda: all(run.state is not None and run.state.is_final() for run in api.read_flow_runs()), seconds=900)
+
+    def settings(self, **values: object) -> None:
+        """Change params.yaml."""
+        apply({name.replace("__", "."): value for name, value in values.items()}, self.folder / "params.yaml")
+
+    def stop(self) -> None:
+        """Ctrl-C of `make up`."""
+        self.machine.power_off()
+
+
+@pytest.fixture(scope="module")
+def site(finished, copy_workspace, tmp_path_factory) -> Iterator[Site]:
+    machine = Machine(copy_workspace(finished), tmp_path_factory.mktemp("homes"))
+    shutil.copy(ROOT / "Makefile", machine.folder)
+    (machine.folder / ".venv").symlink_to(sys.prefix)
+    with received() as (url, messages):
+        site = Site(machine, url, messages)
+        try:
+            site.bash("make up")
+            site.train()
+            site.bash("""python -c "import mlflow; mlflow.MlflowClient().set_registered_model_alias('unmask', 'champion', '1')" """)
+            site.bash("prefect deployment run deploy/default --watch")
+            site.settings(export__golden=3)
+            site.train()
+            yield site
+        finally:
+            machine.power_off()
+
+
+def before_drift(site: Site) -> None:
+    reference = pd.read_parquet(site.folder / "models/package/reference.parquet")
+    seen = reference.sample(150, replace=True, random_state=np.random.default_rng(1)).assign(brightness=10.0, blur=1.0)
+    champion = client(site.machine.store).get_model_version_by_alias("unmask", "champion")
+    record(site.var / predictions.FILE, champion.tags["package"], seen)
+
+
+def before_poisoned(site: Site) -> None:
+    site.settled()
+    site.settings(**{"data.sources": [*SMALL["data.sources"], {"kind": "feedback", "name": "users"}]})
+    golden = site.folder / "models/package/golden"
+    first, entry = next(iter(json.loads((golden / "golden.json").read_text()).items()))
+    wrong = "fake" if entry["label"] == "real" else "real"
+    say(site, "a", "key 3", wrong, (golden / first).read_bytes())
+    for number, who in enumerate(("key 3", "key 3", "key 1")):
+        path = site.var / "upload.jpg"
+        picture(path, seed=number, quality=95)
+        say(site, f"b{number}", who, "fake", path.read_bytes())
+    site.bash("dvc repro ingest")
+
+
+def say(site: Site, id: str, client: str, label: str, image: bytes) -> None:
+    told = {"version": "1", "verdict": "real", "probability_fake": 0.4}
+    feedback.record(site.var / feedback.FOLDER, id=id, label=label, image=image, client=client, **told)
+
+
+def before_forgotten(site: Site) -> None:
+    picture(site.var / "upload.jpg", seed=99, quality=95)
+    image = {"image": (site.var / "upload.jpg").read_bytes()}
+    site.answer = httpx.post(f"{site.service}/predict", files=image).json()["id"]
+    wait_for(lambda: predictions.find(site.var / predictions.FILE, site.answer) is not None)
+    say(site, site.answer, "key 1", "fake", image["image"])
+    site.bash("dvc repro ingest")
+
+
+def before_lost_database(site: Site) -> None:
+    site.stop()
+    for lost in site.folder.glob("mlflow.db*"):
+        lost.unlink()
+    shutil.rmtree(site.folder / "mlartifacts")
+    shutil.rmtree(site.machine.environment["PREFECT_HOME"])
+
+
+def before_gpu_machine(site: Site) -> None:
+    site.bash(f"dvc remote add --force --default storage {site.folder.parent / 'storage'} && dvc push")
+    site.bash("git add --all . && git -c user.name=test -c user.email=test@localhost commit --quiet --message 'what was made'")
+
+
+def after_promote(site: Site) -> None:
+    assert aliases(site.machine.store)["champion"] == "2" and last_promotion(site)["version"] == 2
+    wait_for(lambda: site.served() == "2")
+
+
+def after_roll_back(site: Site) -> None:
+    assert aliases(site.machine.store)["champion"] == "1" and last_promotion(site)["by"].endswith("unmask rollback")
+    wait_for(lambda: site.served() == "1", seconds=30)
+
+
+def after_drift(site: Site) -> None:
+    assert json.loads((site.var / "drift/report.json").read_text())["drift"] is True
+    site.settled()
+
+
+def after_poisoned(site: Site) -> None:
+    assert {said.client for said in feedback.read(site.var / feedback.FOLDER)} == {"key 1"}
+    assert aliases(site.machine.store)["champion"] == "2"
+
+
+def after_forgotten(site: Site) -> None:
+    assert predictions.find(site.var / predictions.FILE, site.answer) is None
+    assert site.answer not in (site.var / feedback.FOLDER / feedback.FILE).read_text()
+    assert len(list((site.var / feedback.FOLDER / feedback.IMAGES).iterdir())) == 1
+
+
+def after_lost_database(site: Site) -> None:
+    wait_for(lambda: site.served() == aliases(site.machine.store)["champion"])
+
+
+def after_notifications(site: Site) -> None:
+    site.bash("python -c \"from flows.notifications import send; send('promotion', 'version 1')\"")
+    assert [message["text"] for message in site.messages] == ["Unmask: promotion: version 1"]
+
+
+def after_gpu_machine(site: Site) -> None:
+    assert verify(site.folder / "unmask/models/package").digest == verify(site.folder / "models/package").digest
+
+
+BEFORE: dict[str, Callable[[Site], None]] = {
+    "Drift alarm": before_drift,
+    "Poisoned feedback": before_poisoned,
+    "A user wants to be forgotten": before_forgotten,
+    "Lost database": before_lost_database,
+    "A new GPU machine": before_gpu_machine,
+}
+"""What has happened when somebody reads a section."""
+
+AFTER: dict[str, Callable[[Site], None]] = {
+    "Promote a version": after_promote,
+    "Roll back": after_roll_back,
+    "Drift alarm": after_drift,
+    "Poisoned feedback": after_poisoned,
+    "A user wants to be forgotten": after_forgotten,
+    "Lost database": after_lost_database,
+    "Notifications": after_notifications,
+    "A new GPU machine": after_gpu_machine,
+}
+"""What a section promises."""
+
+
+@pytest.mark.parametrize("heading", BLOCKS)
+def test_the_runbook_does_what_it_says(site: Site, heading: str):
+    BEFORE.get(heading, lambda _: None)(site)
+    for block in BLOCKS[heading]:
+        site.bash(block)
+    AFTER.get(heading, lambda _: None)(site)
+
+
+def test_every_section_is_there():
+    assert set(BEFORE) | set(AFTER) <= set(BLOCKS)
+
+
+def last_promotion(site: Site) -> dict[str, object]:
+    return json.loads((site.var / "promotions.jsonl").read_text().splitlines()[-1])
