@@ -31,7 +31,7 @@ from benchmarks.measure import machine
 from flows.ports import HOST
 from pipeline.detector import Detector
 from pipeline.images import read
-from pipeline.manifest import LABEL2ID
+from pipeline.labels import LABEL2ID
 from pipeline.metrics import Figure, judge
 from pipeline.params_data import ProceduralSource
 from pipeline.settings import apply

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
@@ -10,12 +11,18 @@ from prometheus_client.core import GaugeMetricFamily
 from serving.trial import Trial
 
 
-def drift(report: Path) -> Iterator[Metric]:
-    """What the drift flow found when it last ran, from its report; nothing before the first check, or of a report that cannot be read."""
+def drift(report: Path) -> list[Metric]:
+    """What the drift flow found when it last ran, from its report.
+
+    Nothing before the first check, or of a report that cannot be read or was written by another release: the other figures go on.
+    """
     try:
-        found, checked = json.loads(report.read_text()), report.stat().st_mtime
-    except (OSError, ValueError):
-        return
+        return list(_drift(json.loads(report.read_text()), report.stat().st_mtime))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _drift(found: dict[str, Any], checked: float) -> Iterator[Metric]:
     kind = found["kind"]["kind"] if found["drift"] else "none"
     yield _gauge(
         "unmask_drift", "Whether the last check found a drift", [(found["drift"], (str(found["version"]), kind))], "version", "kind"
