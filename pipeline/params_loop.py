@@ -55,6 +55,6 @@ class Feedback(Section):
 
 
 class Notifications(Section):
-    """Who is told of a failed gate, a drift, a promotion, a refusal, a roll-back."""
+    """Who is told of a failed gate, a drift, a promotion, a refusal, a roll-back, a canary that ended."""
 
     block: str | None = Field(description="Prefect block that sends, as `type/name`, e.g. custom-webhook/team; null sends nothing")

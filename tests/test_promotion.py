@@ -226,6 +226,19 @@ def test_deploy_refuses_once_and_packs_what_may_be_served(store, tiny, messages,
     assert "2.png" in messages[-1]["text"] and "by the test" in messages[0]["text"]
 
 
+def test_a_canary_that_ended_is_announced_once(store, tiny, messages):
+    from flows.deploy import deploy
+
+    versions(store, tiny, "passed")
+    made = f"{client(store).get_model_version('unmask', '1').run_id} 1700000000000"  # as the service leaves it
+    Path("var").mkdir(exist_ok=True)
+    (Path("var") / "canary.json").write_text(json.dumps({"version": "1", "made": made, "why": "version 1 failed on 3 of 3 pictures"}))
+    for _ in range(2):
+        assert deploy(return_state=True).name == "NoChampion"
+    assert [message["fact"] for message in messages] == ["Unmask: canary ended"] and "3 of 3 pictures" in messages[0]["text"]
+    assert client(store).get_model_version("unmask", "1").tags["canary"] == "version 1 failed on 3 of 3 pictures"
+
+
 def test_a_message_that_cannot_be_sent_holds_nothing_up(messages, caplog):
     apply({"notifications.block": "custom-webhook/nobody"}, Path("params.yaml"))
     notifications.send("roll-back", "to version 1")
