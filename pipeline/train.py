@@ -113,7 +113,6 @@ def _fit(
     callbacks: Sequence[TrainerCallback],
 ) -> Trained | None:
     recipe = settings.train
-    keep_freed()
     cv2.setNumThreads(0)  # pictures are small, and a process that prepares batches may not wait for threads that it has not inherited
     set_seed(recipe.seed)
     network, processor = model.build(settings.model)
@@ -290,4 +289,5 @@ def _last_checkpoint(folder: Path) -> Path | None:
 if __name__ == "__main__":
     from pipeline.cli import stage
 
+    keep_freed()
     stage(run)
