@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun
 from ruamel.yaml import YAML
 
 from flows.ports import HOST, PORTS
-from flows.up import commands
+from flows.up import DEFAULTS, commands
 from pipeline.package import verify
 from pipeline.settings import apply
 from tests.conftest import ROOT
@@ -35,6 +35,7 @@ class Machine:
         self.store = f"http://{HOST}:{self.ports['MLFLOW_PORT']}"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "UNMASK_"))}
         self.environment = inherited | {
+            **DEFAULTS,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(folder),
             "PREFECT_HOME": str(homes / "prefect"),

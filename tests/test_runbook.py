@@ -32,20 +32,28 @@ from tests.webhook_helpers import received
 pytestmark = pytest.mark.long
 
 TEXT = (ROOT / "docs/runbook.md").read_text()
-BLOCKS: dict[str, list[str]] = {}
-"""Heading -> its blocks of bash."""
+BLOCKS: dict[str, str] = {}
+"""Heading -> its block of bash; a second one of a section is `heading, 2`."""
 
 for part in re.split(r"^#+ ", TEXT, flags=re.MULTILINE)[1:]:
-    if found := re.findall(r"^```bash\n(.*?)^```$", part, re.DOTALL | re.MULTILINE):
-        BLOCKS[part.partition("\n")[0]] = found
+    for number, found in enumerate(re.findall(r"^```bash\n(.*?)^```$", part, re.DOTALL | re.MULTILINE), 1):
+        BLOCKS[part.partition("\n")[0] + (f", {number}" if number > 1 else "")] = found
 
 STAND_INS = r"""
 set -eo pipefail
-make() {  # an installation takes minutes, and servers that stay take the terminal
+make() {  # an installation takes minutes, and servers that stay take the terminal: those that run are stopped, as ctrl-C does
     grep -q "^$1:" Makefile || return 1
     [ "$1" = up ] || return 0
-    nohup python -m flows.up < /dev/null > var/up.log 2>&1 &
-    until grep -q 'started!' var/up.log; do kill -0 $! || { cat var/up.log; return 1; }; sleep 0.2; done
+    if [ -f "$UP" ]; then
+        kill "$(cat "$UP")"
+        while pgrep --pidfile "$UP" --runstates D,I,R,S > /dev/null; do sleep 0.2; done
+    fi
+    nohup python -m flows.up < /dev/null > "$UP.log" 2>&1 &
+    echo $! > "$UP"
+    until grep -q 'Worker .*started' "$UP.log" && curl -s "http://127.0.0.1:$SERVICE_PORT/livez"; do
+        kill -0 $! || { cat "$UP.log"; return 1; }
+        sleep 0.5
+    done
 }
 xdg-open() { test -f "$1"; }  # there is no desktop
 less() { cat; }
@@ -61,10 +69,15 @@ class Site:
     def __init__(self, machine: Machine, url: str, messages: list[dict[str, str]]) -> None:
         self.machine, self.folder, self.var, self.messages = machine, machine.folder, machine.folder / "var", messages
         self.service = f"http://{HOST}:{machine.ports['SERVICE_PORT']}"
-        self.answer = ""
+        self.answer, self.up = "", machine.folder.parent / "up"
+        self.backup = machine.folder.parent / "backups/today.tar.gz"
         self.own = {
             r":4200\b": f":{machine.ports['PREFECT_PORT']}",
             r":5000\b": f":{machine.ports['MLFLOW_PORT']}",
+            r":3000\b": f":{machine.ports['SERVICE_PORT']}",
+            r"/backups\b": str(self.backup.parent),
+            r"\bFILE\b": str(self.backup),
+            r"\bFOLDER\b": "new",
             r"\bSERVER\b": HOST,
             r"\bURL\b": str(self.folder),
             r"'7'": "'2'",
@@ -78,7 +91,7 @@ class Site:
         done = subprocess.run(
             ["bash", "-c", STAND_INS + block],
             cwd=self.folder,
-            env=self.machine.environment,
+            env=self.machine.environment | {"UP": str(self.up)},
             input="y\n" * 20,
             text=True,
             stdout=subprocess.PIPE,
@@ -109,8 +122,21 @@ class Site:
         apply({name.replace("__", "."): value for name, value in values.items()}, self.folder / "params.yaml")
 
     def stop(self) -> None:
-        """Ctrl-C of `make up`."""
+        """End all servers."""
         self.machine.power_off()
+        self.up.unlink(missing_ok=True)
+
+    def alias(self, name: str, version: int) -> None:
+        """Move it, as a person does."""
+        client(self.machine.store).set_registered_model_alias("unmask", name, str(version))
+
+    def lose(self, *names: str) -> None:
+        """Delete files and folders while the servers are off, and what Prefect knows."""
+        self.stop()
+        for name in names:
+            for lost in self.folder.glob(name):
+                shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+        shutil.rmtree(self.machine.environment["PREFECT_HOME"])
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +149,7 @@ def site(finished, copy_workspace, tmp_path_factory) -> Iterator[Site]:
         try:
             site.bash("make up")
             site.train()
-            site.bash("""python -c "import mlflow; mlflow.MlflowClient().set_registered_model_alias('unmask', 'champion', '1')" """)
+            site.alias("champion", 1)
             site.bash("prefect deployment run deploy/default --watch")
             site.settings(export__golden=3)
             site.train()
@@ -168,11 +194,17 @@ def before_forgotten(site: Site) -> None:
 
 
 def before_lost_database(site: Site) -> None:
-    site.stop()
-    for lost in site.folder.glob("mlflow.db*"):
-        lost.unlink()
-    shutil.rmtree(site.folder / "mlartifacts")
-    shutil.rmtree(site.machine.environment["PREFECT_HOME"])
+    site.bash(f"unmask backup {site.backup}")
+    site.lose("mlflow.db*", "mlartifacts", "var", "reports", ".dvc/cache", "data", "models")
+
+
+def before_lost_without_backup(site: Site) -> None:
+    site.lose("mlflow.db*", "mlartifacts")
+
+
+def before_trial(site: Site) -> None:
+    site.alias("challenger", 1)
+    (site.var / "canary.json").write_text(json.dumps({"version": "1", "made": "then", "why": "it failed"}))
 
 
 def before_gpu_machine(site: Site) -> None:
@@ -182,6 +214,11 @@ def before_gpu_machine(site: Site) -> None:
 
 def after_promote(site: Site) -> None:
     assert aliases(site.machine.store)["champion"] == "2" and last_promotion(site)["version"] == 2
+    wait_for(lambda: site.served() == "2")
+
+
+def after_trial(site: Site) -> None:
+    site.bash("make up")
     wait_for(lambda: site.served() == "2")
 
 
@@ -207,7 +244,13 @@ def after_forgotten(site: Site) -> None:
 
 
 def after_lost_database(site: Site) -> None:
-    wait_for(lambda: site.served() == aliases(site.machine.store)["champion"])
+    assert aliases(site.machine.store)["champion"] == "2" and last_promotion(site)["version"] == 2
+    wait_for(lambda: site.served() == "2")
+
+
+def after_lost_without_backup(site: Site) -> None:
+    assert aliases(site.machine.store)["champion"] == "1"
+    wait_for(lambda: site.served() == "1")
 
 
 def after_notifications(site: Site) -> None:
@@ -216,25 +259,29 @@ def after_notifications(site: Site) -> None:
 
 
 def after_gpu_machine(site: Site) -> None:
-    assert verify(site.folder / "unmask/models/package").digest == verify(site.folder / "models/package").digest
+    assert verify(site.folder / "new/models/package").digest == verify(site.folder / "models/package").digest
 
 
 BEFORE: dict[str, Callable[[Site], None]] = {
+    "Try a version out first": before_trial,
     "Drift alarm": before_drift,
     "Poisoned feedback": before_poisoned,
     "A user wants to be forgotten": before_forgotten,
     "Lost database": before_lost_database,
+    "Lost database, 2": before_lost_without_backup,
     "A new GPU machine": before_gpu_machine,
 }
 """What has happened when somebody reads a section."""
 
 AFTER: dict[str, Callable[[Site], None]] = {
     "Promote a version": after_promote,
+    "Try a version out first": after_trial,
     "Roll back": after_roll_back,
     "Drift alarm": after_drift,
     "Poisoned feedback": after_poisoned,
     "A user wants to be forgotten": after_forgotten,
     "Lost database": after_lost_database,
+    "Lost database, 2": after_lost_without_backup,
     "Notifications": after_notifications,
     "A new GPU machine": after_gpu_machine,
 }
@@ -244,8 +291,7 @@ AFTER: dict[str, Callable[[Site], None]] = {
 @pytest.mark.parametrize("heading", BLOCKS)
 def test_the_runbook_does_what_it_says(site: Site, heading: str):
     BEFORE.get(heading, lambda _: None)(site)
-    for block in BLOCKS[heading]:
-        site.bash(block)
+    site.bash(BLOCKS[heading])
     AFTER.get(heading, lambda _: None)(site)
 
 
