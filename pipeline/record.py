@@ -49,7 +49,7 @@ class Record:
             if not noted.data.params:
                 sections = settings.model_dump(by_alias=True, mode="json", include={"data", "split", "model", "train", "augment"})
                 mlflow.log_params(_flat(sections))
-            if len(noted.inputs.dataset_inputs) < len(CONTEXTS):
+            if len(noted.inputs.dataset_inputs if noted.inputs else ()) < len(CONTEXTS):
                 mlflow.set_tags(json.loads(os.environ.get("UNMASK_RUN_TAGS", "{}")))
                 for part, context in CONTEXTS.items():
                     mlflow.log_input(_dataset(part), context=context)
