@@ -10,6 +10,7 @@ from prefect import get_run_logger, task
 from flows import registry
 from flows.notifications import send
 from flows.store import retried
+from pipeline.champion_source import STOPPED
 
 CANARY = "canary"
 """Tag of a version: why its canary ended by itself."""
@@ -20,7 +21,7 @@ def announce(ended: dict[str, Any]) -> None:
     """Tag the version and send the message, unless that was done.
 
     Args:
-        ended: what the service left in UNMASK_VAR/canary.json (serving/trial.py).
+        ended: what the service left in STOPPED (serving/trial.py).
     """
     version = registry.known(int(ended["version"]))
     of_this_registry = version is not None and ended["made"].startswith(version.run_id)  # one that was made anew counts from 1 again
@@ -33,5 +34,5 @@ def announce(ended: dict[str, Any]) -> None:
 
 def last() -> dict[str, Any] | None:
     """The canary that the service ended last."""
-    file = Path(os.environ.get("UNMASK_VAR", "var")) / "canary.json"
+    file = Path(os.environ.get("UNMASK_VAR", "var")) / STOPPED
     return json.loads(file.read_text()) if file.is_file() else None

@@ -24,6 +24,9 @@ from pipeline.tracking import MODEL
 
 ALIAS = "champion"
 CHALLENGER = "challenger"
+STOPPED = Path("canary.json")
+"""Inside UNMASK_VAR: the canary that ended by itself, for the other workers and after a restart. Without it it begins again."""
+
 KEEP = 3
 """Downloads that stay on disk: the newest ones, for a quick roll-back."""
 STALE_SECONDS = 3600.0

@@ -7,6 +7,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from pipeline.drift import VERDICTS
+from pipeline.labels import ID2LABEL
 
 
 def compared(both: pd.DataFrame, labels: dict[str, int]) -> dict[str, Any] | None:
@@ -26,7 +27,7 @@ def compared(both: pd.DataFrame, labels: dict[str, int]) -> dict[str, Any] | Non
         return None
     pairs = Counter(zip(both["verdict"], both["challenger_verdict"], strict=True))
     known = both[both["id"].isin(labels.keys())]
-    truth = known["id"].map(labels).map({0: "real", 1: "fake"})
+    truth = known["id"].map(labels).map(ID2LABEL)
     champion, challenger = known["verdict"] == truth, known["challenger_verdict"] == truth
     won, lost = int((challenger & ~champion).sum()), int((champion & ~challenger).sum())
     return {

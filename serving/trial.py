@@ -14,11 +14,10 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.champion import Challenger, Champion, Served
-from pipeline.champion_source import Version
+from pipeline.champion_source import STOPPED, Version
 from pipeline.images import decode
 from pipeline.predictions import PredictionLog
 from pipeline.staging import write
@@ -28,9 +27,6 @@ from serving.settings import Settings
 
 if TYPE_CHECKING:
     from serving.metrics import Metrics
-
-STOPPED = Path("canary.json")
-"""Inside UNMASK_VAR: the canary that ended by itself, for the other workers and after a restart. Without it it begins again."""
 
 WAITING = 16
 """Pictures that may wait in the shadow; further ones are dropped and counted."""

@@ -16,12 +16,11 @@ from PIL import Image
 
 from pipeline import predictions, shadow
 from pipeline.champion import Challenger, Champion
-from pipeline.champion_source import Registry
+from pipeline.champion_source import STOPPED, Registry
 from pipeline.errors import StageError
 from pipeline.package import GOLDEN, seal, verify
 from serving.guard import Guard
 from serving.settings import Settings
-from serving.trial import STOPPED
 from tests.package_helpers import META, tiny_package
 from tests.service_helpers import promote, register, served, wait_for
 
