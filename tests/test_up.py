@@ -96,7 +96,7 @@ def test_a_run_from_the_command_line_is_registered_and_seen_everywhere(up, works
     assert answer["model"]["version"] == "1" and answer["model"]["run_id"] == replayed
     # The flow deploy looks every minute, and records what was promoted.
     promotions = workspace / "var/promotions.jsonl"
-    wait_for(promotions.is_file, seconds=180)
+    wait_for(lambda: promotions.is_file() and promotions.read_text(), seconds=180)
     line = json.loads(promotions.read_text())
     assert line["version"] == 1 and line["bento"].startswith("unmask:") and line["by"] == SOMEBODY
 
