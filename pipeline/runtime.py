@@ -32,7 +32,8 @@ class OpenVinoRuntime:
     def __init__(self, graph: "Path | openvino.Model") -> None:
         self.graph = read(graph) if isinstance(graph, Path) else graph
         self._model = compiled(self.graph)
-        self.name = "openvino f32 on CPU"
+        quantised = any(node.get_type_name() == "FakeQuantize" for node in self.graph.get_ops())
+        self.name = f"openvino {'int8' if quantised else 'f32'} on CPU"
 
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See Runtime."""
