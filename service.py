@@ -13,7 +13,6 @@ import click
 import yaml
 from bentoml.exceptions import BentoMLConfigException
 
-from pipeline import telemetry
 from pipeline.champion import Champion, champion
 from pipeline.errors import StageError
 from pipeline.tracking import MODEL
@@ -23,7 +22,6 @@ from serving.context import Context
 from serving.front import Front
 from serving.settings import Settings
 
-telemetry.off()
 HERE = Path(__file__).parent
 CONFIG: dict[str, Any] = {
     # More seconds than the settings allow for an upload and its answer: this limit's error has no body of ours.

@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks.measure import Measured, measured, record
 from benchmarks.tables import people, real_hashes, simulate
-from pipeline import ingest, manifest, split, telemetry, validate, versions
+from pipeline import ingest, manifest, split, validate, versions
 from pipeline.duplicates import clusters, near_duplicates
 from pipeline.params import load_params
 from pipeline.settings import apply, folder_source
@@ -162,14 +162,12 @@ def manifest_again(workspace: Path) -> None:
 def validate_stage(workspace: Path) -> None:
     """The stage with its page, its Data Docs and the data card."""
     os.chdir(workspace)
-    telemetry.off()
     validate.run(load_params())
 
 
 def split_stage(workspace: Path) -> None:
     """The stage with its check by Great Expectations."""
     os.chdir(workspace)
-    telemetry.off()
     params = load_params()
     held = params.split.model_copy(update={"holdout_generators": ["generator7"]})
     split.run(params.model_copy(update={"split": held}))

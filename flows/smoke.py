@@ -16,8 +16,6 @@ from flows.process import Ended, environment, leash
 from pipeline.package import Package
 
 READY_SECONDS = 180.0
-TOLERANCE = 1e-3
-"""Of a probability: another number of threads or another processor changes less."""
 
 
 def smoke(bento: Path, package: Package) -> str | None:
@@ -76,6 +74,6 @@ def _differs(client: httpx.Client, package: Package) -> str | None:
         if not answer.is_success:
             return f"{path.name}: it answers {answer.status_code}: {answer.text[:200]}"
         found = answer.json()["probability_fake"]
-        if abs(found - golden.probability_fake) > TOLERANCE:
+        if abs(found - golden.probability_fake) > package.meta.golden_tolerance:
             return f"{path.name}: it says {found:.4f}, the package says {golden.probability_fake:.4f}"
     return None

@@ -24,7 +24,7 @@ def write(
     evaluation: Mapping[str, Any],
     training: Mapping[str, Any],
     meta: Mapping[str, Any],
-    precision: Mapping[str, Any] | None = None,
+    precision: Mapping[str, Any],
 ) -> str:
     """The card as Markdown.
 
@@ -35,7 +35,7 @@ def write(
         evaluation: reports/evaluation.json.
         training: reports/train.json.
         meta: what goes into package.json: created, thresholds, lineage ...
-        precision: what bfloat16 costs, see pipeline.export; None if it was not measured.
+        precision: what fewer bits cost, see pipeline.export.fewer_bits.
     """
     counts = {
         name: {label: int((part["label"] == label).sum()) for label in ("real", "fake")} | {"groups": part["group"].nunique()}

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pipeline import telemetry
 from pipeline.errors import StageError
 from pipeline.manifest import ManifestError
 from pipeline.package import PackageError
@@ -14,7 +13,6 @@ from pipeline.params import Params, ParamsError, load_params
 
 def stage(run: Callable[[Params], dict[str, Any]]) -> None:
     """Run a stage with params.yaml; end the process with 1 and one clear message where the user can put things right."""
-    telemetry.off()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("httpx", "alembic", "great_expectations", "mlflow", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

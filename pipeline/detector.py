@@ -16,7 +16,7 @@ from pipeline.calibration import probability
 from pipeline.faces import FaceBox, FaceDetector, surroundings
 from pipeline.images import Picture, read, statistics
 from pipeline.overlay import region
-from pipeline.package import FACES, GRAPH, Package, PackageError, Thresholds, verify
+from pipeline.package import FACES, GRAPH, INT8, Package, PackageError, Thresholds, verify
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import OpenVinoRuntime, Runtime, TorchRuntime, has_gpu
 from pipeline.runtime import read as read_graph
@@ -33,10 +33,6 @@ MOST_FACES = 32
 
 LEAST_SIDE = 16
 """Pixels: in a smaller picture no face is looked for."""
-
-GOLDEN_TOLERANCE = 0.02
-"""Of a golden example's probability: float32 differs by 1e-4 between processors and bfloat16 by a hundredth; a wrong label order, graph
-or preprocessing by more."""
 
 ROWS = 32
 """Pictures or faces that go through the network at a time: bounds the memory."""
@@ -120,7 +116,7 @@ class Detector:
 
     @classmethod
     def load(cls, folder: Path, device: Literal["auto", "cpu", "cuda"] = "auto", faces: Path | None = None) -> Self:
-        """Verify a package and load it: on a GPU through PyTorch, in bfloat16 if the package allows it; on the CPU through OpenVINO.
+        """Verify a package and load it: on a GPU through PyTorch, on the CPU through OpenVINO, in fewer bits where the package allows it.
 
         Args:
             folder: the package.
@@ -138,7 +134,7 @@ class Detector:
             return cls(package, TorchRuntime.load(folder / "model", package.meta.bf16), faces)
         if device == "auto":
             log.info("there is no GPU here: the model runs on the CPU")
-        return cls(package, OpenVinoRuntime(folder / GRAPH), faces)
+        return cls(package, OpenVinoRuntime(folder / (INT8 if package.meta.int8 else GRAPH)), faces)
 
     @property
     def finds_faces(self) -> bool:
@@ -180,7 +176,7 @@ class Detector:
             picture = read(path)
             size = picture.rgb.size
             found = self.judge([Prepared([self._part(picture, (0, 0, *size), None, None)], size)])[0].probability_fake
-            if not abs(found - golden.probability_fake) <= GOLDEN_TOLERANCE:
+            if not abs(found - golden.probability_fake) <= self.package.meta.golden_tolerance:
                 raise PackageError(f"the golden example {path.name} gets {found:.4f}, and {golden.probability_fake:.4f} was recorded")
 
     def explain(self, picture: Picture) -> tuple[Explanation, dict[str, float]]:

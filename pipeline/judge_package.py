@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline import curves, report, telemetry
+from pipeline import curves, report
 from pipeline.calibration import probability
 from pipeline.dataset import pixels
 from pipeline.describe import describe
@@ -107,7 +107,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with real/ and fake/, or with a manifest.csv")
     parser.add_argument("--out", type=Path, required=True, help="folder for the reports")
     arguments = parser.parse_args()
-    telemetry.off()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         result = judge(arguments.package, arguments.data, arguments.out, load_params().evaluate)

@@ -17,7 +17,13 @@ STARTER = Path("models/starter")
 """The package that ships: it answers until one was made."""
 
 GOLDEN = "golden"
-GRAPH = "graph/openvino.xml"
+GOLDEN_TOLERANCE = 0.02
+"""Of a golden example's probability: float32 differs by 1e-4 between processors and bfloat16 by a hundredth; a wrong label order, graph
+or preprocessing by more."""
+
+GRAPH, INT8, ONNX = "graph/openvino.xml", "graph/int8.xml", "graph/model.onnx"
+"""In 32 bits; in 8, where that costs nothing; and for other runtimes."""
+
 FACES = "faces.onnx"
 """The face detector that training cut its images out with, if it did."""
 
@@ -59,6 +65,8 @@ class PackageMeta(BaseModel):
         trained_on: `whole` images as they were given, so that a picture in which no face is found gets a verdict like any other;
             or `faces`, crops that a face detector found, so that such a picture gets at most `uncertain`.
         bf16: whether a GPU may run it in bfloat16: measured when the package was made.
+        int8: whether a CPU runs it in 8-bit integers, measured likewise.
+        golden_tolerance: how far a golden example's probability may be from the recorded one, which was found in 32 bits.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +81,8 @@ class PackageMeta(BaseModel):
     files: dict[str, str]
     trained_on: Literal["whole", "faces"] = "whole"
     bf16: bool = True
+    int8: bool = False
+    golden_tolerance: float = GOLDEN_TOLERANCE
 
 
 class Golden(BaseModel):

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -32,7 +33,8 @@ class OpenVinoRuntime:
     def __init__(self, graph: "Path | openvino.Model") -> None:
         self.graph = read(graph) if isinstance(graph, Path) else graph
         self._model = compiled(self.graph)
-        self.name = "openvino f32 on CPU"
+        quantised = any(node.get_type_name() == "FakeQuantize" for node in self.graph.get_ops())
+        self.name = f"openvino {'int8' if quantised else 'f32'} on CPU"
 
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See Runtime."""
@@ -64,18 +66,26 @@ class TorchRuntime:
         return logits.float().cpu().numpy(), embeddings.float().cpu().numpy()
 
 
-def read(graph: Path) -> "openvino.Model":
-    """A graph from its .xml file, beside which the .bin with its weights lies."""
+@cache
+def _core() -> "openvino.Core":
+    """OpenVINO, once in a process and until it ends.
+
+    Its CPU plugin lays an alternate stack for signals under the thread that loads it, and unmaps that when the last user lets go. Where
+    that is another thread, the first one keeps a stack that is not there, and its next signal kills the process.
+    """
     import openvino
 
-    return openvino.Core().read_model(graph)
+    return openvino.Core()
+
+
+def read(graph: Path) -> "openvino.Model":
+    """A graph from its file: .onnx, or .xml, beside which the .bin with its weights lies."""
+    return _core().read_model(graph)
 
 
 def compiled(graph: "openvino.Model") -> "openvino.CompiledModel":
     """A graph ready to run. Left alone, OpenVINO takes bfloat16 where the processor has it, and answers would change from host to host."""
-    import openvino
-
-    return openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return _core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
 def has_gpu() -> bool:

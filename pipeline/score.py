@@ -12,7 +12,6 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from pipeline import telemetry
 from pipeline.detector import Detector
 from pipeline.images import ImageError, Picture, read
 from pipeline.package import PACKAGE, STARTER, PackageError
@@ -79,7 +78,6 @@ def main() -> None:
     parser.add_argument("--package", type=Path, default=made, help=f"model package (default {PACKAGE}, and {STARTER} before it is made)")
     parser.add_argument("--out", type=Path, help="CSV file to write (default: the terminal)")
     arguments = parser.parse_args()
-    telemetry.off()
     try:
         detector = Detector.load(arguments.package)
         total = sum(1 for _ in find(arguments.paths))

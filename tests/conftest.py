@@ -13,13 +13,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from pipeline import telemetry
 from pipeline.params import Params, load_params
 from pipeline.settings import apply, folder_source
 from tests.data_helpers import picture
 
 ROOT = Path(__file__).parent.parent
-telemetry.off()
 # Not the folder of the runs that somebody made here.
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="unmask-prefect-")
 # Two files are tested at a time on what may be two cores: threads that wait for each other would cost more than they bring.

@@ -9,8 +9,8 @@ import pandas as pd
 from PIL import Image
 
 from pipeline import model, params
+from pipeline.convert import to_openvino
 from pipeline.detector import Detector
-from pipeline.export import convert
 from pipeline.images import read
 from pipeline.package import GOLDEN, GRAPH, seal
 from pipeline.predictions import measures
@@ -60,7 +60,7 @@ def untrained_package(folder: Path, config: dict[str, Any], **meta: object) -> P
     pictures = [Image.fromarray(rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)) for _ in range(4)]
     preprocess = Preprocess.load(folder)
     graph = folder / GRAPH
-    convert(folder / "model", graph, preprocess.normalise(np.stack([preprocess.pixels(picture) for picture in pictures])))
+    to_openvino(folder / "model", graph, preprocess.normalise(np.stack([preprocess.pixels(picture) for picture in pictures])))
     (folder / "card.md").write_text(CARD)
     (folder / GOLDEN).mkdir()
     for index, picture in enumerate(pictures):

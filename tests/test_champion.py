@@ -4,6 +4,8 @@ import asyncio
 import gc
 import json
 import shutil
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +17,27 @@ import pytest
 from benchmarks.load import photograph
 from pipeline.champion import Champion
 from pipeline.champion_source import KEEP, Pinned, Registry, UntilPromoted
-from pipeline.package import GOLDEN, seal, verify
+from pipeline.package import GOLDEN, GRAPH, seal, verify
 from serving import app
 from serving.context import Context
 from serving.front import Front
 from serving.settings import Settings
+from tests.conftest import ROOT
 from tests.package_helpers import META, tiny_package
 from tests.service_helpers import register, wait_for
+
+LET_GO = """
+import os, signal, sys, threading
+from pathlib import Path
+from pipeline.runtime import OpenVinoRuntime
+
+held = [OpenVinoRuntime(Path(sys.argv[1]))]
+other = threading.Thread(target=held.clear)
+other.start()
+other.join()
+signal.signal(signal.SIGCHLD, lambda *_: print("heard"))
+os.kill(os.getpid(), signal.SIGCHLD)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +180,8 @@ def test_the_old_model_is_freed_once_its_last_answer_is_given(tmp_path, package,
     gc.collect()
     assert old() is None
     context.log.close()
+
+
+def test_signals_are_heard_after_another_thread_let_go_of_a_model(package: Path):
+    done = subprocess.run([sys.executable, "-c", LET_GO, package / GRAPH], cwd=ROOT, text=True, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

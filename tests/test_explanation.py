@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from pipeline import faithfulness, model
 from pipeline.attention import GraphAttention
+from pipeline.convert import to_openvino
 from pipeline.explain import WithEmbedding, heat_maps
-from pipeline.export import convert
 from pipeline.package import Thresholds
 from pipeline.params import Model as ModelSettings
 from pipeline.params import load_params
@@ -62,7 +62,7 @@ def test_the_exported_graph_shows_the_same_rollout_as_the_network(kind: str, tmp
         weights.data += 0.1 * torch.randn_like(weights)  # a fresh network looks everywhere alike
     model.save(network, processor, tmp_path / "model")
     values = np.random.default_rng(0).normal(0, 1, (2, 3, processor.size["height"], processor.size["width"])).astype(np.float32)
-    convert(tmp_path / "model", tmp_path / "graph.xml", values)
+    to_openvino(tmp_path / "model", tmp_path / "graph.xml", values)
     found = GraphAttention(read_graph(tmp_path / "graph.xml"))(values[:1])
     expected = heat_maps(model.load(tmp_path / "model"), values[:1])[0]
     if kind in ("convnextv2", "swin"):

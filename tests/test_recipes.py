@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from pipeline import labels, manifest, model, sweep, train, tuning
 from pipeline.adversarial import attacked
+from pipeline.convert import to_openvino
 from pipeline.errors import StageError
-from pipeline.export import convert
 from pipeline.params import Model, Params, ParamsError, check_params, load_params
 from pipeline.params_train import Adversarial, Train
 from pipeline.preprocess import Preprocess
@@ -205,7 +205,7 @@ def test_any_classifier_trains_and_exports(settings: Callable[..., Params], tmp_
     assert moved(settings(name), trained.network)
     model.save(trained.network, trained.processor, tmp_path / "model")
     values = np.random.default_rng(0).normal(size=(2, 3, SIDE, SIDE)).astype(np.float32)
-    assert convert(tmp_path / "model", tmp_path / "graph" / "openvino.xml", values) < 1e-4
+    assert to_openvino(tmp_path / "model", tmp_path / "graph" / "openvino.xml", values) < 1e-4
 
 
 def test_lora_says_what_it_could_be_put_on():

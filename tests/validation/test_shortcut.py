@@ -84,7 +84,7 @@ def test_the_model_card_says_what_metadata_tells(clean: pd.DataFrame, workspace)
     meta = {"created": "today", "trained_on": "whole", "lineage": dict.fromkeys(("git_commit", "git_dirty", "data_md5", "run_id"))}
 
     def text(auc: dict[str, object]) -> str:
-        return card.write(params, {"train": clean}, {"shortcut": auc}, evaluation, training, meta)
+        return card.write(params, {"train": clean}, {"shortcut": auc}, evaluation, training, meta, {"bf16": None, "int8": None})
 
     assert "tell real from fake with AUC 0.625 (0.600 to 0.650)" in text({"auc": {"value": 0.625, "low": 0.6, "high": 0.65}})
     assert "could not be judged: too few" in text({"auc": {"value": None}, "unjudged": "too few"})
