@@ -1,0 +1,63 @@
+"""Fewer bits: used where the answers stay what they were, and nowhere else."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.convert import to_int8, to_onnx
+from pipeline.detector import Detector
+from pipeline.images import read
+from pipeline.package import GRAPH, INT8, ONNX, seal, verify
+from pipeline.precision import cost
+from pipeline.preprocess import Preprocess
+from pipeline.runtime import OpenVinoRuntime
+from tests.package_helpers import META, SIDE, tiny_package
+
+
+@pytest.fixture(scope="module")
+def values(package: Path) -> np.ndarray:
+    pictures = np.random.default_rng(1).integers(0, 255, (24, SIDE, SIDE, 3), dtype=np.uint8)
+    return Preprocess.load(package).normalise(pictures)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
+
+
+def test_a_package_in_8_bits_is_served_in_8_bits_and_answers_alike(package: Path, values: np.ndarray):
+    full = Detector.load(package, "cpu")
+    assert full.runtime.name == "openvino f32 on CPU"
+    to_int8(package / GRAPH, package / INT8, values)
+    seal(package, META | {"int8": True})
+    less = Detector.load(package, "cpu")
+    assert less.runtime.name == "openvino int8 on CPU"
+    less.check()
+    pictures = [read(path) for path in verify(package).golden]
+    for before, after in zip(full.predict(pictures), less.predict(pictures), strict=True):
+        assert 0 < abs(before.probability_fake - after.probability_fake) < 0.02
+        assert np.corrcoef(before.embedding, after.embedding)[0, 1] > 0.99
+    (heat, _), (heat_less, _) = full.explain(pictures[0]), less.explain(pictures[0])
+    assert heat.method == heat_less.method == "attention_rollout"
+    assert np.corrcoef(heat.heat.ravel(), heat_less.heat.ravel())[0, 1] > 0.9
+
+
+def test_an_onnx_graph_takes_any_number_of_images(package: Path, values: np.ndarray, tmp_path: Path):
+    target = tmp_path / Path(ONNX).name
+    assert to_onnx(package / "model", target, values) < 1e-4
+    onnx, full = OpenVinoRuntime(target), OpenVinoRuntime(package / GRAPH)
+    for number in (1, 5):
+        for found, expected in zip(onnx(values[:number]), full(values[:number]), strict=True):
+            assert found.shape == expected.shape and np.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("noise", "allowed"), [(0.0, True), (0.01, True), (2.0, False)])
+def test_fewer_bits_are_allowed_where_they_cost_next_to_nothing(noise: float, allowed: bool):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["real", "fake"], 250)
+    scores = rng.normal(np.where(labels == "fake", 1.0, -1.0), 1.0)
+    found = cost(pd.DataFrame({"label": labels, "score": scores}), scores + noise * rng.normal(size=500), 1.0, 0.5)
+    assert found["n"] == 500 and found["allowed"] is allowed
+    assert (found["flips"] > 0.05) is not allowed
