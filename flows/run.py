@@ -2,11 +2,17 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import PREFECT_API_URL
 
 from flows import promotion, registry
 from flows.deploy import deploy
 from flows.materialise import workspace_lock
+from flows.process import leash
 from flows.promotion import BENTO
 from flows.registry import CHAMPION, Version
 from flows.train import train
@@ -17,8 +23,21 @@ from pipeline.package import PACKAGE
 
 def main() -> None:
     """Run the loop. Ends with 1 if a stage or the gate failed."""
-    with workspace_lock("run", print):  # two servers of Prefect that make one database at once lock each other out of it
+    with workspace_lock("run", print), _server():  # two servers of Prefect that make one database at once lock each other out of it
         run()
+
+
+@contextmanager
+def _server() -> Iterator[None]:
+    """Prefect's server for this run alone, which is gone when the run is, even by `kill -9`; none where PREFECT_API_URL names one."""
+    if PREFECT_API_URL.value():
+        yield
+        return
+    server = SubprocessASGIServer()
+    server.start()
+    assert server.server_process is not None
+    with leash(server.server_process.pid):
+        yield
 
 
 def run() -> None:

@@ -60,6 +60,9 @@ class Train(Section):
     )
     warmup: Share = Field(description="share of the steps with a rising learning rate")
     patience: int | None = Field(None, gt=0, description="epochs without a better validation AUC after which training ends")
+    patch_dropout: float = Field(
+        0, ge=0, lt=1, description="share of the patches that a batch leaves out of a ViT; half of them, half the time"
+    )
     ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is judged and kept then")
     pairing: bool = Field(description="each real beside a fake of its own group, with the same augmentation")
     rank_weight: float = Field(ge=0, description="weight of softplus(-(s_fake - s_real)) over the pairs of a batch")

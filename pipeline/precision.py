@@ -23,7 +23,7 @@ from pipeline.scoring import BATCH, labels, sample, score
 SCORES = Path("reports/scores.parquet")
 IMAGES = 500
 """Of the test part, that are scored again."""
-QUANTISED_ON = 300
+QUANTISED_ON = 128
 """Images of the training part that show NNCF how large activations get."""
 MOST_AUC_DROP, MOST_ECE_RISE = 0.002, 0.005
 """What fewer bits may cost, if they are to be used."""

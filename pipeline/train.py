@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, TrainerCallback, TrainingArguments, set_seed
 
-from pipeline import features, manifest, model, params, tuning
+from pipeline import features, manifest, model, params, patches, tuning
 from pipeline.dataset import Pairs, Singles, collate, pixels, rehearsed, sheet
 from pipeline.errors import StageError
 from pipeline.memory import keep_freed
@@ -117,6 +117,7 @@ def _fit(
     set_seed(recipe.seed)
     network, processor = model.build(settings.model)
     tuning.prepare(network, recipe)
+    patches.leave_out(network, recipe.patch_dropout)
     preprocess = Preprocess.from_processor(processor)
     with processes.main_process_first():
         checkpoint = _last_checkpoint(folder)

@@ -46,6 +46,17 @@ SMALL = {
 """params.yaml for a run of seconds."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that run the whole loop come first: the last one alone would keep a worker busy for minutes after the other is done."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    loops = sorted(path for path, tests in files.items() if any("make_workspace" in test.fixturenames for test in tests))  # type: ignore[attr-defined]
+    others = sorted(files.keys() - loops)
+    # The first one makes the workspace that the rest wait for: the other worker begins with something else.
+    items[:] = [test for path in (*loops[:1], *others[:1], *loops[1:], *others[1:]) for test in files[path]]
+
+
 @pytest.fixture(scope="session")
 def make_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
     """A function that returns a new copy of the project in a git and DVC repository of its own, with small settings."""

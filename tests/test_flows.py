@@ -12,10 +12,12 @@ import pytest
 
 from flows import gates
 from pipeline.errors import StageError
-from pipeline.package import verify
+from pipeline.package import INT8, verify
 from pipeline.params import Bound
 from pipeline.settings import apply
 from tests.conftest import kill_when_training, run
+from tests.fault_helpers import at_work_in
+from tests.service_helpers import wait_for
 
 RUN = (sys.executable, "-m", "flows.run")
 
@@ -32,13 +34,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatc
 
 @pytest.fixture(scope="module")
 def workspace(finished: Path, copy_workspace, home) -> Path:
-    """A workspace in which the stages have run and nothing is registered."""
-    return copy_workspace(finished)
+    """A workspace whose first `make run`, in which only training was left to do, was killed during training."""
+    folder = copy_workspace(finished)
+    longer = {"train.epochs": 6, "train.checkpoints_per_epoch": 2, "train.batch_size": 4}
+    apply(longer | {"train.patch_dropout": 0.5, "export.int8": True}, folder / "params.yaml")
+    run(folder, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--all", "--message", "longer")
+    kill_when_training(RUN, folder)
+    wait_for(lambda: not at_work_in(folder))  # the training and Prefect's own server end with it
+    return folder
 
 
 @pytest.fixture(scope="module")
 def first(workspace: Path) -> str:
-    """What the first `make run` prints."""
+    """What the first `make run` prints that comes to its end."""
     return run(workspace, *RUN)
 
 
@@ -79,6 +87,34 @@ def test_the_first_run_registers_promotes_packs_and_says_so(workspace: Path, fir
         assert text in first, text
 
 
+def test_killed_during_training_it_goes_on_and_registers_once(workspace: Path, first: str):
+    assert json.loads((workspace / "reports/train.json").read_text())["resumed_from_step"] > 0
+    package = verify(workspace / "models/package")
+    measured = json.loads((workspace / "reports/export.json").read_text())["precision"]["int8"]
+    assert package.meta.int8 is measured["allowed"] is (package.path / INT8).is_file()
+    assert re.findall(r"Running stage '(\w+)'", first) == ["train", "evaluate", "export"]
+    assert len(client(workspace).search_model_versions("name='unmask'")) == 1
+    assert len(recorded(workspace)) == 1
+
+
+def test_the_training_run_is_the_record(workspace: Path, first: str):
+    version = client(workspace).get_model_version("unmask", "1")
+    record = client(workspace).get_run(version.run_id)
+    assert json.loads((workspace / "reports/train.json").read_text())["run_id"] == version.run_id
+    assert record.info.status == "FINISHED"
+    assert {"val_f1", "val_loss", "val_accuracy", "loss", "test_f1", "test_f1_low", "test_f1_high"} <= set(record.data.metrics)
+    assert {point.step for point in client(workspace).get_metric_history(version.run_id, "val_f1")} == {1, 2, 3, 4, 5, 6}
+    assert record.data.params["train.epochs"] == "6"
+    inputs = {entry.dataset.name: entry.dataset.digest for entry in record.inputs.dataset_inputs}
+    for part in ("train", "test"):
+        content = (workspace / f"data/splits/{part}.parquet").read_bytes()
+        assert inputs[part] == hashlib.md5(content).hexdigest()  # DVC's name of the file
+    for tag in ("git_commit", "git_dirty", "prefect_flow_run", "dvc_lock"):
+        assert record.data.tags[tag], tag
+    assert record.data.tags["data_md5"] in (workspace / "dvc.lock").read_text()
+    assert {artifact.path for artifact in client(workspace).list_artifacts(version.run_id)} == {"package", "reports"}
+
+
 def test_a_second_run_changes_nothing(workspace: Path, first: str):
     again = run(workspace, *RUN)
     assert "Running stage" not in again
@@ -106,40 +142,6 @@ def test_a_failed_stage_names_itself_and_its_reason(workspace: Path, first: str)
     assert "error: stage split failed" in failed and "no image is made by nobody" in failed
     assert "Traceback" not in failed.rpartition("error: stage split failed")[2]
     run(workspace, "git", "checkout", "--quiet", "params.yaml")
-
-
-@pytest.fixture(scope="module")
-def killed(finished: Path, copy_workspace, home) -> Path:
-    """A workspace whose first `make run` was killed during training, and then called again."""
-    folder = copy_workspace(finished)
-    apply({"train.epochs": 6, "train.checkpoints_per_epoch": 2, "train.batch_size": 4}, folder / "params.yaml")
-    kill_when_training(RUN, folder)
-    run(folder, *RUN)
-    return folder
-
-
-def test_killed_during_training_it_goes_on_and_registers_once(killed: Path):
-    assert json.loads((killed / "reports/train.json").read_text())["resumed_from_step"] > 0
-    assert len(client(killed).search_model_versions("name='unmask'")) == 1
-    assert len(recorded(killed)) == 1
-
-
-def test_the_training_run_is_the_record(killed: Path):
-    version = client(killed).get_model_version("unmask", "1")
-    record = client(killed).get_run(version.run_id)
-    assert json.loads((killed / "reports/train.json").read_text())["run_id"] == version.run_id
-    assert record.info.status == "FINISHED"
-    assert {"val_f1", "val_loss", "val_accuracy", "loss", "test_f1", "test_f1_low", "test_f1_high"} <= set(record.data.metrics)
-    assert {point.step for point in client(killed).get_metric_history(version.run_id, "val_f1")} == {1, 2, 3, 4, 5, 6}
-    assert record.data.params["train.epochs"] == "6"
-    inputs = {entry.dataset.name: entry.dataset.digest for entry in record.inputs.dataset_inputs}
-    for part in ("train", "test"):
-        content = (killed / f"data/splits/{part}.parquet").read_bytes()
-        assert inputs[part] == hashlib.md5(content).hexdigest()  # DVC's name of the file
-    for tag in ("git_commit", "git_dirty", "prefect_flow_run", "dvc_lock"):
-        assert record.data.tags[tag], tag
-    assert record.data.tags["data_md5"] in (killed / "dvc.lock").read_text()
-    assert {artifact.path for artifact in client(killed).list_artifacts(version.run_id)} == {"package", "reports"}
 
 
 def test_gates_bound_any_figure_and_name_those_there_are():

@@ -57,7 +57,7 @@ def test_labels_are_written_down_and_nothing_is_pickled(finished: Path):
     config = json.loads((finished / "models/package/model/config.json").read_text())
     assert config["id2label"] == {"0": "real", "1": "fake"}
     kinds = {path.suffix for path in (finished / "models/package").rglob("*") if path.is_file()}
-    assert kinds <= {".json", ".safetensors", ".xml", ".bin", ".parquet", ".md", ".jpg"}
+    assert kinds <= {".json", ".safetensors", ".xml", ".bin", ".onnx", ".parquet", ".md", ".jpg"}
 
 
 def test_a_pair_is_one_group_and_gets_one_augmentation():

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -20,6 +20,7 @@ from flows.automation import NAME
 from flows.ports import PORTS
 from flows.promotion import SOMEBODY
 from tests.conftest import ROOT
+from tests.fault_helpers import at_work_in
 from tests.service_helpers import free_port, wait_for
 
 UP = (sys.executable, "-m", "flows.up")
@@ -113,13 +114,3 @@ def test_ctrl_c_stops_all_of_it(up, workspace: Path, ports):
         with closing(socket.socket()) as probe:
             assert probe.connect_ex(("127.0.0.1", int(port))) != 0
     assert not at_work_in(workspace)
-
-
-def at_work_in(folder: Path) -> list[str]:
-    """Commands of the processes whose working folder this is."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if (process / "cwd").readlink() == folder:
-                found.append((process / "cmdline").read_text().replace("\0", " "))
-    return found
