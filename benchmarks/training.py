@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from benchmarks.detection import ROOT, prepare
 from benchmarks.measure import record
-from pipeline import manifest, model, train, tuning
+from pipeline import manifest, model, patches, train, tuning
 from pipeline.params import Params, load_params
 from pipeline.settings import apply, preset
 
@@ -43,6 +43,7 @@ def bare(params: Params, steps: int) -> list[float]:
     torch.manual_seed(0)
     network, processor = model.build(params.model)
     tuning.prepare(network, params.train)
+    patches.leave_out(network, params.train.patch_dropout)
     side = train.Preprocess.from_processor(processor).size
     values, labels = torch.randn(params.train.batch_size, 3, side, side), torch.tensor([0, 1] * (params.train.batch_size // 2))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)

@@ -35,7 +35,7 @@ def write(
         evaluation: reports/evaluation.json.
         training: reports/train.json.
         meta: what goes into package.json: created, thresholds, lineage ...
-        precision: what fewer bits cost, see pipeline.export.fewer_bits.
+        precision: what fewer bits cost, see pipeline.precision.fewer_bits.
     """
     counts = {
         name: {label: int((part["label"] == label).sum()) for label in ("real", "fake")} | {"groups": part["group"].nunique()}

@@ -53,7 +53,7 @@ def to_int8(graph: Path, target: Path, values: np.ndarray) -> None:
     """Write a graph that computes in 8-bit integers where that is faster.
 
     NNCF's quantisation after training, in its scheme for transformers: SmoothQuant (Xiao et al., ICML 2023) and corrected biases.
-    Symmetric activations cost a ViT-tiny less AUC than NNCF's asymmetric ones (.002 against .009) and are the faster ones.
+    Symmetric activations cost a ViT-tiny less AUC than NNCF's asymmetric ones: benchmarks/results/detection.md.
 
     Args:
         graph: the .xml file of the network in 32 bits.

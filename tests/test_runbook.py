@@ -1,13 +1,12 @@
 """docs/runbook.md is executed: every block of it, as it stands, in a small workspace with all servers running.
 
-The blocks run in the order of the document. What they cannot do here is in STAND_INS; what stands for a thing of the reader's own
-(a version, an answer, an address) is replaced by a real one.
+The blocks run in the order of the document. What they cannot do here is in STAND_INS (tests/runbook_helpers.py); what stands for a thing
+of the reader's own (a version, an answer, an address) is replaced by a real one.
 """
 
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
@@ -15,17 +14,14 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
-from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.ports import HOST
 from pipeline import feedback, predictions
 from pipeline.package import verify
-from pipeline.settings import apply
 from tests.conftest import ROOT, SMALL
 from tests.data_helpers import picture
 from tests.drift_helpers import record
 from tests.fault_helpers import Machine
+from tests.runbook_helpers import Site
 from tests.service_helpers import aliases, client, wait_for
 from tests.webhook_helpers import received
 
@@ -38,105 +34,6 @@ BLOCKS: dict[str, str] = {}
 for part in re.split(r"^#+ ", TEXT, flags=re.MULTILINE)[1:]:
     for number, found in enumerate(re.findall(r"^```bash\n(.*?)^```$", part, re.DOTALL | re.MULTILINE), 1):
         BLOCKS[part.partition("\n")[0] + (f", {number}" if number > 1 else "")] = found
-
-STAND_INS = r"""
-set -eo pipefail
-make() {  # an installation takes minutes, and servers that stay take the terminal: those that run are stopped, as ctrl-C does
-    grep -q "^$1:" Makefile || return 1
-    [ "$1" = up ] || return 0
-    if [ -f "$UP" ]; then
-        kill "$(cat "$UP")"
-        while pgrep --pidfile "$UP" --runstates D,I,R,S > /dev/null; do sleep 0.2; done
-    fi
-    nohup python -m flows.up < /dev/null > "$UP.log" 2>&1 &
-    echo $! > "$UP"
-    until grep -q 'Worker .*started' "$UP.log" && curl -s "http://127.0.0.1:$SERVICE_PORT/livez"; do
-        kill -0 $! || { cat "$UP.log"; return 1; }
-        sleep 0.5
-    done
-}
-xdg-open() { test -f "$1"; }  # there is no desktop
-less() { cat; }
-prefect() {  # a worker that stays takes the terminal too
-    case "$1 $2" in "worker start") command prefect "$@" --run-once ;; *) command prefect "$@" ;; esac
-}
-"""
-
-
-class Site:
-    """The workspace with its servers, and who looks after it."""
-
-    def __init__(self, machine: Machine, url: str, messages: list[dict[str, str]]) -> None:
-        self.machine, self.folder, self.var, self.messages = machine, machine.folder, machine.folder / "var", messages
-        self.service = f"http://{HOST}:{machine.ports['SERVICE_PORT']}"
-        self.answer, self.up = "", machine.folder.parent / "up"
-        self.backup = machine.folder.parent / "backups/today.tar.gz"
-        self.own = {
-            r":4200\b": f":{machine.ports['PREFECT_PORT']}",
-            r":5000\b": f":{machine.ports['MLFLOW_PORT']}",
-            r":3000\b": f":{machine.ports['SERVICE_PORT']}",
-            r"/backups\b": str(self.backup.parent),
-            r"\bFILE\b": str(self.backup),
-            r"\bFOLDER\b": "new",
-            r"\bSERVER\b": HOST,
-            r"\bURL\b": str(self.folder),
-            r"'7'": "'2'",
-            r"https://chat\.example/hook": url,
-        }
-
-    def bash(self, block: str) -> str:
-        """Run a block of the runbook."""
-        for placeholder, real in {**self.own, r"\bID\b": self.answer}.items():
-            block = re.sub(placeholder, real, block)
-        done = subprocess.run(
-            ["bash", "-c", STAND_INS + block],
-            cwd=self.folder,
-            env=self.machine.environment | {"UP": str(self.up)},
-            input="y\n" * 20,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=900,
-        )
-        assert done.returncode == 0, f"{block}\nended with {done.returncode}:\n{done.stdout}"
-        return done.stdout
-
-    def train(self) -> None:
-        """Register what the settings give."""
-        self.bash("prefect deployment run train/default --watch")
-
-    def served(self) -> str | None:
-        """The version that the service answers with."""
-        try:
-            return httpx.get(f"{self.service}/readyz").json().get("version")
-        except httpx.TransportError:
-            return None
-
-    def settled(self) -> None:
-        """Wait for the trainings that something else started."""
-        with temporary_settings({PREFECT_API_URL: self.machine.api}), get_client(sync_client=True) as api:
-            wait_for(lambda: all(run.state is not None and run.state.is_final() for run in api.read_flow_runs()), seconds=900)
-
-    def settings(self, **values: object) -> None:
-        """Change params.yaml."""
-        apply({name.replace("__", "."): value for name, value in values.items()}, self.folder / "params.yaml")
-
-    def stop(self) -> None:
-        """End all servers."""
-        self.machine.power_off()
-        self.up.unlink(missing_ok=True)
-
-    def alias(self, name: str, version: int) -> None:
-        """Move it, as a person does."""
-        client(self.machine.store).set_registered_model_alias("unmask", name, str(version))
-
-    def lose(self, *names: str) -> None:
-        """Delete files and folders while the servers are off, and what Prefect knows."""
-        self.stop()
-        for name in names:
-            for lost in self.folder.glob(name):
-                shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
-        shutil.rmtree(self.machine.environment["PREFECT_HOME"])
 
 
 @pytest.fixture(scope="module")

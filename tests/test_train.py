@@ -32,7 +32,9 @@ def untrained(finished: Path, copy_workspace) -> Path:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("recipe", [{}, {"tune": "lora", "ema": 0.99, "workers": 1}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "recipe", [{}, {"patch_dropout": 0.5}, {"tune": "lora", "ema": 0.99, "workers": 1}], ids=["full", "patches", "lora"]
+)
 def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(untrained: Path, copy_workspace, recipe: dict[str, object]):
     apply({f"train.{key}": value for key, value in recipe.items()}, untrained / "params.yaml")
     undisturbed = copy_workspace(untrained)
