@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL
 
 from flows import promotion, registry
@@ -33,6 +32,8 @@ def _server() -> Iterator[None]:
     if PREFECT_API_URL.value():
         yield
         return
+    from prefect.server.api.server import SubprocessASGIServer  # seconds, which a run that asks another server does not wait
+
     server = SubprocessASGIServer()
     server.start()
     assert server.server_process is not None

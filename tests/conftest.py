@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from pipeline.settings import apply, folder_source
 from tests.data_helpers import picture
 
 ROOT = Path(__file__).parent.parent
-# Not the folder of the runs that somebody made here.
+# Not the folders of the runs that somebody made here. BentoML goes on with the one that its process began with.
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="unmask-prefect-")
+os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="unmask-bentoml-")
 # Two files are tested at a time on what may be two cores: threads that wait for each other would cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -101,6 +103,41 @@ def copy_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path],
         return folder
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[], Path]:
+    """A function that returns a new PREFECT_HOME whose database has its tables: making them takes Prefect more than ten seconds."""
+    base = tmp_path_factory.getbasetemp()
+    made = (base if worker_id == "master" else base.parent) / "prefect-home"
+    with FileLock(made.with_suffix(".lock")):
+        if not made.exists():
+            folder = tmp_path_factory.mktemp("prefect")
+            command = (sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes")
+            subprocess.run(command, env=os.environ | {"PREFECT_HOME": str(folder)}, check=True, capture_output=True)
+            folder.rename(made)
+
+    def home() -> Path:
+        return Path(shutil.copytree(made, tmp_path_factory.mktemp("home") / "prefect"))
+
+    return home
+
+
+@pytest.fixture(scope="module")
+def prefect_server(prefect_home: Callable[[], Path]) -> Iterator[None]:
+    """A Prefect server of its own for flows that a test calls itself."""
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    before = list(threading._threading_atexits)  # type: ignore[attr-defined]
+    with temporary_settings({PREFECT_HOME: prefect_home()}):
+        server = SubprocessASGIServer()
+        server.start(timeout=180)
+        with temporary_settings({PREFECT_API_URL: server.api_url}):
+            yield
+        server.stop()
+    # Prefect's own would be run in every process that is forked off from here on (a DataLoader's), fail, and end it with 1.
+    threading._threading_atexits[:] = before  # type: ignore[attr-defined]
 
 
 def kill_when_training(command: tuple[str, ...], folder: Path) -> None:

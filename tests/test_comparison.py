@@ -69,10 +69,10 @@ def test_a_long_card_is_cut_where_mlflow_has_no_more_room(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def workspace(finished: Path, copy_workspace, tmp_path_factory) -> Iterator[Path]:
+def workspace(finished: Path, copy_workspace, prefect_home, tmp_path_factory) -> Iterator[Path]:
     """A workspace whose version 1 is the champion."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        patch.setenv("PREFECT_HOME", str(prefect_home()))
         patch.setenv("BENTOML_HOME", str(tmp_path_factory.mktemp("bentoml")))
         patch.delenv("PREFECT_API_URL", raising=False)
         folder = copy_workspace(finished)

@@ -65,12 +65,12 @@ def running(folder: Path, name: str, *arguments: str, **environment: str) -> Ite
 
 
 @contextmanager
-def prefect_server(folder: Path) -> Iterator[str]:
-    """Yields the address of its API."""
+def prefect(folder: Path, home: Path) -> Iterator[str]:
+    """A Prefect server; yields the address of its API."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     arguments = ("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
-    with running(folder, "server", *arguments, PREFECT_HOME=str(folder / "prefect")) as process:
+    with running(folder, "server", *arguments, PREFECT_HOME=str(home)) as process:
         wait_for(lambda: _healthy(url), process, str(folder / "server.log"), seconds=120)
         yield url
 
@@ -92,7 +92,8 @@ def drift_checks(folder: Path, **environment: str) -> Iterator[Callable[[], str]
         yield check
 
 
-def test_drifted_answers_start_a_training_once(tmp_path):
+def test_drifted_answers_start_a_training_once(tmp_path, prefect_home):
+    home = prefect_home()
     rng = np.random.default_rng(9)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     package, store, var = (
@@ -102,7 +103,7 @@ def test_drifted_answers_start_a_training_once(tmp_path):
     )
     version = register(store, package.path, champion=False)
 
-    with prefect_server(tmp_path) as url, temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+    with prefect(tmp_path, home) as url, temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="local", type="process"))
         deployment = train.to_deployment("train", work_pool_name="local").apply()
         automation.retrain_on_drift(uuid.uuid4())
@@ -114,7 +115,7 @@ def test_drifted_answers_start_a_training_once(tmp_path):
 
         environment = {
             "PREFECT_API_URL": url,
-            "PREFECT_HOME": str(tmp_path / "prefect"),
+            "PREFECT_HOME": str(home),
             "MLFLOW_TRACKING_URI": store,
             "UNMASK_VAR": str(var),
             "PYTHONPATH": str(ROOT),

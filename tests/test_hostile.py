@@ -60,6 +60,7 @@ def test_liars_bombs_and_double_files_cost_little_memory(package):
     assert {found[what] for what in ("SVG", "EPS", "PDF before a JPEG")} <= {"not_an_image"}, found
 
 
+@pytest.mark.long
 def test_the_service_answers_them_all_and_goes_on(package, tmp_path):
     files = [*special().values(), *damaged(40, seed=11)]
     with served(tmp_path, UNMASK_PACKAGE=str(package)) as client:

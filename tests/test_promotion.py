@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import notifications, promotion, registry
 from pipeline.package import seal, verify
@@ -62,7 +61,6 @@ def store(tmp_path, monkeypatch) -> str:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("UNMASK_VAR", str(tmp_path / "var"))
-    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return uri
 
@@ -153,14 +151,8 @@ def test_the_record_survives_a_registry_that_was_made_anew(store, tiny):
     assert promotion.record(registry.known(2)) is None
 
 
-@pytest.fixture(scope="module")
-def harness():
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
-
-
 @pytest.fixture
-def messages(harness, store) -> Iterator[list[dict[str, str]]]:
+def messages(prefect_server, store) -> Iterator[list[dict[str, str]]]:
     """What is sent through the block that params.yaml names."""
     with received() as (url, messages):
         body = {"fact": "{{subject}}", "text": "{{body}}"}

@@ -21,8 +21,8 @@ print(f"ended as {state.name}: {state.message}")
 """
 
 
-def test_a_drift_trains_on_new_labels_and_on_nothing_else(finished: Path, copy_workspace, tmp_path, monkeypatch):
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+def test_a_drift_trains_on_new_labels_and_on_nothing_else(finished: Path, copy_workspace, prefect_home, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", str(prefect_home()))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     workspace = copy_workspace(finished)
     sources = json.loads(json.dumps([{"kind": "feedback", "name": "users"}]))
