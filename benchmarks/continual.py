@@ -1,0 +1,317 @@
+"""The loop on its own, from one family of forgeries to two: `python -m benchmarks.continual`. The result is docs/continual.md.
+
+A model learns one family. It is served; traffic brings another; the drift check says so; users' labels arrive. Trained on those alone it
+forgets the first family, and a gate on the first family's figure refuses it. Trained on them beside what it knew it passes, is better
+than the champion on the same images, takes its place by params.yaml: promotion, and the service follows. The next check is quiet.
+All of it runs in a folder of its own with DVC, MLflow, Prefect and BentoML as they are used otherwise; what happened is read from their
+records and from the service. How good each version is at each family is measured on pictures that no training ever sees.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+
+from benchmarks.measure import machine
+from flows.ports import HOST
+from pipeline.detector import Detector
+from pipeline.images import read
+from pipeline.labels import LABEL2ID
+from pipeline.metrics import Figure, judge
+from pipeline.params_data import ProceduralSource
+from pipeline.settings import apply
+from pipeline.sources import procedural
+
+ROOT = Path(__file__).parent.parent
+OLD, NEW = "resynthesis", "swap"
+PAIRS = 600
+"""Reals, and as many fakes, of each family that are trained on."""
+
+JUDGED = 250
+"""Pairs of each family that every version is judged on."""
+
+SIDE, QUALITY = 64, (90, 98)
+CLIENTS = 4
+FLOW = "from flows.{name} import {name}; state = {name}({arguments}return_state=True); print('ended as', state.name, '|', state.message)"
+
+
+def old(seed: int, pairs: int) -> ProceduralSource:
+    """Faces of which half are fakes of the first family."""
+    return ProceduralSource(kind="procedural", name="old", reals=pairs, size=SIDE, jpeg_quality=QUALITY, generators={OLD: 1.0}, seed=seed)
+
+
+def settings() -> dict[str, Any]:
+    """What params.yaml says here and does not elsewhere."""
+    return {
+        "data.sources": [
+            old(7, PAIRS).model_dump(mode="json"),
+            {"kind": "feedback", "name": "users", "path": "var/feedback", "a_day": 10_000},
+        ],
+        "split.holdout_generators": [],
+        "train.epochs": 14,
+        "evaluate.bootstrap": 200,
+        "evaluate.attack_images": 0,
+        "evaluate.robustness_images": 20,
+        "evaluate.explain_images": 0,
+        "evaluate.baseline_images": 300,
+        "gates": {f"slices.generator.{OLD}.auc.value": {"min": 0.85}},
+        "promotion.auto": "if_better",
+        "drift.max_window": 2 * PAIRS,
+        "retrain.cooldown_hours": 0.0,
+        "retrain.a_day": 10,
+    }
+
+
+def scenario(folder: Path) -> dict[str, Any]:
+    """Run the loop in an empty folder. Returns what was seen, in the order in which it happened, and the figures of each version."""
+    begun = time.monotonic()
+    project, seen = folder / "project", []
+    pictures = {name: _render(folder / "pictures", name, seed, pairs) for name, seed, pairs in _renderings()}
+
+    def note(step: str, what: str) -> None:
+        seen.append({"after_s": round(time.monotonic() - begun), "step": step, "seen": what})
+        print(f"{seen[-1]['after_s']} s, {step}: {what}", flush=True)
+
+    _make(project)
+    with _prefect(folder) as environment:
+        _call(project, environment, "-m", "flows.run")
+        versions = {"1": _keep(project, folder, 1)}
+        note("first training", f"{_gate(project)}; version 1 is the champion")
+        with _service(project, folder, environment) as client:
+            _ask(client, pictures["old traffic"])
+            note("drift check, traffic as in training", _flow(project, environment, "drift"))
+            answers = _ask(client, pd.concat([pictures["new traffic"], pictures["old traffic, second"]]).sample(frac=1, random_state=0))
+            note("drift check, two thirds of the traffic are of a new family", _flow(project, environment, "drift"))
+            labelled = _label(client, answers[answers["family"] == NEW])
+            note("feedback", f"{labelled} pictures of the new family labelled through the service")
+
+            apply({"train.rehearsal": {"old": 0.0}}, project / "params.yaml")
+            ended = _flow(project, environment, "train", reason="drift")
+            versions["2"] = _keep(project, folder, 2)
+            note("training on the feedback alone", f"{ended}; the service answers with version {_version(client)}")
+
+            apply({"train.rehearsal": {"old": 1.0}}, project / "params.yaml")
+            ended = _flow(project, environment, "train", reason="rehearsal was raised")
+            versions["3"] = _keep(project, folder, 3)
+            note("training on the feedback beside the old pictures", ended)
+            _wait(lambda: _version(client) == "3", 60)
+            note("the service", f"answers with version {_version(client)}, without a restart")
+            _ask(client, pd.concat([pictures["new traffic, later"], pictures["old traffic, later"]]).sample(frac=1, random_state=0))
+            note("drift check, half of the traffic is of the new family", _flow(project, environment, "drift"))
+    figures = {
+        version: {family: _judged(package, pictures[f"{family} test"]) for family in ("old", "new")}
+        for version, package in versions.items()
+    }
+    return {"seen": seen, "figures": figures, "seconds": round(time.monotonic() - begun), "machine": machine()}
+
+
+def page(result: dict[str, Any]) -> str:
+    """The result as docs/continual.md."""
+    what = {"1": "the old family", "2": "users' labels of the new family alone", "3": "both: the labels, and all of the old pictures"}
+    lines = [
+        "# From one family of forgeries to two",
+        "",
+        f"What `python -m benchmarks.continual` does and saw: rendered faces, forgeries `{OLD}` at first and `{NEW}` later,",
+        f"{PAIRS} reals and as many fakes of each; {result['seconds']} s on {result['machine']['cores']} cores.",
+        "DVC, MLflow, Prefect and BentoML run as they always do; nobody moves an alias by hand.",
+        "",
+        f"AUC on {2 * JUDGED} pictures of each family that no training saw (95% interval):",
+        "",
+        f"| version | trained on | old family, `{OLD}` | new family, `{NEW}` |",
+        "| --- | --- | --- | --- |",
+    ]
+    for version, found in result["figures"].items():
+        lines.append(f"| {version} | {what[version]} | {_text(found['old'])} | {_text(found['new'])} |")
+    lines += ["", "| after | step | seen |", "| --- | --- | --- |"]
+    lines += [f"| {row['after_s']} s | {row['step']} | {row['seen'].replace('|', ' ')} |" for row in result["seen"]]
+    lines += [
+        "",
+        f"Version 2 forgot what 1 knew, and the gate `slices.generator.{OLD}.auc.value` of `params.yaml` kept it from being served.",
+        "What is shown of each source is `train.rehearsal`, here `{old: 0.0}` and then `{old: 1.0}`.",
+        "",
+        "Without labels a drift check cannot tell fakes that the model takes for reals from fewer fakes, and names the likelier of the two.",
+        "That something changed it does know; the labels say what.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _renderings() -> list[tuple[str, int, int]]:
+    """Name, seed, pairs: no two share a picture."""
+    names = ["old traffic", "old traffic, second", "old traffic, later", "new traffic", "new traffic, later"]
+    return [(name, 100 + number, PAIRS // 2 if "new" not in name or "later" in name else PAIRS) for number, name in enumerate(names)] + [
+        ("old test", 200, JUDGED),
+        ("new test", 201, JUDGED),
+    ]
+
+
+def _render(folder: Path, name: str, seed: int, pairs: int) -> pd.DataFrame:
+    family = NEW if name.startswith("new") else OLD
+    source = old(seed, pairs).model_copy(update={"generators": {family: 1.0}})
+    return procedural.listing(source, folder / name).assign(family=family)
+
+
+def _make(project: Path) -> None:
+    """A copy of the project, in a git and DVC repository of its own."""
+    project.mkdir(parents=True)
+    for name in ("pipeline", "flows", "serving", "web"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("params.yaml", "dvc.yaml", "bentofile.yaml", "service.py", ".bentoignore", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, project / name)
+    apply(settings(), project / "params.yaml")
+    author = ("-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost")
+    for command in (("init", "--quiet"), ("add", "--all"), (*author, "commit", "--quiet", "--message", "start")):
+        subprocess.run(["git", *command], cwd=project, check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=project, check=True)
+
+
+@contextmanager
+def _prefect(folder: Path) -> Iterator[dict[str, str]]:
+    """A Prefect server; yields the environment of everything that runs here."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "UNMASK_", "PREFECT_"))}
+    inherited |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
+    inherited |= {"PREFECT_HOME": str(folder / "prefect"), "BENTOML_HOME": str(folder / "bentoml")}
+    port = _free_port()
+    url = f"http://{HOST}:{port}/api"
+    with _started(folder, "prefect", inherited, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)):
+        _wait(lambda: _answers(f"{url}/health"), 300)
+        yield inherited | {"PREFECT_API_URL": url}
+
+
+@contextmanager
+def _service(project: Path, folder: Path, environment: dict[str, str]) -> Iterator[httpx.Client]:
+    """`bentoml serve`, following MLflow's champion."""
+    port = _free_port()
+    url = f"http://{HOST}:{port}"
+    with _started(project, "service", environment, "-m", "bentoml", "serve", "service:Unmask", "--host", HOST, "--port", str(port)):
+        _wait(lambda: _answers(f"{url}/readyz"), 300)
+        with httpx.Client(base_url=url, timeout=60) as client:
+            yield client
+
+
+@contextmanager
+def _started(folder: Path, name: str, environment: dict[str, str], *arguments: str) -> Iterator[None]:
+    with (folder / f"{name}.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=60)
+
+
+def _flow(project: Path, environment: dict[str, str], name: str, **arguments: str) -> str:
+    """Run a flow. Returns the name and message of its final state."""
+    given = "".join(f"{key}={value!r}, " for key, value in arguments.items())
+    printed = _call(project, environment, "-c", FLOW.format(name=name, arguments=given))
+    line = next(line for line in reversed(printed.splitlines()) if line.startswith("ended as "))
+    state, _, message = line.removeprefix("ended as ").partition(" | ")
+    return f"{state}: {message}"
+
+
+def _call(project: Path, environment: dict[str, str], *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=project, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}")
+    return done.stdout
+
+
+def _ask(client: httpx.Client, table: pd.DataFrame) -> pd.DataFrame:
+    """Send the pictures. Returns the table with the `id` of each answer."""
+
+    def one(file: str) -> str:
+        return str(client.post("/predict", files={"image": Path(file).read_bytes()}).raise_for_status().json()["id"])
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        found = table.assign(id=list(pool.map(one, table["file"])))
+    time.sleep(2)  # until the last of them are in the log
+    return found
+
+
+def _label(client: httpx.Client, answers: pd.DataFrame) -> int:
+    """Say what the pictures are, and let them be kept. Returns how many."""
+
+    def one(row: Any) -> None:
+        said = {"id": row.id, "label": row.label, "keep_image": "true"}
+        client.post("/feedback", data=said, files={"image": Path(row.file).read_bytes()}).raise_for_status()
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        return len(list(pool.map(one, answers.itertuples())))
+
+
+def _version(client: httpx.Client) -> str:
+    return str(client.get("/model").raise_for_status().json()["version"])
+
+
+def _keep(project: Path, folder: Path, number: int) -> Path:
+    """The package of the training that has just ended, kept."""
+    return Path(shutil.copytree(project / "models/package", folder / f"version-{number}"))
+
+
+def _gate(project: Path) -> str:
+    evaluation = json.loads((project / "reports/evaluation.json").read_text())
+    return f"AUC {evaluation['test']['auc']['value']:.3f} on the test part"
+
+
+def _judged(package: Path, table: pd.DataFrame) -> Figure:
+    """AUC of a package, with the interval over groups."""
+    detector = Detector.load(package, "cpu")
+    found = detector.predict([read(Path(file)) for file in table["file"]])
+    probabilities, labels = np.array([answer.probability_fake for answer in found]), table["label"].map(LABEL2ID).to_numpy()
+    return judge(labels, probabilities, table["group"].to_numpy(), detector.package.meta.thresholds.f1, 500, 0)["auc"]
+
+
+def _text(figure: Figure) -> str:
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _wait(condition: Any, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise RuntimeError(f"still not so after {seconds:g} s")
+        time.sleep(0.2)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        return int(free.getsockname()[1])
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.continual", description="The loop on its own, in a temporary folder.")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/continual.md")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="unmask-continual-") as folder:
+        arguments.out.write_text(page(scenario(Path(folder))))
+
+
+if __name__ == "__main__":
+    main()
