@@ -144,7 +144,7 @@ def page(result: dict[str, Any]) -> str:
         f"Version 2 forgot what 1 knew, and the gate `slices.generator.{OLD}.auc.value` of `params.yaml` kept it from being served.",
         "What is shown of each source is `train.rehearsal`, here `{old: 0.0}` and then `{old: 1.0}`.",
         "",
-        "Without labels a drift check cannot tell fakes that the model takes for reals from fewer fakes, and names the likelier of the two.",
+        "Without labels a drift check cannot tell fakes that the model takes for reals from fewer fakes, and names the likelier.",
         "That something changed it does know; the labels say what.",
     ]
     return "\n".join(lines) + "\n"
