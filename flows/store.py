@@ -5,6 +5,7 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 from prefect import State, task
 from prefect.cache_policies import NO_CACHE
+from sqlalchemy.exc import SQLAlchemyError
 
 from flows import disk, registry
 from flows.registry import Version
@@ -14,7 +15,11 @@ RETRY_SECONDS = [5.0, 15.0, 30.0]
 UNREACHABLE = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
 
-def trouble(error: MlflowException | OSError) -> str:
+TROUBLE = (MlflowException, OSError, SQLAlchemyError)
+"""What MLflow raises where a server, a disk or its database is the trouble; the last while it makes its tables."""
+
+
+def trouble(error: Exception) -> str:
     """What to tell a person where the disk is full or MLflow did not answer. Raises the error again if neither is what happened."""
     said = str(error).partition("\n")[0]
     if (full := disk.full()) is not None:

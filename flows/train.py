@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-from mlflow.exceptions import MlflowException
 from prefect import State, flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -17,7 +16,7 @@ from flows.gates import Verdict
 from flows.materialise import materialise, workspace_lock
 from flows.notifications import send
 from flows.registry import REPORTS, Version
-from flows.store import find_store, retried, trouble
+from flows.store import TROUBLE, find_store, retried, trouble
 from pipeline import package
 from pipeline.compare import table
 from pipeline.errors import StageError
@@ -63,7 +62,7 @@ def train(reason: str = "manual", evidence: dict[str, Any] | None = None) -> Sta
             message += f"; promoted ({why}); deploy: {deployed.name}"
     except (StageError, ParamsError, PackageError) as error:
         return Failed(name="StageFailed", message=str(error))
-    except (MlflowException, OSError) as error:
+    except TROUBLE as error:
         return Failed(name="StageFailed", message=trouble(error))
     return Completed(message=message) if version.passed else Failed(name="GateFailed", message=message)
 

@@ -1,6 +1,8 @@
 """Where runs are recorded: an MLflow server, or a SQLite file in the project's folder."""
 
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 EXPERIMENT = "unmask"
@@ -26,6 +28,8 @@ def connect(experiment: str = EXPERIMENT) -> str:
     import mlflow
 
     uri = tracking_uri()
+    if uri.startswith("sqlite:///"):
+        _make_tables(Path(uri.removeprefix("sqlite:///")))
     mlflow.set_tracking_uri(uri)  # which also sets MLFLOW_TRACKING_URI
     found = mlflow.get_experiment_by_name(experiment)
     if found is None:
@@ -33,3 +37,16 @@ def connect(experiment: str = EXPERIMENT) -> str:
         folder = (Path.cwd() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
         return mlflow.create_experiment(experiment, artifact_location=folder)
     return found.experiment_id
+
+
+def _make_tables(database: Path) -> None:
+    """Make a SQLite store that is not there yet, with all of its tables or not at all: MLflow cannot go on with a part of them."""
+    import mlflow
+
+    if database.exists():
+        return
+    with tempfile.TemporaryDirectory(dir=database.parent, prefix=f"{database.name}.") as folder:
+        made = Path(folder) / database.name
+        mlflow.MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+        with suppress(FileExistsError):  # somebody else was quicker
+            os.link(made, database)
