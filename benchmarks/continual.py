@@ -9,17 +9,10 @@ records and from the service. How good each version is at each family is measure
 
 import argparse
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.measure import machine
-from flows.ports import HOST
+from benchmarks.project import ROOT, call, flow, make, prefect, service, wait
 from pipeline.detector import Detector
 from pipeline.images import read
 from pipeline.labels import LABEL2ID
@@ -37,7 +30,6 @@ from pipeline.params_data import ProceduralSource
 from pipeline.settings import apply
 from pipeline.sources import procedural
 
-ROOT = Path(__file__).parent.parent
 OLD, NEW = "resynthesis", "swap"
 PAIRS = 600
 """Reals, and as many fakes, of each family that are trained on."""
@@ -47,7 +39,6 @@ JUDGED = 250
 
 SIDE, QUALITY = 64, (90, 98)
 CLIENTS = 4
-FLOW = "from flows.{name} import {name}; state = {name}({arguments}return_state=True); print('ended as', state.name, '|', state.message)"
 
 
 def old(seed: int, pairs: int) -> ProceduralSource:
@@ -87,32 +78,32 @@ def scenario(folder: Path) -> dict[str, Any]:
         seen.append({"after_s": round(time.monotonic() - begun), "step": step, "seen": what})
         print(f"{seen[-1]['after_s']} s, {step}: {what}", flush=True)
 
-    _make(project)
-    with _prefect(folder) as environment:
-        _call(project, environment, "-m", "flows.run")
+    make(project, settings())
+    with prefect(folder) as environment:
+        call(project, environment, "-m", "flows.run")
         versions = {"1": _keep(project, folder, 1)}
         note("first training", f"{_gate(project)}; version 1 is the champion")
-        with _service(project, folder, environment) as client:
+        with service(project, environment) as client:
             _ask(client, pictures["old traffic"])
-            note("drift check, traffic as in training", _flow(project, environment, "drift"))
+            note("drift check, traffic as in training", flow(project, environment, "drift"))
             answers = _ask(client, pd.concat([pictures["new traffic"], pictures["old traffic, second"]]).sample(frac=1, random_state=0))
-            note("drift check, two thirds of the traffic are of a new family", _flow(project, environment, "drift"))
+            note("drift check, two thirds of the traffic are of a new family", flow(project, environment, "drift"))
             labelled = _label(client, answers[answers["family"] == NEW])
             note("feedback", f"{labelled} pictures of the new family labelled through the service")
 
             apply({"train.rehearsal": {"old": 0.0}}, project / "params.yaml")
-            ended = _flow(project, environment, "train", reason="drift")
+            ended = flow(project, environment, "train", reason="drift")
             versions["2"] = _keep(project, folder, 2)
             note("training on the feedback alone", f"{ended}; the service answers with version {_version(client)}")
 
             apply({"train.rehearsal": {"old": 1.0}}, project / "params.yaml")
-            ended = _flow(project, environment, "train", reason="rehearsal was raised")
+            ended = flow(project, environment, "train", reason="rehearsal was raised")
             versions["3"] = _keep(project, folder, 3)
             note("training on the feedback beside the old pictures", ended)
-            _wait(lambda: _version(client) == "3", 60)
+            wait(lambda: _version(client) == "3", 60)
             note("the service", f"answers with version {_version(client)}, without a restart")
             _ask(client, pd.concat([pictures["new traffic, later"], pictures["old traffic, later"]]).sample(frac=1, random_state=0))
-            note("drift check, half of the traffic is of the new family", _flow(project, environment, "drift"))
+            note("drift check, half of the traffic is of the new family", flow(project, environment, "drift"))
     figures = {
         version: {family: _judged(package, pictures[f"{family} test"]) for family in ("old", "new")}
         for version, package in versions.items()
@@ -166,75 +157,6 @@ def _render(folder: Path, name: str, seed: int, pairs: int) -> pd.DataFrame:
     return procedural.listing(source, folder / name).assign(family=family)
 
 
-def _make(project: Path) -> None:
-    """A copy of the project, in a git and DVC repository of its own."""
-    project.mkdir(parents=True)
-    for name in ("pipeline", "flows", "serving", "web"):
-        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("params.yaml", "dvc.yaml", "bentofile.yaml", "service.py", ".bentoignore", ".dvcignore", ".gitignore"):
-        shutil.copy(ROOT / name, project / name)
-    apply(settings(), project / "params.yaml")
-    author = ("-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost")
-    for command in (("init", "--quiet"), ("add", "--all"), (*author, "commit", "--quiet", "--message", "start")):
-        subprocess.run(["git", *command], cwd=project, check=True)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=project, check=True)
-
-
-@contextmanager
-def _prefect(folder: Path) -> Iterator[dict[str, str]]:
-    """A Prefect server; yields the environment of everything that runs here."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "UNMASK_", "PREFECT_"))}
-    inherited |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
-    inherited |= {"PREFECT_HOME": str(folder / "prefect"), "BENTOML_HOME": str(folder / "bentoml")}
-    port = _free_port()
-    url = f"http://{HOST}:{port}/api"
-    with _started(folder, "prefect", inherited, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)):
-        _wait(lambda: _answers(f"{url}/health"), 300)
-        yield inherited | {"PREFECT_API_URL": url}
-
-
-@contextmanager
-def _service(project: Path, folder: Path, environment: dict[str, str]) -> Iterator[httpx.Client]:
-    """`bentoml serve`, following MLflow's champion."""
-    port = _free_port()
-    url = f"http://{HOST}:{port}"
-    with _started(project, "service", environment, "-m", "bentoml", "serve", "service:Unmask", "--host", HOST, "--port", str(port)):
-        _wait(lambda: _answers(f"{url}/readyz"), 300)
-        with httpx.Client(base_url=url, timeout=60) as client:
-            yield client
-
-
-@contextmanager
-def _started(folder: Path, name: str, environment: dict[str, str], *arguments: str) -> Iterator[None]:
-    with (folder / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            yield
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=60)
-
-
-def _flow(project: Path, environment: dict[str, str], name: str, **arguments: str) -> str:
-    """Run a flow. Returns the name and message of its final state."""
-    given = "".join(f"{key}={value!r}, " for key, value in arguments.items())
-    printed = _call(project, environment, "-c", FLOW.format(name=name, arguments=given))
-    line = next(line for line in reversed(printed.splitlines()) if line.startswith("ended as "))
-    state, _, message = line.removeprefix("ended as ").partition(" | ")
-    return f"{state}: {message}"
-
-
-def _call(project: Path, environment: dict[str, str], *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=project, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}")
-    return done.stdout
-
-
 def _ask(client: httpx.Client, table: pd.DataFrame) -> pd.DataFrame:
     """Send the pictures. Returns the table with the `id` of each answer."""
 
@@ -282,27 +204,6 @@ def _judged(package: Path, table: pd.DataFrame) -> Figure:
 
 def _text(figure: Figure) -> str:
     return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url).is_success
-    except httpx.TransportError:
-        return False
-
-
-def _wait(condition: Any, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise RuntimeError(f"still not so after {seconds:g} s")
-        time.sleep(0.2)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        return int(free.getsockname()[1])
 
 
 def main() -> None:

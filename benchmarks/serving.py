@@ -7,7 +7,6 @@ Results: benchmarks/results/serving.json and serving.md.
 import argparse
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import psutil
 
 from benchmarks.load import Load, photograph, send, status, upload
 from benchmarks.measure import RESULTS, record
+from benchmarks.project import free_port
 from pipeline.detector import Detector
 from pipeline.images import decode
 
@@ -70,9 +70,7 @@ class Running:
 @contextmanager
 def running(arguments: list[str], package: Path, question: Callable[[int], bytes] | None = None, **environment: str) -> Iterator[Running]:
     """A service of its own, until the block ends; it begins when a picture, or what `question` asks of the port, gets a 200."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         own = {"PACKAGE": str(package), "UNMASK_PACKAGE": str(package), "UNMASK_VAR": folder, "BENTOML_HOME": f"{folder}/bentoml"}
         command = [sys.executable, *(argument.format(port=port) for argument in arguments)]

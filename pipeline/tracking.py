@@ -28,8 +28,8 @@ def connect(experiment: str = EXPERIMENT) -> str:
     import mlflow
 
     uri = tracking_uri()
-    if uri.startswith("sqlite:///"):
-        _make_tables(Path(uri.removeprefix("sqlite:///")))
+    if uri.startswith("sqlite:"):
+        _make_tables(uri)
     mlflow.set_tracking_uri(uri)  # which also sets MLFLOW_TRACKING_URI
     found = mlflow.get_experiment_by_name(experiment)
     if found is None:
@@ -39,10 +39,12 @@ def connect(experiment: str = EXPERIMENT) -> str:
     return found.experiment_id
 
 
-def _make_tables(database: Path) -> None:
+def _make_tables(uri: str) -> None:
     """Make a SQLite store that is not there yet, with all of its tables or not at all: MLflow cannot go on with a part of them."""
     import mlflow
+    from sqlalchemy.engine import make_url
 
+    database = Path(make_url(uri).database or "")
     if database.exists():
         return
     with tempfile.TemporaryDirectory(dir=database.parent, prefix=f"{database.name}.") as folder:

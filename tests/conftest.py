@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 # Not the folders of the runs that somebody made here. BentoML goes on with the one that its process began with.
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="unmask-prefect-")
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="unmask-bentoml-")
-# Two files are tested at a time on what may be two cores: threads that wait for each other would cost more than they bring.
+# Three files are tested at a time on what may be two cores: threads that wait for each other would cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SMALL = {

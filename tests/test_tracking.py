@@ -1,0 +1,25 @@
+"""The store of the runs in a bare SQLite file."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+CONNECT = "from pipeline.tracking import connect; connect()"
+NO_ROOM = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+
+
+def test_a_store_that_finds_no_room_is_not_left_half_made(tmp_path: Path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING")} | {"PYTHONPATH": str(ROOT)}
+
+    def connect(code: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True, capture_output=True)
+
+    failed = connect(f"{NO_ROOM}; {CONNECT}")
+    assert failed.returncode and "sqlite3.OperationalError" in failed.stderr
+    assert not list(tmp_path.iterdir())
+    done = connect(CONNECT)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
