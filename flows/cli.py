@@ -7,6 +7,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from http.client import HTTPException
 from pathlib import Path
@@ -117,8 +118,8 @@ def forget(id: str) -> dict[str, int]:
     return found
 
 
-def main() -> None:
-    """Command line."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Command line; `words` are those after `unmask`, by default what the process was called with."""
     load_dotenv(".env")  # as `make` does it; what the environment says already stays
     parser = argparse.ArgumentParser(prog="unmask", description="The state of the loop, the way back, forgetting, and copies.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -131,7 +132,7 @@ def main() -> None:
             verb.add_argument("file", metavar="FILE", type=Path, help="a tar.gz archive")
         if name == "restore":
             verb.add_argument("--force", action="store_true", help="let the state that is here go")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     found: dict[str, Any]
     try:
         if arguments.verb == "status":

@@ -8,9 +8,9 @@ import time
 from prefect.client.orchestration import get_client
 
 from flows.automation import retrain_on_drift
+from flows.ports import POOL
 from pipeline.params import load_params
 
-POOL = "unmask"
 TRAIN_POOL = "UNMASK_TRAIN_POOL"
 """The work pool of `train` and `tune`, where those have machines of their own."""
 

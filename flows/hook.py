@@ -22,11 +22,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from flows.ports import HOST
+from flows.ports import HOOK_SECRET, HOST
 from flows.registry import CHAMPION
 from pipeline.tracking import MODEL, connect
 
-SECRET = "UNMASK_WEBHOOK_SECRET"  # noqa: S105 - the name of the variable that holds it
 NAME = "unmask-deploy"
 OLDEST = 300.0
 """Seconds: what was signed longer ago may have been recorded by somebody and sent again."""
@@ -92,9 +91,9 @@ def mlflow_environment(secret: str) -> dict[str, str]:
 
 def main() -> None:
     """Subscribe, and listen on the port that the one argument names."""
-    secret = os.environ.get(SECRET, "")
+    secret = os.environ.get(HOOK_SECRET, "")
     if not secret:
-        sys.exit(f"error: {SECRET} is not set: choose a secret that only MLflow and this receiver share")
+        sys.exit(f"error: {HOOK_SECRET} is not set: choose a secret that only MLflow and this receiver share")
     port = int(sys.argv[1])
     subscribe(f"http://{HOST}:{port}/", secret)
     uvicorn.run(app(secret), host=HOST, port=port, log_level="warning")

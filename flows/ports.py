@@ -1,4 +1,4 @@
-"""The ports that the servers listen on, from the environment."""
+"""Where the servers and the worker find each other: ports, from the environment, and the names that several of them use."""
 
 import os
 import socket
@@ -9,7 +9,11 @@ PORTS = {"MLFLOW_PORT": 5000, "PREFECT_PORT": 4200, "SERVICE_PORT": 3000}
 """Environment variable -> port without it."""
 
 HOOK = {"HOOK_PORT": 3100}
-"""The same for the receiver of MLflow's webhooks, which runs where a secret is set."""
+"""The same for the receiver of MLflow's webhooks, which runs where HOOK_SECRET is set."""
+
+HOOK_SECRET = "UNMASK_WEBHOOK_SECRET"  # noqa: S105 - the name of the variable that holds it
+POOL = "unmask"
+"""The work pool of every deployment, unless `train` has one of its own."""
 
 
 def number(name: str) -> int:

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from honcho.manager import Manager
 
-from flows import hook
-from flows.deployments import POOL
-from flows.ports import HOOK, HOST, PORTS, free
+from flows.ports import HOOK, HOOK_SECRET, HOST, POOL, PORTS, free
 from flows.state import ARTIFACTS, BACKEND
 
 WELCOME = """Prefect  http://{host}:{PREFECT_PORT}
@@ -35,12 +33,16 @@ DEFAULTS = {
 
 def main() -> None:
     """Start everything; end when one of the processes ends."""
-    secret = os.environ.get(hook.SECRET)
+    secret = os.environ.get(HOOK_SECRET)
     ports = {name: free(name) for name in (PORTS | HOOK if secret else PORTS)}
     uris = {"MLFLOW_TRACKING_URI": f"http://{HOST}:{ports['MLFLOW_PORT']}", "PREFECT_API_URL": f"http://{HOST}:{ports['PREFECT_PORT']}/api"}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     stores = {name: os.environ.get(name) or value for name, value in DEFAULTS.items()}
-    environment = os.environ | stores | uris | (hook.mlflow_environment(secret) if secret else {}) | {"PATH": path, "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | stores | uris | {"PATH": path, "PYTHONUNBUFFERED": "1"}
+    if secret:
+        from flows.hook import mlflow_environment  # with Prefect and MLflow, for which nobody should wait who asks for nothing of it
+
+        environment |= mlflow_environment(secret)
     manager = Manager()
     for name, command in commands(ports).items():
         manager.add_process(name, command, env=environment)

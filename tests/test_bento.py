@@ -97,6 +97,7 @@ def test_a_bento_runs_with_nothing_but_what_it_lists(tmp_path, bento, home):
     answers(tmp_path, bento, home, path=str(hiding(tmp_path, *(() if has_gpu() else ("torch", "transformers")))))
 
 
+@pytest.mark.long  # imports PyTorch once more for it
 def test_a_bento_can_explain_with_gradients_too(tmp_path, bento, home):
     explains_with_gradients(home, path=str(hiding(tmp_path)))
 

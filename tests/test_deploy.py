@@ -15,7 +15,7 @@ import pytest
 import yaml
 from dotenv import dotenv_values
 
-from flows.deployments import POOL
+from flows.ports import POOL
 from flows.state import ARTIFACTS, BACKEND, PREFECT
 from pipeline import telemetry
 from serving.settings import PREFIX, Settings

@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from flows import hook
 from flows.deploy import deploy
+from flows.ports import HOOK_SECRET
 from tests.conftest import ROOT
 from tests.service_helpers import free_port, wait_for
 
@@ -49,7 +50,7 @@ def test_moving_the_alias_in_mlflow_starts_the_flow(tmp_path: Path):
     uri, api = f"http://127.0.0.1:{ports['mlflow']}", f"http://127.0.0.1:{ports['prefect']}/api"
     environment = os.environ | hook.mlflow_environment("secret")
     environment |= {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": api, "PYTHONPATH": str(ROOT)}
-    environment |= {"MLFLOW_TRACKING_URI": uri, hook.SECRET: "secret", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment |= {"MLFLOW_TRACKING_URI": uri, HOOK_SECRET: "secret", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     commands = {
         "mlflow": ("mlflow", "server", "--port", ports["mlflow"], "--workers", "1", "--backend-store-uri", "sqlite:///mlflow.db"),
         "prefect": ("prefect", "server", "start", "--host", "127.0.0.1", "--port", ports["prefect"]),

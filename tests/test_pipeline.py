@@ -94,6 +94,7 @@ def test_data_comes_back_from_a_folder(finished: Path, tmp_path: Path):
     push_and_pull(finished)
 
 
+@pytest.mark.long  # what differs from a folder is within DVC
 def test_data_comes_back_from_s3(finished: Path, monkeypatch: pytest.MonkeyPatch):
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

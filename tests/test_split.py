@@ -1,11 +1,11 @@
 """The split: whole groups, exact shares, old images in their places, and no twin of a training image in another part."""
 
 import hashlib
+import itertools
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from PIL import Image
 from pipeline import manifest, split
 from pipeline.errors import StageError
 from pipeline.manifest import PARTS, UNSEEN, read_parts
-from tests.conftest import ROOT
 from tests.split_helpers import image, params, table
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -226,22 +225,17 @@ def test_an_unknown_generator_is_named(run):
         run(people(30), holdout_generators=["nobody", "swap"])
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-from pipeline import manifest, split
-from tests.split_helpers import params
-moves = int(sys.argv[1])
-replace = Path.replace
-def mortal(self, target):
-    global moves
-    if moves == 0:
-        os.kill(os.getpid(), 9)
-    moves -= 1
-    return replace(self, target)
-Path.replace = mortal
-split.run(params(seed=int(sys.argv[2])))
-"""
+def killed(seed: int, moves: int) -> None:
+    """A split that is killed when it has moved so many files into their places."""
+    replace, moved = Path.replace, itertools.count()
+
+    def mortal(source: Path, target: Path) -> Path:
+        if next(moved) == moves:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(source, target)
+
+    Path.replace = mortal  # type: ignore[method-assign]
+    split.run(params(seed=seed))
 
 
 @pytest.mark.parametrize(
@@ -252,10 +246,10 @@ def test_a_killed_run_leaves_no_wrong_memory(run, seed: int, moves: int):
     run(people(40))
     before = {path: where(path) for path in (row["path"] for row in people(40))}
     manifest.write(table(people(60)), manifest.MANIFEST)
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(moves), str(seed)], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    process = multiprocessing.get_context("fork").Process(target=killed, args=(seed, moves))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     report = run(people(60))  # the settings of the first run, in either case
     if seed == 7:
         assert {path: where(path) for path in before} == before

@@ -57,7 +57,7 @@ def test_a_version_is_compared_with_the_last_accepted_one(clean: pd.DataFrame, p
 def test_a_version_that_fails_is_described_but_not_accepted(clean: pd.DataFrame, workspace):
     params = workspace()
     save(clean)
-    validate.run(params)
+    versions.accept()
     save(change("generator", "gan", REAL)(clean))
     with pytest.raises(StageError, match="A real image names a generator"):
         validate.run(params)
