@@ -9,8 +9,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import mlflow
 import pytest
 from filelock import FileLock
 
@@ -35,8 +37,11 @@ SMALL = {
     "validate.shortcut.refuse": 1.0,
     "model.config": {"image_size": 48, "patch_size": 8, "stem_width": 8}
     | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
-    "train.epochs": 2,
-    "train.batch_size": 16,
+    # Of half of the patches, and in small steps, so that there is something to be killed between two checkpoints.
+    "train.epochs": 4,
+    "train.batch_size": 4,
+    "train.checkpoints_per_epoch": 2,
+    "train.patch_dropout": 0.5,
     "evaluate.bootstrap": 100,
     "evaluate.attack_images": 4,
     "evaluate.robustness_images": 8,
@@ -49,22 +54,30 @@ SMALL = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that run the whole loop come first: the last one alone would keep a worker busy for minutes after the other is done."""
+    """Start what takes longest first, and do nothing that waits for it until it is ready.
+
+    The last file alone would keep a worker busy for minutes after the others are done.
+    """
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
-    loops = sorted(path for path, tests in files.items() if any("make_workspace" in test.fixturenames for test in tests))  # type: ignore[attr-defined]
-    others = sorted(files.keys() - loops)
-    # The first one makes the workspace that the rest wait for: the other worker begins with something else.
-    items[:] = [test for path in (*loops[:1], *others[:1], *loops[1:], *others[1:]) for test in files[path]]
+
+    def using(fixture: str) -> set[Path]:
+        return {path for path, tests in files.items() if any(fixture in test.fixturenames for test in tests)}  # type: ignore[attr-defined]
+
+    waiting = using("finished")
+    making = using("first_run") - waiting
+    others = sorted(files.keys() - making - waiting)
+    half = len(others) // 2
+    items[:] = [test for path in (*sorted(making), *others[:half], *sorted(waiting), *others[half:]) for test in files[path]]
 
 
 @pytest.fixture(scope="session")
-def make_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """A function that returns a new copy of the project in a git and DVC repository of its own, with small settings."""
+def make_workspace() -> Callable[[Path], Path]:
+    """A function that makes a folder a copy of the project in a git and DVC repository of its own, with small settings."""
 
-    def make() -> Path:
-        folder = tmp_path_factory.mktemp("workspace")
+    def make(folder: Path) -> Path:
+        folder.mkdir(parents=True)
         ignore = shutil.ignore_patterns("__pycache__")
         for name in ("pipeline", "flows", "serving", "web"):
             shutil.copytree(ROOT / name, folder / name, ignore=ignore)
@@ -81,16 +94,34 @@ def make_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Pat
 
 
 @pytest.fixture(scope="session")
-def finished(make_workspace: Callable[[], Path], tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A workspace in which `dvc repro` has run, made once for all processes that test. Tests that change anything take a copy."""
+def first_run(
+    make_workspace: Callable[..., Path], prefect_home: Callable[[], Path], tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Path:
+    """A folder of what is made once for all processes that test.
+
+    `run` is a workspace whose first `make run` was killed during training, and whose second came to its end; `printed` is what that
+    said and `bentoml` where it built its bento. `finished` is a copy from before anything else was done with it.
+    """
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "finished"
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.exists():
-            made = make_workspace()
-            run(made, sys.executable, "-m", "dvc", "repro")
-            made.rename(folder)
+    folder = (base if worker_id == "master" else base.parent) / "first-run"
+    with FileLock(folder.with_suffix(".lock")), pytest.MonkeyPatch.context() as patch:
+        if not (folder / "finished").exists():
+            patch.setenv("PREFECT_HOME", str(prefect_home()))
+            patch.setenv("BENTOML_HOME", str(folder / "bentoml"))
+            patch.delenv("PREFECT_API_URL", raising=False)
+            workspace, command = make_workspace(folder / "run"), (sys.executable, "-m", "flows.run")
+            kill_when_training(command, workspace)
+            (folder / "printed").write_text(run(workspace, *command))
+            ignored = shutil.ignore_patterns("mlflow.db*", "mlartifacts", "var", "champion", "killed.log", "tmp", "__pycache__")
+            shutil.copytree(workspace, folder / "copying", symlinks=True, ignore=ignored)
+            (folder / "copying").rename(folder / "finished")
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(first_run: Path) -> Path:
+    """A workspace in which everything was made and nothing is recorded. Tests that change anything take a copy."""
+    return first_run / "finished"
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +134,20 @@ def copy_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path],
         return folder
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store in which nothing is."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_registered_models()
+    return path
+
+
+@pytest.fixture
+def new_store(tmp_path: Path, empty_store: Path) -> Callable[..., str]:
+    """A function that gives the address of an MLflow store of the test's own: making one takes seconds, copying it none."""
+    return lambda name="mlflow": f"sqlite:///{shutil.copyfile(empty_store, tmp_path / f'{name}.db')}"
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +186,7 @@ def prefect_server(prefect_home: Callable[[], Path]) -> Iterator[None]:
 
 
 def kill_when_training(command: tuple[str, ...], folder: Path) -> None:
-    """Start a command in the folder and `kill -9` it when a training that it started has written two checkpoints."""
+    """Start a command in the folder, `kill -9` it when a training of its has written two checkpoints, and wait for what it started."""
     pattern = "var/checkpoints/*/checkpoint-*/trainer_state.json"
     before = set(folder.glob(pattern))
     with (folder / "killed.log").open("w+") as log:
@@ -152,6 +197,19 @@ def kill_when_training(command: tuple[str, ...], folder: Path) -> None:
             time.sleep(0.01)
         process.kill()
         assert process.wait() == -signal.SIGKILL
+        while at_work_in(folder):
+            assert time.monotonic() < end, f"{at_work_in(folder)} goes on"
+            time.sleep(0.1)
+
+
+def at_work_in(folder: Path) -> list[int]:
+    """Processes whose working folder this is."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (process / "cwd").readlink() == folder:
+                found.append(int(process.name))
+    return found
 
 
 def run(folder: Path, *command: str, check: bool = True) -> str:

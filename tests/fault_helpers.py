@@ -19,7 +19,7 @@ from flows.ports import HOST, PORTS
 from flows.up import DEFAULTS, commands
 from pipeline.package import verify
 from pipeline.settings import apply
-from tests.conftest import ROOT
+from tests.conftest import ROOT, at_work_in
 from tests.service_helpers import free_port, wait_for
 
 LONGER = {"train.epochs": 6, "train.checkpoints_per_epoch": 2, "train.batch_size": 4}
@@ -133,16 +133,6 @@ def registered_once(folder: Path, store: str) -> mlflow.entities.model_registry.
     assert version.tags["gate"] == "passed" and version.tags["data_md5"] == package.meta.lineage["data_md5"]
     assert version.description and client.get_registered_model("unmask").aliases["challenger"] == version.version
     return version
-
-
-def at_work_in(folder: Path) -> list[int]:
-    """Processes whose working folder this is."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if (process / "cwd").readlink() == folder:
-                found.append(int(process.name))
-    return found
 
 
 def _answers(url: str) -> bool:

@@ -24,9 +24,9 @@ IMAGES = 200
 
 
 @pytest.fixture(scope="module")
-def demo(make_workspace) -> Path:
+def demo(make_workspace, tmp_path_factory) -> Path:
     """A workspace in which the demonstration was trained with the settings that it ships with."""
-    folder: Path = make_workspace()
+    folder: Path = make_workspace(tmp_path_factory.mktemp("demo") / "workspace")
     shutil.copy(ROOT / "params.yaml", folder)
     run(folder, sys.executable, "-m", "dvc", "repro")
     return folder

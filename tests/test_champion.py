@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -43,20 +42,6 @@ os.kill(os.getpid(), signal.SIGCHLD)
 @pytest.fixture(scope="module")
 def package(tmp_path_factory) -> Path:
     return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory) -> Path:
-    """An empty store: making one takes seconds, copying it none."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_registered_models()
-    return path
-
-
-@pytest.fixture
-def new_store(tmp_path, template) -> Callable[[str], str]:
-    """A function that makes an empty MLflow store and gives its address."""
-    return lambda name: f"sqlite:///{shutil.copyfile(template, tmp_path / f'{name}.db')}"
 
 
 def test_without_mlflow_the_last_champion_is_served_after_a_restart(tmp_path, package, new_store):

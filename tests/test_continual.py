@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.continual import page, scenario
+from benchmarks.continual import PAIRS, page, scenario
 
 
 @pytest.mark.long
@@ -14,10 +14,10 @@ def test_a_second_family_is_learnt_and_the_first_is_not_forgotten(tmp_path: Path
     first, quiet, drift, feedback, forgot, learnt, follows, quiet_again = seen
     assert first.endswith("version 1 is the champion")
     assert quiet.startswith("NoDrift") and drift.startswith("Drift")
-    assert feedback.startswith("1200 pictures")
+    assert feedback.startswith(f"{2 * PAIRS} pictures")
     assert forgot.startswith("GateFailed: version 2") and forgot.endswith("the service answers with version 1")
     assert learnt.startswith("Completed: version 3") and "promoted (promotion.auto: if_better" in learnt
-    assert follows.startswith("answers with version 3") and quiet_again.startswith("NoDrift: the newest 1200 answers of version 3")
+    assert follows.startswith("answers with version 3") and quiet_again.startswith(f"NoDrift: the newest {2 * PAIRS} answers of version 3")
 
     auc = {(version, family): found["value"] for version, figures in result["figures"].items() for family, found in figures.items()}
     assert auc["2", "old"] < auc["1", "old"] - 0.1  # forgotten where nothing is rehearsed

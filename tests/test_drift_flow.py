@@ -92,13 +92,13 @@ def drift_checks(folder: Path, **environment: str) -> Iterator[Callable[[], str]
         yield check
 
 
-def test_drifted_answers_start_a_training_once(tmp_path, prefect_home):
+def test_drifted_answers_start_a_training_once(tmp_path, prefect_home, new_store):
     home = prefect_home()
     rng = np.random.default_rng(9)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     package, store, var = (
         package_with_reference(tmp_path / "package", sample(rng, 300)),
-        f"sqlite:///{tmp_path / 'mlflow.db'}",
+        new_store(),
         tmp_path / "var",
     )
     version = register(store, package.path, champion=False)

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import os
 import re
-import sys
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,43 +18,25 @@ from pipeline.errors import StageError
 from pipeline.package import INT8, verify
 from pipeline.params import Bound
 from pipeline.settings import apply
-from tests.conftest import kill_when_training, run
-from tests.fault_helpers import at_work_in
-from tests.service_helpers import wait_for
-
-RUN = (sys.executable, "-m", "flows.run")
+from tests.conftest import run
 
 
 @pytest.fixture(scope="module")
-def home(prefect_home) -> Iterator[pytest.MonkeyPatch]:
-    """Prefect's database in a folder of the test's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(prefect_home()))
-        patch.delenv("PREFECT_API_URL", raising=False)
-        yield patch
+def workspace(first_run: Path) -> Path:
+    """A workspace whose first `make run` was killed during training, and whose second was not. No other file's tests use it."""
+    return first_run / "run"
 
 
 @pytest.fixture(scope="module")
-def workspace(finished: Path, copy_workspace, home) -> Path:
-    """A workspace whose first `make run`, in which only training was left to do, was killed during training."""
-    folder = copy_workspace(finished)
-    longer = {"train.epochs": 4, "train.checkpoints_per_epoch": 2, "train.batch_size": 4, "train.patch_dropout": 0.5}
-    apply(longer, folder / "params.yaml")
-    run(folder, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--all", "--message", "longer")
-    kill_when_training(RUN, folder)
-    wait_for(lambda: not at_work_in(folder))  # the training and Prefect's own server end with it
-    return folder
-
-
-@pytest.fixture(scope="module")
-def first(workspace: Path) -> str:
+def first(first_run: Path) -> str:
     """What the first `make run` prints that comes to its end."""
-    return run(workspace, *RUN)
+    return (first_run / "printed").read_text()
 
 
 @pytest.fixture
-def here(workspace: Path, first: str, prefect_server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def here(workspace: Path, first_run: Path, prefect_server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The workspace after its first run, as the working directory. What a test writes into params.yaml is taken back."""
+    shutil.copytree(first_run / "bentoml/bentos", Path(os.environ["BENTOML_HOME"]) / "bentos", dirs_exist_ok=True)
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
     yield workspace

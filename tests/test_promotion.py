@@ -55,9 +55,9 @@ def tiny(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch) -> str:
+def store(tmp_path, monkeypatch, new_store) -> str:
     """An empty MLflow of the test's own, in its folder."""
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("UNMASK_VAR", str(tmp_path / "var"))

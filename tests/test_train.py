@@ -27,7 +27,7 @@ def trained(folder: Path) -> dict[str, np.ndarray]:
 def untrained(finished: Path, copy_workspace) -> Path:
     """A workspace whose data is ready, with a training of several epochs to do."""
     folder = copy_workspace(finished)
-    apply({"train.epochs": 4, "train.checkpoints_per_epoch": 2, "train.batch_size": 8}, folder / "params.yaml")
+    apply({"train.batch_size": 8, "train.patch_dropout": 0.0}, folder / "params.yaml")
     return folder
 
 

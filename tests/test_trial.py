@@ -75,8 +75,8 @@ def challenger(client: httpx.Client) -> dict:
     return dict(client.get("/model").json()["challenger"])
 
 
-def test_in_the_shadow_the_challenger_is_recorded_and_never_heard(tmp_path, packages):
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_in_the_shadow_the_challenger_is_recorded_and_never_heard(tmp_path, packages, new_store):
+    store = new_store()
     register(store, packages["real"])
     challenge(store, packages["fake"])
     with service(tmp_path, UNMASK_CHALLENGER="shadow", UNMASK_CHALLENGER_SHARE="0.5") as client:
@@ -99,8 +99,8 @@ def test_in_the_shadow_the_challenger_is_recorded_and_never_heard(tmp_path, pack
     assert predictions.beside(log, digest, 100).empty
 
 
-def test_a_canary_answers_its_share_and_ends_when_it_goes_wrong(tmp_path, packages):
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_a_canary_answers_its_share_and_ends_when_it_goes_wrong(tmp_path, packages, new_store):
+    store = new_store()
     register(store, packages["real"])
     challenge(store, packages["real"])
     with service(tmp_path, **CANARY) as client:
@@ -133,8 +133,8 @@ def test_a_canary_answers_its_share_and_ends_when_it_goes_wrong(tmp_path, packag
 
 
 @pytest.mark.long
-def test_a_canary_that_ended_does_not_begin_again_with_the_service(tmp_path, packages):
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_a_canary_that_ended_does_not_begin_again_with_the_service(tmp_path, packages, new_store):
+    store = new_store()
     register(store, packages["real"])
     challenge(store, packages["fake"])
     with service(tmp_path, **CANARY) as client:
@@ -156,8 +156,8 @@ def until_it_ends(client: httpx.Client) -> int:
     return seen.count("fake")
 
 
-def test_the_challenger_is_followed_until_it_is_the_champion(tmp_path, packages, monkeypatch):
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_the_challenger_is_followed_until_it_is_the_champion(tmp_path, packages, new_store, monkeypatch):
+    store = new_store()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     register(store, packages["real"])
     champion = Champion(Registry(store, tmp_path / "served"))

@@ -19,8 +19,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.automation import NAME
 from flows.ports import PORTS
 from flows.promotion import SOMEBODY
-from tests.conftest import ROOT
-from tests.fault_helpers import at_work_in
+from tests.conftest import ROOT, at_work_in
 from tests.service_helpers import free_port, wait_for
 
 UP = (sys.executable, "-m", "flows.up")
