@@ -15,6 +15,7 @@ from bentoml.exceptions import BentoMLConfigException
 
 from pipeline.champion import Champion, champion
 from pipeline.errors import StageError
+from pipeline.memory import give_back_large
 from pipeline.tracking import MODEL
 from serving import app
 from serving.access import is_loopback
@@ -69,6 +70,7 @@ class Unmask:
 
     def __init__(self) -> None:
         logging.getLogger("pipeline").setLevel(logging.INFO)
+        give_back_large()
         settings = Settings.from_environment()
         if not settings.api_keys:
             log.warning("UNMASK_API_KEYS is not set: only this machine is answered")

@@ -2,8 +2,11 @@
 
 import ctypes
 
-TRIM_THRESHOLD, MMAP_MAX = -1, -4
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 """Of glibc's mallopt(3)."""
+
+LARGE_BLOCK = 4_000_000
+"""Bytes. Pillow and numpy ask for such blocks for pictures of a megapixel and more."""
 
 
 def keep_freed() -> None:
@@ -16,3 +19,14 @@ def keep_freed() -> None:
     if hasattr(library, "mallopt"):
         library.mallopt(TRIM_THRESHOLD, -1)
         library.mallopt(MMAP_MAX, 0)
+
+
+def give_back_large() -> None:
+    """Have this process give large blocks back to the system as soon as they are freed.
+
+    By itself glibc cuts large blocks from a heap of the thread, where they stay, from the first one on that was freed: six threads that
+    had each looked at one picture of 49 megapixels kept 3.3 GB. Without glibc nothing happens.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(MMAP_THRESHOLD, LARGE_BLOCK)

@@ -57,9 +57,10 @@ def fineness(picture: Picture) -> float:
     nothing. So the mean power above 0.6 of the highest frequency is compared with that between 0.2 and 0.4, where also a picture
     enlarged twofold has detail.
     """
-    luma = np.asarray(picture.rgb.convert("L"), np.float32)
-    top, left = (max(0, (side - SAMPLE) // 2) for side in luma.shape)
-    part = luma[top : top + SAMPLE, left : left + SAMPLE]
+    sides = [min(side, SAMPLE) for side in picture.rgb.size]
+    left, top = ((whole - side) // 2 for whole, side in zip(picture.rgb.size, sides, strict=True))
+    middle = picture.rgb.crop((left, top, left + sides[0], top + sides[1]))  # and not all of it, which may have 50 megapixels
+    part = np.asarray(middle.convert("L"), np.float32)
     window, bands = _spectrum(part.shape)
     spectrum = np.fft.rfft2((part - part.mean()) * window)
     power = spectrum.real**2 + spectrum.imag**2

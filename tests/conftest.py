@@ -106,6 +106,7 @@ def first_run(
     folder = (base if worker_id == "master" else base.parent) / "first-run"
     with FileLock(folder.with_suffix(".lock")), pytest.MonkeyPatch.context() as patch:
         if not (folder / "finished").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what another process failed to make
             patch.setenv("PREFECT_HOME", str(prefect_home()))
             patch.setenv("BENTOML_HOME", str(folder / "bentoml"))
             patch.delenv("PREFECT_API_URL", raising=False)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
-from benchmarks.hostile import chunk, png_of
+from benchmarks.hostile import chunk, png_of, special
 from pipeline.images import HEIF
+from tests.conftest import at_work_in
 from tests.package_helpers import tiny_package
 from tests.service_helpers import promote, register, served, wait_for
 
@@ -144,6 +146,16 @@ def test_a_bad_file_is_refused(client, data, expected):
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(client):
     assert refusal(predict(client, png_of(60_000, 60_000, zlib.compress(bytes(1000))))) == (413, "too_many_pixels")
     assert refusal(predict(client, png_of(2**31 - 1, 2**31 - 1, b"")))[0] in (413, 415)
+
+
+def test_the_memory_of_a_large_picture_is_given_back(client, workspace):
+    def held() -> float:
+        return sum(psutil.Process(pid).memory_info().rss for pid in at_work_in(workspace)) / 1e6
+
+    assert predict(client, PNG).is_success
+    before = held()
+    assert predict(client, special()["bomb within the limit"]).is_success  # 49 megapixels, 147 MB as numbers
+    assert held() - before < 100
 
 
 def test_a_bad_request_is_refused(client):
