@@ -139,7 +139,7 @@ def page(result: dict[str, Any]) -> str:
         "",
         "Without labels a drift check cannot tell fakes that the model takes for reals from fewer fakes, and names the likelier.",
         "That something changed it does know; the labels say what.",
-        "Where the first model knows half of the second family, nothing is found: `swap`, then `self_blend` (AUC .76): p .16.",
+        "Where the first model knows half of the second family, nothing is found: `swap`, then `self_blend` (AUC .76), 600 pairs: p .16.",
     ]
     return "\n".join(lines) + "\n"
 
