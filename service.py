@@ -10,6 +10,7 @@ from typing import Any
 
 import bentoml
 import click
+import cv2
 import yaml
 from bentoml.exceptions import BentoMLConfigException
 
@@ -71,6 +72,7 @@ class Unmask:
     def __init__(self) -> None:
         logging.getLogger("pipeline").setLevel(logging.INFO)
         give_back_large()
+        cv2.setNumThreads(1)  # requests run side by side: threads of their own would only wait for each other
         settings = Settings.from_environment()
         if not settings.api_keys:
             log.warning("UNMASK_API_KEYS is not set: only this machine is answered")

@@ -31,11 +31,11 @@ from pipeline.preprocess import Preprocess
 from pipeline.robustness import DEGRADATIONS
 from pipeline.runtime import runtime
 from pipeline.scoring import labels, pictures, score
-from pipeline.settings import apply, preset
+from pipeline.settings import apply, pairs, preset
 
 ROOT = Path(__file__).parent.parent
 LENGTH = {"train.epochs": 2, "train.ema": 0.99}
-"""Of a training in the table; `--epochs` says otherwise."""
+"""Of a training in the table; `--set` says otherwise."""
 BLENDED = {"share": 0.35, "methods": {"self_blend": 1.0}}
 ROWS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "plain": ("full fine-tune, no pairs, flips alone", ("probe",), {"pairing": False, "rank_weight": 0.0}),
@@ -56,17 +56,16 @@ COLUMNS = {
 }
 
 
-def values(row: str, epochs: int | None) -> dict[str, Any]:
-    """What a row writes into params.yaml, dotted key -> value."""
+def values(row: str, chosen: dict[str, Any]) -> dict[str, Any]:
+    """What a row writes into params.yaml, dotted key -> value; `chosen` holds for every row."""
     _, presets, train = ROWS[row]
-    found = preset("finetune", ROOT / "params.yaml")
+    # `prepare` wrote which network it is.
+    found = {key: value for key, value in preset("finetune", ROOT / "params.yaml").items() if not key.startswith("model.")}
     for name in presets:
-        chosen = preset(name, ROOT / "params.yaml")
         # Of `probe` a row takes pictures that stay as they are, and flips them.
-        found |= {key: value for key, value in chosen.items() if name != "probe" or key.startswith("augment.")}
+        found |= {key: value for key, value in preset(name, ROOT / "params.yaml").items() if name != "probe" or key.startswith("augment.")}
         found |= {"augment.flip": 0.5}
-    found |= LENGTH | {f"train.{key}": value for key, value in train.items()}
-    return found | ({"train.epochs": epochs} if epochs else {})
+    return found | LENGTH | {f"train.{key}": value for key, value in train.items()} | chosen
 
 
 def prepare(work: Path, faces: list[Path], network: str) -> None:
@@ -82,14 +81,14 @@ def prepare(work: Path, faces: list[Path], network: str) -> None:
         _stage(stage, work)
 
 
-def train(work: Path, row: str, epochs: int | None) -> Path:
+def train(work: Path, row: str, chosen: dict[str, Any]) -> Path:
     """The workspace of a row whose model is trained."""
     folder = work / "rows" / row
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "data").exists():
         (folder / "data").symlink_to(Path("../../data"))
     shutil.copyfile(work / "params.yaml", folder / "params.yaml")
-    apply(values(row, epochs), folder / "params.yaml")
+    apply(values(row, chosen), folder / "params.yaml")
     _stage("train", folder)
     return folder
 
@@ -132,7 +131,8 @@ def _changed(table: pd.DataFrame, preprocess: Preprocess, name: str) -> np.ndarr
 
 
 def _stage(name: str, folder: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MLFLOW_DISABLE_TELEMETRY": "true"}
     subprocess.run([sys.executable, "-m", f"pipeline.{name}"], cwd=folder, env=environment, check=True)
 
 
@@ -154,18 +154,19 @@ def main() -> None:
     parser.add_argument("--unseen", type=Path, help="labelled folder of a generator that is not trained on")
     parser.add_argument("--reals", type=Path, help="folder of real faces from a camera that is not trained on")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--epochs", type=int, help=f"instead of {LENGTH['train.epochs']}")
+    parser.add_argument("-S", "--set", action="append", default=[], metavar="KEY=VALUE", help="any key of params.yaml, for every row")
     parser.add_argument("--name", default="ablation", help="of the table")
     parser.add_argument("--work", type=Path, default=Path("var/detection"), help="folder for data, models and checkpoints")
     arguments = parser.parse_args()
     network = str(Path(arguments.model).resolve()) if Path(arguments.model).is_dir() else arguments.model
     unseen, reals = (folder.resolve() if folder else None for folder in (arguments.unseen, arguments.reals))
+    chosen = pairs(arguments.set)
     work: Path = (arguments.work / arguments.name).resolve()
     prepare(work, arguments.faces, network)
     for row in arguments.rows:
         done = work / "rows" / f"{row}.json"
         if not done.is_file():
-            found = judged(train(work, row, arguments.epochs), unseen, reals)
+            found = judged(train(work, row, chosen), unseen, reals)
             done.write_text(json.dumps(found, indent=2) + "\n")
     found = {row: work / "rows" / f"{row}.json" for row in ROWS}
     finished = {row: json.loads(path.read_text()) for row, path in found.items() if path.is_file()}

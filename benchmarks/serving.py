@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.gpu import Gpu
 from benchmarks.load import Load, photograph, send, status, upload
 from benchmarks.measure import RESULTS, record
 from benchmarks.project import free_port
@@ -33,9 +34,9 @@ LARGE_SIDE = 3464
 
 BATCH = 16
 ROOT = Path(__file__).parent.parent
-UVICORN = ["-m", "uvicorn", "--log-level", "warning", "--host", "127.0.0.1", "--port", "{port}"]
+UVICORN = ["-m", "uvicorn", "--log-level", "warning", "--workers", "{workers}", "--host", "127.0.0.1", "--port", "{port}"]
 PEERS = {
-    "Flask, PyTorch": ["-m", "gunicorn", "-w", "1", "--threads", "8", "-b", "127.0.0.1:{port}", "benchmarks.peers.flask_torch:app"],
+    "Flask, PyTorch": ["-m", "gunicorn", "-w", "{workers}", "--threads", "8", "-b", "127.0.0.1:{port}", "benchmarks.peers.flask_torch:app"],
     "FastAPI, PyTorch": [*UVICORN, "benchmarks.peers.fastapi_torch:app"],
     "LitServe, PyTorch": ["-m", "benchmarks.peers.litserve_torch", "{port}"],
     "Starlette, micro-batches": [*UVICORN, "benchmarks.peers.starlette_batches:app"],
@@ -68,12 +69,15 @@ class Running:
 
 
 @contextmanager
-def running(arguments: list[str], package: Path, question: Callable[[int], bytes] | None = None, **environment: str) -> Iterator[Running]:
+def running(
+    arguments: list[str], package: Path, question: Callable[[int], bytes] | None = None, workers: int = 1, **environment: str
+) -> Iterator[Running]:
     """A service of its own, until the block ends; it begins when a picture, or what `question` asks of the port, gets a 200."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         own = {"PACKAGE": str(package), "UNMASK_PACKAGE": str(package), "UNMASK_VAR": folder, "BENTOML_HOME": f"{folder}/bentoml"}
-        command = [sys.executable, *(argument.format(port=port) for argument in arguments)]
+        own |= {"WORKERS": str(workers), "BENTOML_CONFIG_OPTIONS": f"services.unmask.workers={workers}"}
+        command = [sys.executable, *(argument.format(port=port, workers=workers) for argument in arguments)]
         with (Path(folder) / "log").open("w+") as log:
             process = subprocess.Popen(command, cwd=ROOT, env=os.environ | own | environment, stdout=log, stderr=log)
             try:
@@ -103,9 +107,11 @@ def loaded(service: Running, clients: int, seconds: float) -> dict[str, Any]:
     makers = [_turns(requests, "small", first) for first in range(clients)]
     send(service.port, makers, 2)
     before = service.cpu
-    load = send(service.port, makers, seconds)
+    with Gpu() as gpu:
+        load = send(service.port, makers, seconds)
     cpu = (service.cpu - before) * 1000 / max(load.all, 1)
-    return _figures(load) | {"cpu_ms": round(cpu, 1), "memory_mb": round(service.memory)}
+    row = _figures(load) | {"cpu_ms": round(cpu, 1), "memory_mb": round(service.memory)}
+    return row if gpu.busy is None else row | {"gpu_busy": gpu.busy}
 
 
 def mixed(service: Running, seconds: float) -> dict[str, Any]:
@@ -181,15 +187,17 @@ def _figures(load: Load) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """The results in Markdown."""
     raw = results["in process"]
+    gpu = any("gpu_busy" in row for rows in results["services"].values() for row in rows.values())
     lines = [
-        "| service | clients | requests/s | p50 ms | p99 ms | errors | CPU ms a request | memory MB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| service | clients | requests/s | p50 ms | p99 ms | errors | CPU ms a request | memory MB |{' GPU busy % |' if gpu else ''}",
+        f"| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |{' ---: |' if gpu else ''}",
     ]
     for name, rows in results["services"].items():
         for clients, row in rows.items():
             lines.append(f"| {name} | {clients} | {' | '.join(str(value) for value in row.values())} |")
     for name, what in (("graph", "the graph alone"), ("whole", "from bytes to verdicts")):
-        lines.append(f"| in process, batches of {BATCH}: {what} | | {raw[name]['rate']} | | | | {raw[name]['cpu_ms']} | |")
+        rest = " | |" if gpu else " |"
+        lines.append(f"| in process, batches of {BATCH}: {what} | | {raw[name]['rate']} | | | | {raw[name]['cpu_ms']} |{rest}")
     lines += ["", *(f"{name}: not measured, {why}." for name, why in results["left out"].items())]
     ours, most = results["services"].get("Unmask", {}), str(max(CLIENTS))
     if most in ours:
@@ -198,7 +206,7 @@ def table(results: dict[str, Any]) -> str:
             f"{ours[most]['rate'] / raw['graph']['rate']:.2f} of the graph's; {ours[most]['cpu_ms'] - raw['whole']['cpu_ms']:.1f} ms of"
         )
         lines.append("processor time a request beyond decoding and judging.")
-    if "mixed" in results:
+    if results.get("mixed"):
         found = results["mixed"]
         lines.append(
             f"Small pictures beside two clients with 12 megapixels each: p99 {found['mixed_p99_ms']} ms, alone {found['alone_p99_ms']} ms."
@@ -212,23 +220,28 @@ def main() -> None:
     parser.add_argument("--package", type=Path, default=Path("models/package"))
     parser.add_argument("--seconds", type=float, default=10, help="for each number of clients")
     parser.add_argument("--only", nargs="*", choices=list(PEERS), help="some of the services")
+    parser.add_argument("--workers", type=int, default=1, help="processes of each service")
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
+    parser.add_argument("--name", default="serving", help="of the results")
+    parser.add_argument("--no-mixed", action="store_true", help="without pictures of 12 megapixels beside small ones")
     arguments = parser.parse_args()
     package = arguments.package.resolve()
-    results: dict[str, Any] = {"services": {}, "left out": {}, "in process": in_process(package, arguments.seconds)}
+    results: dict[str, Any] = {"workers": arguments.workers, "services": {}, "left out": {}}
+    results["in process"] = in_process(package, arguments.seconds)
     for name in arguments.only or PEERS:
         if name.startswith("LitServe") and importlib.util.find_spec("litserve") is None:
             results["left out"][name] = "because litserve is not installed"
             continue
-        with running(PEERS[name], package) as service:
+        with running(PEERS[name], package, workers=arguments.workers) as service:
             rows = results["services"][name] = {}
-            for clients in CLIENTS:
+            for clients in arguments.clients:
                 rows[str(clients)] = loaded(service, clients, arguments.seconds)
                 print(name, clients, rows[str(clients)], flush=True)
-            if name == "Unmask":
+            if name == "Unmask" and not arguments.no_mixed:
                 results["mixed"] = mixed(service, arguments.seconds)
     print(table(results))
-    record("serving", results)
-    (RESULTS / "serving.md").write_text(table(results))
+    record(arguments.name, results)
+    (RESULTS / f"{arguments.name}.md").write_text(table(results))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from benchmarks.detection import ROOT, prepare
 from benchmarks.measure import record
 from pipeline import manifest, model, patches, train, tuning
 from pipeline.params import Params, load_params
-from pipeline.settings import apply, preset
+from pipeline.settings import apply, pairs, preset
 
 WARM_UP = 3
 """Steps of each turn that do not count."""
@@ -35,7 +35,14 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the time."""
-        self.ends.append(time.monotonic())
+        self.ends.append(now())
+
+
+def now() -> float:
+    """Seconds, when all work that was given to a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic()
 
 
 def bare(params: Params, steps: int) -> list[float]:
@@ -45,20 +52,26 @@ def bare(params: Params, steps: int) -> list[float]:
     tuning.prepare(network, params.train)
     patches.leave_out(network, params.train.patch_dropout)
     side = train.Preprocess.from_processor(processor).size
-    values, labels = torch.randn(params.train.batch_size, 3, side, side), torch.tensor([0, 1] * (params.train.batch_size // 2))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bf16 = train.bf16_is_native() if params.train.bf16 == "auto" else params.train.bf16
+    torch.nn.Module.to(network, device)
+    values = torch.randn(params.train.batch_size, 3, side, side, device=device)
+    labels = torch.tensor([0, 1] * (params.train.batch_size // 2), device=device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, fused=True)
     network.train()
     found = []
     for _ in range(steps):
-        start = time.monotonic()
-        logits = network(pixel_values=values).logits
+        start = now()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = network(pixel_values=values).logits
+        logits = logits.float()
         score = logits[:, 1] - logits[:, 0]
         loss = functional.cross_entropy(logits, labels) + params.train.rank_weight * functional.softplus(score[0::2] - score[1::2]).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        found.append(time.monotonic() - start)
+        found.append(now() - start)
     return found[WARM_UP:]
 
 
@@ -79,6 +92,7 @@ def main() -> None:
     parser.add_argument("faces", type=Path, help="labelled folder")
     parser.add_argument("--model", required=True, help="hub name or folder of a pretrained network")
     parser.add_argument("--preset", default="finetune", help="of params.yaml")
+    parser.add_argument("-S", "--set", action="append", default=[], metavar="KEY=VALUE", help="any key of params.yaml")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--turns", type=int, default=2)
     arguments = parser.parse_args()
@@ -87,7 +101,7 @@ def main() -> None:
         work = Path(folder)
         prepare(work, [arguments.faces], network)
         chosen = preset(arguments.preset, ROOT / "params.yaml") | {"train.epochs": 1, "model.name": network, "model.config": {}}
-        apply(chosen, work / "params.yaml")
+        apply(chosen | pairs(arguments.set), work / "params.yaml")
         os.chdir(work)
         params = load_params(Path("params.yaml"))
         steps: dict[str, list[float]] = {"bare": [], "ours": []}
@@ -97,8 +111,10 @@ def main() -> None:
         os.chdir(ROOT)
     seconds = {name: round(median(found), 4) for name, found in steps.items()}
     ratio = round(seconds["ours"] / seconds["bare"], 4)
-    batch = params.train.batch_size
-    record("training", {arguments.preset: {"network": Path(network).name, "batch": batch, "seconds_a_step": seconds, "ratio": ratio}})
+    on_gpu = torch.cuda.is_available()
+    row = {"batch": params.train.batch_size, "seconds_a_step": seconds, "ratio": ratio}
+    name, device = ("training-gpu", torch.cuda.get_device_name()) if on_gpu else ("training", "CPU")
+    record(name, {f"{arguments.preset}, {Path(params.model.name).name}": row, "device": device})
     print(f"bare loop {seconds['bare']:.3f} s a step, stage train {seconds['ours']:.3f} s: {ratio:.3f} times")
 
 

@@ -34,9 +34,6 @@ MOST_FACES = 32
 LEAST_SIDE = 16
 """Pixels: in a smaller picture no face is looked for."""
 
-ROWS = 32
-"""Pictures or faces that go through the network at a time: bounds the memory."""
-
 
 @dataclass(frozen=True)
 class ScoredFace:
@@ -158,7 +155,8 @@ class Detector:
         parts = [part for one in prepared for part in one.parts]
         if not parts:
             return []
-        chunks = [np.stack([part.pixels for part in parts[start : start + ROWS]]) for start in range(0, len(parts), ROWS)]
+        most = self.runtime.batch
+        chunks = [np.stack([part.pixels for part in parts[start : start + most]]) for start in range(0, len(parts), most)]
         with self._lock:
             found = [self.runtime(self.preprocess.normalise(chunk)) for chunk in chunks]
         logits, embeddings = (np.concatenate(arrays) for arrays in zip(*found, strict=True))

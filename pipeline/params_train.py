@@ -1,6 +1,6 @@
 """The sections of params.yaml that say what is trained, how, and on what the pictures are made to look like."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -73,7 +73,10 @@ class Train(Section):
     adversarial: Adversarial | None = None
     label_smoothing: Share
     bf16: bool | Literal["auto"] = Field(description="`auto`: where the processor has it")
-    workers: int = Field(0, ge=0, description="processes that prepare batches; 0 prepares them between the steps")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="processes that prepare batches; 0: between the steps; `auto`: with a GPU all cores but two, else 0",
+    )
     checkpoints_per_epoch: int = Field(gt=0, description="how often a killed run can go on from")
     seed: int
 

@@ -1,11 +1,14 @@
 """RGB picture -> model input. The settings are saved with the model, so that training and serving see the same pixels."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:  # importing torch takes seconds, which a service on a CPU does not need
+    import torch
 
 
 class Preprocess(BaseModel):
@@ -50,13 +53,23 @@ class Preprocess(BaseModel):
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (n, size, size, 3) -> contiguous float32 (n, 3, size, size)."""
-        scale = 1 / (255 * np.asarray(self.std, np.float32))
-        shift: np.ndarray = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
+        scale, shift = self._factors()
         # Moved while they are bytes, and changed in place: three times as fast as the obvious expression.
         values = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32)
         values *= scale[:, None, None]
         values -= shift[:, None, None]
         return values
+
+    def normalise_tensor(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """The same, to the last bit, where the pixels are: uint8 (n, size, size, 3) -> float32 (n, 3, size, size)."""
+        scale, shift = self._factors()
+        values = pixels.permute(0, 3, 1, 2).contiguous().float()
+        return values.mul_(values.new_tensor(scale)[:, None, None]).sub_(values.new_tensor(shift)[:, None, None])
+
+    def _factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """What a byte is multiplied with, and what is taken away then: float32, one a channel."""
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return 1 / (255 * std), mean / std
 
     def save(self, folder: Path) -> None:
         """Write preprocess.json into the folder."""

@@ -1,7 +1,10 @@
 """What runs a network: its graph in OpenVINO on a CPU, where it is twice as fast as PyTorch, and PyTorch on a GPU."""
 
 import copy
+import logging
+import os
 import warnings
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
@@ -10,14 +13,27 @@ import numpy as np
 
 if TYPE_CHECKING:  # importing torch takes seconds, which a service on a CPU does not need
     import openvino
+    import torch
 
     from pipeline.explain import WithEmbedding
 
 
+DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
+"""Where NVIDIA's driver shows itself: on a host, in a container, in Windows' Linux."""
+
+log = logging.getLogger(__name__)
+
+
 class Runtime(Protocol):
-    """Something that runs the network."""
+    """Something that runs the network.
+
+    Attributes:
+        name: with its precision and device.
+        batch: inputs at a time beyond which it gets no faster.
+    """
 
     name: str
+    batch: int
 
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float32 (n, 3, size, size) -> logits float32 (n, 2) and embeddings float32 (n, d)."""
@@ -29,6 +45,8 @@ class OpenVinoRuntime:
     Attributes:
         graph: what was compiled; whoever compiles a part of it shares its weights.
     """
+
+    batch = 16
 
     def __init__(self, graph: "Path | openvino.Model") -> None:
         self.graph = read(graph) if isinstance(graph, Path) else graph
@@ -42,14 +60,31 @@ class OpenVinoRuntime:
         return result[0], result[1]
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """The work of one size of batch as a CUDA graph: where its input is laid, and where its outputs are found."""
+
+    graph: "torch.cuda.CUDAGraph"
+    host: "torch.Tensor"
+    values: "torch.Tensor"
+    outputs: "tuple[torch.Tensor, torch.Tensor]"
+
+
 class TorchRuntime:
-    """The network itself on a GPU."""
+    """The network itself on a GPU. Not for several threads at a time.
+
+    Its work is recorded once for each size of batch and replayed as one piece: launched one by one, the kernels of a small network take
+    longer to launch than to run.
+    """
+
+    batch = 64
 
     def __init__(self, module: "WithEmbedding", bf16: bool) -> None:
         import torch
 
         self._torch, self._kind = torch, torch.bfloat16 if bf16 else torch.float32
         self._model = module.to("cuda", self._kind)
+        self._recorded: dict[int, Recorded | None] = {}
         self.name = f"torch {'bf16' if bf16 else 'f32'} on {torch.cuda.get_device_name()}"
 
     @classmethod
@@ -61,9 +96,48 @@ class TorchRuntime:
 
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See Runtime."""
+        if len(values) > self.batch:
+            parts = [self(values[start : start + self.batch]) for start in range(0, len(values), self.batch)]
+            return np.concatenate([logits for logits, _ in parts]), np.concatenate([embeddings for _, embeddings in parts])
+        count = len(values)
+        rows = 1 << max(0, count - 1).bit_length()  # rows beyond the batch hold what was there before; nobody reads their answers
         with self._torch.inference_mode():
-            logits, embeddings = self._model(self._torch.from_numpy(values).to("cuda", self._kind))
-        return logits.float().cpu().numpy(), embeddings.float().cpu().numpy()
+            if rows not in self._recorded:
+                self._recorded[rows] = self._record((rows, *values.shape[1:]))
+            recorded = self._recorded[rows]
+            if recorded is None:
+                logits, embeddings = (output.cpu().numpy() for output in self._work(self._torch.from_numpy(values).to("cuda")))
+                return logits, embeddings
+            recorded.host[:count].copy_(self._torch.from_numpy(values))
+            recorded.values.copy_(recorded.host, non_blocking=True)
+            recorded.graph.replay()
+            logits, embeddings = (output[:count].cpu().numpy() for output in recorded.outputs)
+        return logits, embeddings
+
+    def _work(self, values: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+        logits, embeddings = self._model(values.to(self._kind))
+        return logits.float(), embeddings.float()
+
+    def _record(self, shape: tuple[int, ...]) -> Recorded | None:
+        """None for a network that cannot be recorded: one that looks at its own figures on the way."""
+        torch = self._torch
+        host, values = torch.zeros(shape, pin_memory=True), torch.zeros(shape, device="cuda")
+        # What a network does on its first call, and libraries allocate then, must not become a part of the recording.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._work(values)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Another model may be at work in another thread, which a recording of the whole process would take for a part of it.
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                outputs = self._work(values)
+        except RuntimeError as error:
+            log.warning("this network runs without CUDA graphs: %s", str(error).partition("\n")[0])
+            return None
+        return Recorded(graph, host, values, outputs)
 
 
 @cache
@@ -90,7 +164,7 @@ def compiled(graph: "openvino.Model") -> "openvino.CompiledModel":
 
 def has_gpu() -> bool:
     """Whether there is a GPU to run on. Looks for the driver first: importing torch to hear `no` takes seconds."""
-    if not Path("/proc/driver/nvidia/version").exists():
+    if not any(map(os.path.exists, DRIVERS)):
         return False
     import torch
 

@@ -3,7 +3,7 @@
 import argparse
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,17 @@ def folder_source(folder: Path) -> dict[str, Any]:
     return {"data.sources": [source], "data.watch": str(folder)}
 
 
+def pairs(given: Sequence[str]) -> dict[str, Any]:
+    """What `-S key=value` was given, dotted key -> value. Raises ParamsError for one without `=`."""
+    values = {}
+    for pair in given:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ParamsError(f"-S {pair}: write it as key=value")
+        values[key] = YAML(typ="safe").load(value)
+    return values
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.settings", description="Write values into params.yaml.")
@@ -76,11 +87,7 @@ def main() -> None:
             values |= folder_source(arguments.data)
         if arguments.model:
             values |= {"model.name": arguments.model, "model.init": "pretrained", "model.config": {}}
-        for pair in arguments.set:
-            key, equals, value = pair.partition("=")
-            if not equals:
-                raise ParamsError(f"-S {pair}: write it as key=value")
-            values[key] = YAML(typ="safe").load(value)
+        values |= pairs(arguments.set)
         if apply(values):
             print(f"{PARAMS_FILE} changed: {', '.join(values)}. `git diff {PARAMS_FILE}` shows it.")
     except ParamsError as error:

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -123,7 +124,7 @@ def _fit(
         checkpoint = _last_checkpoint(folder)
         moving, pairs, val = _examples(settings, parts, network, preprocess)
     if shown:
-        sheet(Pairs(parts["train"], pixels(parts["train"], preprocess), preprocess, settings.augment, *_pairing(recipe)), shown)
+        sheet(Pairs(parts["train"], pixels(parts["train"], preprocess), settings.augment, *_pairing(recipe)), shown)
     if checkpoint:
         # Trainer's own loading is not strict: a weight whose name changed would silently begin anew.
         load_model(moving, checkpoint / WEIGHTS)
@@ -179,11 +180,11 @@ def _examples(
     """What moves, and what it is shown: the network and pictures, or its head and features."""
     train, val = (pixels(parts[part], preprocess) for part in ("train", "val"))
     if not features.are_fixed(settings.train, settings.augment):
-        pairs = Pairs(parts["train"], train, preprocess, settings.augment, *_pairing(settings.train))
-        return network, pairs, Singles(parts["val"], val, preprocess)
+        pairs = Pairs(parts["train"], train, settings.augment, *_pairing(settings.train))
+        return network, pairs, Singles(parts["val"], val)
     seen, judged = (features.features(network, parts[part], images, preprocess) for part, images in (("train", train), ("val", val)))
-    pairs = features.FeaturePairs(parts["train"], seen, preprocess, settings.augment, *_pairing(settings.train))
-    return features.Head(network), pairs, features.FeatureSingles(parts["val"], judged, preprocess)
+    pairs = features.FeaturePairs(parts["train"], seen, settings.augment, *_pairing(settings.train))
+    return features.Head(network), pairs, features.FeatureSingles(parts["val"], judged)
 
 
 def _pairing(recipe: params.Train) -> tuple[bool, int, Any]:
@@ -204,6 +205,7 @@ def _arguments(recipe: params.Train, folder: Path, rate: float, examples: int, p
         raise StageError(f"train.batch_size = {recipe.batch_size}: its {pairs} pairs cannot be shared evenly among {processes} processes")
     steps = -(-examples // pairs)
     on_gpu = torch.cuda.is_available()
+    workers = _workers(on_gpu, processes) if recipe.workers == "auto" else recipe.workers
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=recipe.epochs,
@@ -215,7 +217,8 @@ def _arguments(recipe: params.Train, folder: Path, rate: float, examples: int, p
         warmup_steps=int(recipe.warmup * steps * recipe.epochs),
         bf16=bf16_is_native() if recipe.bf16 == "auto" else recipe.bf16,
         use_cpu=not on_gpu,
-        dataloader_num_workers=recipe.workers,
+        dataloader_num_workers=workers,
+        dataloader_persistent_workers=workers > 0,
         # By steps and not by epoch: an epoch's figures are then noted before its last checkpoint is written, and no kill can lose them.
         eval_strategy="steps",
         eval_steps=steps,
@@ -232,6 +235,11 @@ def _arguments(recipe: params.Train, folder: Path, rate: float, examples: int, p
         label_names=["labels"],
         dataloader_pin_memory=on_gpu,
     )
+
+
+def _workers(on_gpu: bool, processes: int) -> int:
+    """How many prepare batches in each process. On a processor they would take the cores that the network computes on."""
+    return max(1, (os.cpu_count() or 1) // processes - 2) if on_gpu else 0
 
 
 def _validation(prediction: EvalPrediction) -> dict[str, float]:

@@ -31,7 +31,7 @@ class Average(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin, or go on: not before, as Trainer has moved the network to its device by now."""
-        self.averaged = AveragedModel(self.network, avg_fn=self._follow, use_buffers=True)
+        self.averaged = AveragedModel(self.network, multi_avg_fn=self._follow, use_buffers=True)
         if self.checkpoint:
             load_model(self.averaged, self.checkpoint / AVERAGED)
 
@@ -58,11 +58,13 @@ class Average(TrainerCallback):
             for one, other in zip(getattr(self.network, kind)(), getattr(averaged, kind)(), strict=True):
                 one.data, other.data = other.data, one.data
 
-    def _follow(self, averaged: torch.Tensor, weight: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
-        if not averaged.is_floating_point():
-            return weight
+    def _follow(self, averaged: Any, weights: Any, steps: torch.Tensor | int) -> None:
+        """All weights of one kind at once: one by one, each would be a launch on a GPU, and a wait for `steps`."""
+        if not averaged[0].is_floating_point():
+            torch._foreach_copy_(averaged, weights)
+            return
         decay = min(self.decay, (1 + float(steps)) / (10 + float(steps)))
-        return averaged.lerp(weight, 1 - decay)
+        torch._foreach_lerp_(averaged, weights, 1 - decay)
 
 
 class PairTrainer(Trainer):
@@ -77,6 +79,8 @@ class PairTrainer(Trainer):
     ) -> Any:
         """Cross entropy + rank_weight * softplus(-(s_fake - s_real)), s being the difference of an image's logits."""
         values, recipe = inputs["pixel_values"], self.recipe
+        if values.dtype == torch.uint8:
+            values = self.preprocess.normalise_tensor(values)
         if model.training:
             if recipe.adversarial:
                 network = self.accelerator.unwrap_model(model)

@@ -4,12 +4,9 @@ import asyncio
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from pipeline.detector import Detector, Prediction, Prepared
-
-MOST = 16
-"""Pictures of a batch: more bring nothing on a processor, and let the first of them wait for the last."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,8 @@ class Batches:
         """The oldest that wait for the same model, as many as fit."""
         self._waiting = deque(one for one in self._waiting if not one.answer.done())
         same = takewhile(lambda one: one.detector is self._waiting[0].detector, self._waiting)
-        batch = [one for one, _ in zip(same, range(MOST), strict=False)]
+        # More than its runtime makes use of would only let the first of them wait for the last.
+        batch = list(islice(same, self._waiting[0].detector.runtime.batch)) if self._waiting else []
         for _ in batch:
             self._waiting.popleft()
         return batch

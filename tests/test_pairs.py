@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from pipeline.dataset import Pairs, rehearsed
+from pipeline.dataset import Pairs, collate, rehearsed
 from pipeline.errors import StageError
 from pipeline.params import ParamsError, check_params, load_params
 from pipeline.params_train import Forging
@@ -18,11 +19,30 @@ from tests.conftest import ROOT
 SIDE = 32
 
 
+def test_a_training_sees_the_pixels_that_a_service_sees():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)
+    preprocess = Preprocess(size=SIDE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    assert np.array_equal(preprocess.normalise_tensor(torch.from_numpy(pixels)).numpy(), preprocess.normalise(pixels))
+
+
+def test_processes_that_prepare_batches_follow_the_epoch():
+    images = np.random.default_rng(0).integers(0, 256, (16, SIDE, SIDE, 3), dtype=np.uint8)
+    pairs = pairs_of(images, None)
+    pairs.settings = pairs.settings.model_copy(update={"brightness": 0.5})
+    loader = DataLoader(pairs, batch_size=8, collate_fn=collate, num_workers=1, persistent_workers=True)
+    seen = []
+    for epoch in range(2):
+        pairs.epoch = epoch
+        seen.append(next(iter(loader))["pixel_values"])
+        assert torch.equal(seen[-1], collate([pairs[index] for index in range(8)])["pixel_values"])
+    assert not torch.equal(*seen)
+
+
 def pairs_of(images: np.ndarray, forging: Forging | None) -> Pairs:
     rows = [{"path": f"{label}/{index}.jpg", "label": label, "group": f"g{index}"} for label in ("real", "fake") for index in range(8)]
     still = {key.removeprefix("augment."): value for key, value in preset("probe", ROOT / "params.yaml").items() if "augment." in key}
     augment = load_params(ROOT / "params.yaml").augment.model_copy(update=still)
-    return Pairs(pd.DataFrame(rows), images, Preprocess(size=SIDE), augment, pairing=True, seed=1, forging=forging)
+    return Pairs(pd.DataFrame(rows), images, augment, pairing=True, seed=1, forging=forging)
 
 
 def test_fakes_are_forged_from_reals_on_the_spot():

@@ -11,7 +11,6 @@ from safetensors.numpy import load_file
 
 from pipeline.dataset import Pairs
 from pipeline.params import load_params
-from pipeline.preprocess import Preprocess
 from pipeline.settings import apply
 from tests.conftest import ROOT, kill_when_training, run
 
@@ -66,9 +65,7 @@ def test_a_pair_is_one_group_and_gets_one_augmentation():
     rows = [{"path": f"{label}/{index}.jpg", "label": label, "group": f"g{index // 2}"} for label in ("real", "fake") for index in range(6)]
     images = rng.integers(0, 255, (12, 32, 32, 3), dtype=np.uint8)
     images[6:] = images[:6]  # each fake is a copy of its real, so what differs comes from the augmentation
-    pairs = Pairs(
-        pd.DataFrame(rows), images, Preprocess(size=32), AUGMENT.model_copy(update={"noise": 1.0, "jpeg": 1.0}), pairing=True, seed=1
-    )
+    pairs = Pairs(pd.DataFrame(rows), images, AUGMENT.model_copy(update={"noise": 1.0, "jpeg": 1.0}), pairing=True, seed=1)
     for index in range(len(pairs)):
         example = pairs[index]
         assert example["labels"].tolist() == [0, 1]

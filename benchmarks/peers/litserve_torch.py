@@ -22,7 +22,8 @@ class Unmask(litserve.LitAPI):
 
     def setup(self, device: str) -> None:
         """Load it."""
-        self.preprocess, self.network = Preprocess.load(PACKAGE), model.load(PACKAGE / "model")
+        self.preprocess, self.device_name = Preprocess.load(PACKAGE), device
+        self.network = torch.nn.Module.to(model.load(PACKAGE / "model"), device)
 
     def decode_request(self, request: Any) -> np.ndarray:
         """The network's input."""
@@ -31,7 +32,8 @@ class Unmask(litserve.LitAPI):
     def predict(self, batch: Any) -> Any:
         """The probabilities of fake."""
         with torch.inference_mode():
-            return torch.softmax(self.network(torch.from_numpy(self.preprocess.normalise(np.stack(batch)))).logits, 1)[:, 1].tolist()
+            values = torch.from_numpy(self.preprocess.normalise(np.stack(batch))).to(self.device_name)
+            return torch.softmax(self.network(values).logits, 1)[:, 1].tolist()
 
     def encode_response(self, output: float) -> dict[str, float]:
         """The answer."""
@@ -39,4 +41,5 @@ class Unmask(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    litserve.LitServer(Unmask(max_batch_size=16, batch_timeout=0.005), accelerator="cpu").run(port=int(sys.argv[1]), host="127.0.0.1")
+    server = litserve.LitServer(Unmask(max_batch_size=16, batch_timeout=0.005), accelerator="cuda" if torch.cuda.is_available() else "cpu")
+    server.run(port=int(sys.argv[1]), host="127.0.0.1", num_api_servers=int(os.environ["WORKERS"]))

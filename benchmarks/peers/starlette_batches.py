@@ -1,4 +1,4 @@
-"""Plain Starlette: decoding in threads, micro-batches of up to 16 within 5 ms, the same OpenVINO graph as ours; nothing but a number."""
+"""Plain Starlette: decoding in threads, micro-batches of up to 16 within 5 ms, the same graph as ours; nothing but a number."""
 
 import asyncio
 import io
@@ -16,10 +16,11 @@ from starlette.routing import Route
 
 from pipeline.package import GRAPH
 from pipeline.preprocess import Preprocess
-from pipeline.runtime import OpenVinoRuntime
+from pipeline.runtime import OpenVinoRuntime, TorchRuntime, has_gpu
 
 PACKAGE = Path(os.environ["PACKAGE"])
-preprocess, runtime = Preprocess.load(PACKAGE), OpenVinoRuntime(PACKAGE / GRAPH)
+preprocess = Preprocess.load(PACKAGE)
+runtime = TorchRuntime.load(PACKAGE / "model", bf16=True) if has_gpu() else OpenVinoRuntime(PACKAGE / GRAPH)
 MOST, WAIT = 16, 0.005
 
 
