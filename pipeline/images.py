@@ -4,7 +4,7 @@ import io
 import stat
 import warnings
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import cv2
@@ -24,6 +24,9 @@ else:
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", *HEIF)
 """Pillow decoders that are opened at all; the others (EPS, PSD, ...) only widen what an attacker can reach."""
+
+LONGEST_SIDE = 65_535
+"""Pixels: the most that a JPEG can say. One of 1 x 50,000,000 takes ten times the time of a square with as many, a row each."""
 
 JPEG_END = b"\xff\xd9"
 """Marker that a whole JPEG file ends with."""
@@ -61,7 +64,7 @@ class Picture:
     format: str
     luma_table: tuple[int, ...] | None = None
 
-    @property
+    @cached_property
     def pixels(self) -> np.ndarray:
         """uint8 array of shape (height, width, 3)."""
         return np.asarray(self.rgb)
@@ -103,7 +106,9 @@ def picture(image: Image.Image, data: bytes) -> Picture:
     """Decode `data` that `identify` opened. Raises ImageError as `decode` does."""
     pixels = load(image, data)
     tables: dict[int, list[int]] = getattr(image, "quantization", None) or {}
-    return Picture(Image.fromarray(pixels), image.format or "", tuple(tables[0]) if 0 in tables else None)
+    found = Picture(Image.fromarray(pixels), image.format or "", tuple(tables[0]) if 0 in tables else None)
+    vars(found)["pixels"] = pixels  # which are there already: the cached property
+    return found
 
 
 def identify(data: bytes, limits: Limits | None = None) -> Image.Image:
@@ -121,6 +126,9 @@ def identify(data: bytes, limits: Limits | None = None) -> Image.Image:
         raise ImageError("too_many_pixels", f"The image has far more than {limits.max_pixels:,} pixels", "Scale it down first.") from None
     except Exception:  # mostly UnidentifiedImageError; AVIF's decoder raises RuntimeError, and others what they like
         raise ImageError("not_an_image", "The file is not an image that can be read", "Use JPEG, PNG or WebP.") from None
+    if max(image.size) > LONGEST_SIDE:
+        size = f"{image.width:,} x {image.height:,}"
+        raise ImageError("too_many_pixels", f"The image has {size} pixels; a side may have {LONGEST_SIDE:,}", "Cut out what matters.")
     if image.width * image.height > limits.max_pixels:
         raise ImageError(
             "too_many_pixels",
@@ -138,7 +146,8 @@ def load(image: Image.Image, data: bytes) -> np.ndarray:
         if pixels is not None and pixels.shape[1::-1] == image.size:
             return pixels
     try:
-        return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+        ImageOps.exif_transpose(image, in_place=True)  # without a copy where there is nothing to turn
+        return np.asarray(_rgb(image))
     except Exception:  # a decoder fed with hostile bytes raises whatever it likes; all of it means a damaged file
         raise ImageError("truncated", "The image file is damaged or cut off", "Save or upload it again.") from None
 
@@ -198,4 +207,4 @@ def _rgb(image: Image.Image) -> Image.Image:
         flat = Image.new("RGBA", rgba.size, "white")
         flat.alpha_composite(rgba)
         return flat.convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

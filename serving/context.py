@@ -1,6 +1,5 @@
 """What the routes share in a worker: the model, its log, the settings, and how much is under way."""
 
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from serving.access import RateLimit
 from serving.batches import Batches
 from serving.errors import ApiError
 from serving.settings import Settings
+from serving.threads import Threads
 from serving.trial import Picture, Trial
 
 Result = TypeVar("Result")
@@ -53,9 +53,7 @@ class Context:
         self.rate = RateLimit(settings.requests_a_minute)
         self.batches = Batches()
         self.trial = Trial(settings, champion, self.log, self.metrics)
-        cores = os.cpu_count() or 2
-        # Long work has fewer threads than there are cores, so that it never keeps short work from all of them.
-        self._short, self._long = anyio.CapacityLimiter(cores), anyio.CapacityLimiter(max(1, cores // 2))
+        self.threads = Threads()
         self._under_way = 0
 
     def served(self) -> Served:
@@ -74,10 +72,6 @@ class Context:
     def leave(self) -> None:
         """Count an upload out."""
         self._under_way -= 1
-
-    async def in_thread(self, work: Callable[[], Result], long: bool = False) -> Result:
-        """Run something that takes the processor, beside the requests that only wait; `long` is what takes a tenth of a second and more."""
-        return await anyio.to_thread.run_sync(work, limiter=self._long if long else self._short, abandon_on_cancel=True)
 
     async def open(self, champion: Served, data: bytes) -> Opened:
         """An image file, ready for who shall judge it. Raises ImageError."""
@@ -117,5 +111,5 @@ class Context:
             image = identify(data, self.settings.images)
             return image if image.width * image.height > LARGE else rest(image)
 
-        begun = await self.in_thread(begin)
-        return begun if isinstance(begun, Opened) else await self.in_thread(lambda: rest(begun), long=True)
+        begun = await self.threads.run(begin)
+        return begun if isinstance(begun, Opened) else await self.threads.run(lambda: rest(begun), long=True)

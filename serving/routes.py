@@ -98,7 +98,7 @@ class Explain(HTTPEndpoint):
                 picture = decode(data, context.settings.images)
                 return served, *served.detector.explain(picture), picture.rgb.size
 
-            return await context.in_thread(look, long=True)
+            return await context.threads.run(look, long=True)
 
         async with _deadline(context):
             challenger = context.trial.answers(context.trial.picture(data))  # whose verdict it was
@@ -133,7 +133,7 @@ class Feedback(HTTPEndpoint):
                 log.warning("feedback was not kept: %s", error)
                 raise ApiError("no_room", *openapi.MEANING["no_room"]) from None
 
-        await context.in_thread(note)
+        await context.threads.run(note)
         context.metrics.told(answer.verdict, label)
         return _json(answers.Feedback(id=id, label=label, image_kept=image is not None))
 
@@ -177,7 +177,7 @@ async def metrics(request: Request) -> Response:
     def read() -> bytes:
         return context.metrics.text([*gauges.drift(context.settings.var / DRIFT_REPORT), *gauges.challenger(context.trial)])
 
-    return Response(await context.in_thread(read), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(await context.threads.run(read), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def drift(request: Request) -> Response:
@@ -247,7 +247,7 @@ async def _agreed(context: Context, form: FormData) -> bytes | None:
     if not keep:
         return None
     data = await upload.files(form, "image", 1, LABEL)[0].read()
-    await context.in_thread(lambda: decode(data, context.settings.images))
+    await context.threads.run(lambda: decode(data, context.settings.images))
     return data
 
 
@@ -256,6 +256,6 @@ async def _find(context: Context, id: str) -> predictions.Recorded:
     path = context.settings.var / predictions.FILE
     for wait in (0.0, FLUSH_SECONDS):
         await anyio.sleep(wait)
-        if (answer := await context.in_thread(lambda: predictions.find(path, id))) is not None:
+        if (answer := await context.threads.run(lambda: predictions.find(path, id))) is not None:
             return answer
     raise ApiError("unknown_id", f"There is no answer with the id {id[:64]!r}", "Send the `id` of an answer of this service.")

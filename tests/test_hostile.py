@@ -1,8 +1,11 @@
 """Files that were made to break a decoder: each ends in a verdict or in an error that says why, never in anything else."""
 
+import asyncio
 import io
 import resource
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from benchmarks.hostile import damaged, special
 from benchmarks.load import photograph
 from pipeline.detector import Detector
 from pipeline.images import FORMATS, ImageError, decode
+from serving.threads import Threads
 from tests.package_helpers import tiny_package
 from tests.service_helpers import served, wait_for
 
@@ -83,3 +87,26 @@ def test_a_jpeg_has_the_pixels_that_pillow_gives_it(options, size):
     pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(file, "JPEG", **options)
     assert np.array_equal(decode(file.getvalue()).pixels, np.asarray(Image.open(file)))
+
+
+def test_large_pictures_that_nobody_waits_for_any_more_do_not_pile_up():
+    threads = Threads()
+    at_work, most, done, end = [0], [0], [0], threading.Event()
+
+    def look() -> None:
+        at_work[0] += 1
+        most[0] = max(most[0], at_work[0])
+        end.wait(30)
+        at_work[0] -= 1
+        done[0] += 1
+
+    async def clients() -> None:
+        for _ in range(5):  # each gives up, as a client does whose time is over
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await asyncio.gather(*(threads.run(look, long=True) for _ in range(4)))
+        end.set()
+        await threads.run(lambda: None, long=True)
+
+    asyncio.run(clients())
+    assert most[0] <= threads.long and done[0] <= 2 * threads.long  # what waited behind them was dropped

@@ -146,6 +146,7 @@ def test_a_bad_file_is_refused(client, data, expected):
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(client):
     assert refusal(predict(client, png_of(60_000, 60_000, zlib.compress(bytes(1000))))) == (413, "too_many_pixels")
     assert refusal(predict(client, png_of(2**31 - 1, 2**31 - 1, b"")))[0] in (413, 415)
+    assert refusal(predict(client, special()["1 x 50,000,000 pixels"])) == (413, "too_many_pixels")
 
 
 def test_the_memory_of_a_large_picture_is_given_back(client, workspace):

@@ -1,0 +1,28 @@
+"""Work that takes the processor, beside the requests that only wait."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+MOST_LONG = 4
+"""Pictures of up to 50 megapixels that are looked at together: each takes up to 0.8 GB meanwhile."""
+
+
+class Threads:
+    """A thread for each core, and fewer of their own for long work, so that it never keeps short work from all cores."""
+
+    def __init__(self) -> None:
+        cores = os.cpu_count() or 2
+        self.long = max(1, min(cores // 2, MOST_LONG))
+        self._short, self._long = ThreadPoolExecutor(cores, "short"), ThreadPoolExecutor(self.long, "long")
+
+    async def run(self, work: Callable[[], Result], long: bool = False) -> Result:
+        """What the work returns or raises; `long` is what takes a tenth of a second and more.
+
+        Once nobody waits for it, what has not begun is dropped, and what has begun keeps its thread until it ends.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._long if long else self._short, work)
