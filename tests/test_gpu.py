@@ -1,0 +1,44 @@
+"""What only a GPU shows; skipped where there is none."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline import model, params
+from pipeline.explain import WithEmbedding
+from pipeline.runtime import TorchRuntime, has_gpu
+from tests.package_helpers import CONFIG, SIDE
+
+pytestmark = pytest.mark.skipif(not has_gpu(), reason="there is no GPU here")
+
+
+def network() -> WithEmbedding:
+    torch.manual_seed(0)
+    return WithEmbedding(model.build(params.Model(name="vit", init="scratch", config=CONFIG))[0]).eval()
+
+
+@pytest.mark.parametrize("count", [1, 3, 64, 100])
+def test_a_recorded_network_gives_the_answers_of_the_network(count):
+    values = np.random.default_rng(count).normal(size=(count, 3, SIDE, SIDE)).astype(np.float32)
+    with torch.inference_mode():
+        expected = [output.numpy() for output in network()(torch.from_numpy(values))]
+    running = TorchRuntime(network(), bf16=False)
+    for _ in range(2):  # recorded, and replayed
+        for found, output in zip(running(values), expected, strict=True):
+            assert np.allclose(found, output, atol=0.002)
+
+
+class Peeking(nn.Module):
+    """A network that looks at its own figures on the way, which no recording can."""
+
+    def forward(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        means = values.mean((2, 3))
+        return (means * (2.0 if means.sum().item() > 0 else 1.0))[:, :2], means
+
+
+def test_a_network_that_cannot_be_recorded_runs_all_the_same():
+    running = TorchRuntime(Peeking(), bf16=False)  # type: ignore[arg-type]
+    for sign in (1, -1, 1):
+        values = np.full((2, 3, SIDE, SIDE), sign, np.float32)
+        assert np.allclose(running(values)[0], 2 if sign > 0 else -1)
