@@ -9,6 +9,7 @@ from typing import Any
 import litserve
 import numpy as np
 import torch
+from fastapi import Request
 from PIL import Image
 
 from pipeline import model
@@ -25,8 +26,8 @@ class Unmask(litserve.LitAPI):
         self.preprocess, self.device_name = Preprocess.load(PACKAGE), device
         self.network = torch.nn.Module.to(model.load(PACKAGE / "model"), device)
 
-    def decode_request(self, request: Any) -> np.ndarray:
-        """The network's input."""
+    def decode_request(self, request: Request) -> np.ndarray:
+        """The network's input, of a form that LitServe has read already: the annotation is its way of being told so."""
         return self.preprocess.pixels(Image.open(io.BytesIO(request["image"].file.read())).convert("RGB"))
 
     def predict(self, batch: Any) -> Any:
@@ -42,4 +43,4 @@ class Unmask(litserve.LitAPI):
 
 if __name__ == "__main__":
     server = litserve.LitServer(Unmask(max_batch_size=16, batch_timeout=0.005), accelerator="cuda" if torch.cuda.is_available() else "cpu")
-    server.run(port=int(sys.argv[1]), host="127.0.0.1", num_api_servers=int(os.environ["WORKERS"]))
+    server.run(port=int(sys.argv[1]), host="127.0.0.1", num_api_servers=int(os.environ["WORKERS"]), generate_client_file=False)
