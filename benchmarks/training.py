@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from benchmarks.detection import ROOT, prepare
 from benchmarks.measure import record
 from pipeline import manifest, model, patches, train, tuning
+from pipeline.arguments import bf16_is_native
 from pipeline.params import Params, load_params
 from pipeline.settings import apply, pairs, preset
 
@@ -53,7 +54,7 @@ def bare(params: Params, steps: int) -> list[float]:
     patches.leave_out(network, params.train.patch_dropout)
     side = train.Preprocess.from_processor(processor).size
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = train.bf16_is_native() if params.train.bf16 == "auto" else params.train.bf16
+    bf16 = bf16_is_native() if params.train.bf16 == "auto" else params.train.bf16
     torch.nn.Module.to(network, device)
     values = torch.randn(params.train.batch_size, 3, side, side, device=device)
     labels = torch.tensor([0, 1] * (params.train.batch_size // 2), device=device)

@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -24,11 +23,11 @@ from accelerate import PartialState
 from safetensors.torch import load_model
 from sklearn.metrics import roc_auc_score
 from torch import nn
-from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, TrainerCallback, set_seed
 
 from pipeline import features, manifest, model, params, patches, tuning
+from pipeline.arguments import arguments
 from pipeline.dataset import Pairs, Singles, collate, pixels, rehearsed, sheet
-from pipeline.errors import StageError
 from pipeline.memory import keep_freed
 from pipeline.metrics import figures
 from pipeline.model import TRAINED
@@ -135,7 +134,7 @@ def _fit(
     average = Average(moving, recipe.ema, checkpoint) if recipe.ema else None
     trainer = PairTrainer(
         model=moving,
-        args=_arguments(recipe, folder, rate, len(pairs), processes.num_processes),
+        args=arguments(recipe, folder, rate, len(pairs), processes.num_processes),
         train_dataset=pairs,
         eval_dataset=val,
         data_collator=collate,
@@ -189,57 +188,6 @@ def _examples(
 
 def _pairing(recipe: params.Train) -> tuple[bool, int, Any]:
     return recipe.pairing, recipe.seed, recipe.forge
-
-
-def bf16_is_native() -> bool:
-    """Whether the processor that training will run on multiplies bfloat16 in hardware."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.is_file() and "avx512_bf16" in cpuinfo.read_text()
-
-
-def _arguments(recipe: params.Train, folder: Path, rate: float, examples: int, processes: int) -> TrainingArguments:
-    pairs = recipe.batch_size // 2
-    if pairs % processes:
-        raise StageError(f"train.batch_size = {recipe.batch_size}: its {pairs} pairs cannot be shared evenly among {processes} processes")
-    steps = -(-examples // pairs)
-    on_gpu = torch.cuda.is_available()
-    workers = _workers(on_gpu, processes) if recipe.workers == "auto" else recipe.workers
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=pairs // processes,
-        per_device_eval_batch_size=64,
-        learning_rate=rate,
-        weight_decay=recipe.weight_decay,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=int(recipe.warmup * steps * recipe.epochs),
-        bf16=bf16_is_native() if recipe.bf16 == "auto" else recipe.bf16,
-        use_cpu=not on_gpu,
-        dataloader_num_workers=workers,
-        dataloader_persistent_workers=workers > 0,
-        # By steps and not by epoch: an epoch's figures are then noted before its last checkpoint is written, and no kill can lose them.
-        eval_strategy="steps",
-        eval_steps=steps,
-        logging_strategy="steps",
-        logging_steps=steps,
-        save_strategy="steps",
-        save_steps=max(1, steps // recipe.checkpoints_per_epoch),
-        save_total_limit=2,
-        metric_for_best_model="auc" if recipe.patience else None,
-        greater_is_better=True if recipe.patience else None,
-        seed=recipe.seed,
-        report_to=[],
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=on_gpu,
-    )
-
-
-def _workers(on_gpu: bool, processes: int) -> int:
-    """How many prepare batches in each process. On a processor they would take the cores that the network computes on."""
-    return max(1, (os.cpu_count() or 1) // processes - 2) if on_gpu else 0
 
 
 def _validation(prediction: EvalPrediction) -> dict[str, float]:
