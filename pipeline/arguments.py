@@ -65,6 +65,9 @@ def arguments(recipe: Train, folder: Path, rate: float, examples: int, processes
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=on_gpu,
+        # Neither the copy of a batch nor a look at its loss may make the processor wait for the GPU: it has the next kernels to launch.
+        accelerator_config={"non_blocking": on_gpu},
+        logging_nan_inf_filter=False,
     )
 
 

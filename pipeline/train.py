@@ -28,6 +28,7 @@ from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, Trai
 from pipeline import features, manifest, model, params, patches, tuning
 from pipeline.arguments import arguments
 from pipeline.dataset import Pairs, Singles, collate, pixels, rehearsed, sheet
+from pipeline.errors import StageError
 from pipeline.memory import keep_freed
 from pipeline.metrics import figures
 from pipeline.model import TRAINED
@@ -61,7 +62,7 @@ def run(settings: params.Params) -> dict[str, Any]:
 
     Raises:
         StageError: if the model cannot be built, no image of a class is left by `train.rehearsal`, the batch cannot be shared among the
-            processes, or MLflow cannot be reached.
+            processes, MLflow cannot be reached, or the weights grow beyond all numbers.
     """
     parts = manifest.read_parts()
     trained = fit(settings, parts, SHEET)
@@ -192,6 +193,8 @@ def _pairing(recipe: params.Train) -> tuple[bool, int, Any]:
 
 def _validation(prediction: EvalPrediction) -> dict[str, float]:
     logits, labels = np.asarray(prediction.predictions, np.float64), np.asarray(prediction.label_ids)
+    if not np.isfinite(logits).all():
+        raise StageError("training: the network answers with what is no number any more; lower train.lr, or train with train.bf16=false")
     score = logits[:, 1] - logits[:, 0]
     probability = 1 / (1 + np.exp(-score))
     found = figures(labels, probability, 0.5)

@@ -4,13 +4,13 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel
 from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, TrainerCallback
 
 from pipeline import adversarial, tuning
@@ -24,20 +24,31 @@ log = logging.getLogger(__name__)
 
 
 class Average(TrainerCallback):
-    """Exponential moving average of the weights (Polyak and Juditsky, 1992), with a decay that rises to its value in the first steps."""
+    """Exponential moving average of the weights (Polyak and Juditsky, 1992), with a decay that rises to its value in the first steps.
+
+    All weights take a step at once: torch's AveragedModel looks each of them up anew in every step, and waits for the GPU.
+    """
 
     def __init__(self, network: torch.nn.Module, decay: float, checkpoint: Path | None) -> None:
         self.network, self.decay, self.checkpoint = network, decay, checkpoint
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin, or go on: not before, as Trainer has moved the network to its device by now."""
-        self.averaged = AveragedModel(self.network, multi_avg_fn=self._follow, use_buffers=True)
+        self.averaged = deepcopy(self.network).requires_grad_(False)
         if self.checkpoint:
             load_model(self.averaged, self.checkpoint / AVERAGED)
+        self.pairs = list(zip(_values(self.averaged), _values(self.network), strict=True))
+        self.averages, self.weights = map(list, zip(*(pair for pair in self.pairs if pair[0].is_floating_point()), strict=True))
+        # Counts of batches are whole numbers, which have no mean.
+        self.counts = [pair for pair in self.pairs if not pair[0].is_floating_point()]
 
+    @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take a step towards the weights."""
-        self.averaged.update_parameters(self.network)
+        decay = min(self.decay, state.global_step / (9 + state.global_step))
+        torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
+        for averaged, value in self.counts:
+            averaged.copy_(value)
 
     def save(self, folder: Path) -> None:
         """Write the average beside the weights of a checkpoint."""
@@ -53,18 +64,12 @@ class Average(TrainerCallback):
             self._swap()
 
     def _swap(self) -> None:
-        averaged = self.averaged.module
-        for kind in ("parameters", "buffers"):
-            for one, other in zip(getattr(self.network, kind)(), getattr(averaged, kind)(), strict=True):
-                one.data, other.data = other.data, one.data
+        for averaged, value in self.pairs:
+            averaged.data, value.data = value.data, averaged.data
 
-    def _follow(self, averaged: Any, weights: Any, steps: torch.Tensor | int) -> None:
-        """All weights of one kind at once: one by one, each would be a launch on a GPU, and a wait for `steps`."""
-        if not averaged[0].is_floating_point():
-            torch._foreach_copy_(averaged, weights)
-            return
-        decay = min(self.decay, (1 + float(steps)) / (10 + float(steps)))
-        torch._foreach_lerp_(averaged, weights, 1 - decay)
+
+def _values(network: torch.nn.Module) -> list[torch.Tensor]:
+    return [*network.parameters(), *network.buffers()]
 
 
 class PairTrainer(Trainer):
@@ -85,7 +90,8 @@ class PairTrainer(Trainer):
             if recipe.adversarial:
                 network = self.accelerator.unwrap_model(model)
                 values = adversarial.attacked(network, values, inputs["labels"], recipe.adversarial, self.preprocess)
-            tuning.rest(model)
+            if recipe.tune != "full":
+                tuning.rest(model)
         logits = model(pixel_values=values).logits.float()
         loss = functional.cross_entropy(logits, inputs["labels"], label_smoothing=recipe.label_smoothing if model.training else 0.0)
         if model.training and recipe.rank_weight:
@@ -97,6 +103,10 @@ class PairTrainer(Trainer):
         """Judge the averaged weights where there are any."""
         with self.average.instead() if self.average else nullcontext():
             return super().evaluate(*args, **kwargs)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: nothing reads the number, and Trainer would walk over all weights in every step for it."""
+        return 0
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the weights under the names they have in memory; `save_pretrained` writes a hub's, and leaves out what peft added."""

@@ -186,6 +186,12 @@ def test_training_ends_when_it_gets_no_better(settings: Callable[..., Params]):
     assert len(fit(settings(epochs=8, lr=1e-9, patience=2)).report["epochs"]) == 3
 
 
+def test_weights_that_grow_beyond_all_numbers_are_a_plain_error(settings: Callable[..., Params]):
+    with pytest.raises(StageError, match=r"lower train\.lr"):
+        fit(settings(epochs=1, lr=1e38))
+    mlflow.end_run()
+
+
 def test_averaged_weights_are_judged_and_kept(settings: Callable[..., Params]):
     plain, averaged = (fit(settings(ema=ema, epochs=1)) for ema in (None, 0.999))
     set_seed(settings().train.seed)
