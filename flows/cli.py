@@ -18,9 +18,9 @@ from mlflow.exceptions import MlflowException
 
 from flows import backup, notifications, promotion, registry
 from flows.ports import HOST, PORTS
-from pipeline import feedback, labelling, lineage, predictions
+from pipeline import feedback, labelling, lineage, predictions, shards
 from pipeline.errors import StageError
-from pipeline.tracking import tracking_uri
+from pipeline.tracking import tracking_uri, without_secrets
 
 ALIASES = (registry.CHAMPION, registry.CHALLENGER, registry.PREVIOUS)
 
@@ -49,10 +49,11 @@ def status() -> dict[str, Any]:
 
 
 def served() -> dict[str, Any]:
-    """What the service on SERVICE_PORT says it serves: `version` and `trouble`; `version` is None where it serves nothing."""
-    url = f"http://{HOST}:{os.environ.get('SERVICE_PORT') or PORTS['SERVICE_PORT']}/readyz"
+    """What the service on SERVICE_PORT, or at SERVICE_URL, says it serves: `version`, None where it serves nothing, and `trouble`."""
+    here = f"http://{HOST}:{os.environ.get('SERVICE_PORT') or PORTS['SERVICE_PORT']}"
+    url = f"{os.environ.get('SERVICE_URL') or here}/readyz"
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
+        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - the address is the operator's own setting
             answer = json.load(response)
         return {"version": answer["version"], "trouble": answer["trouble"]}
     except urllib.error.HTTPError as error:
@@ -102,20 +103,29 @@ def forget(id: str) -> dict[str, int]:
         StageError: if nothing is known of it, or the record of feedback cannot be read.
     """
     var = Path(os.environ.get("UNMASK_VAR", "var"))
-    statements = sum(said.id == id for said in feedback.read(var / feedback.FOLDER))
-    images = feedback.forget(var / feedback.FOLDER, id)
-    copies = [copy for digest in images for copy in Path("data/raw").rglob(f"{digest}*") if copy.is_file()]
-    for copy in copies:
-        copy.unlink()
+    record = var / feedback.FOLDER
+    images = feedback.alone(record, id)
+    # The record goes last: after a kill, or an error, it still says which images were to go.
     found = {
-        "statements": statements,
-        "images": len(images),
+        "copies": _delete_copies(images)
+        + sum(labelling.forget(folder, image) for folder in (var / "labelling").glob("*/") for image in images),
         "predictions": predictions.forget(var / predictions.FILE, {id}),
-        "copies": len(copies) + sum(labelling.forget(folder, digest) for folder in (var / "labelling").glob("*/") for digest in images),
+        "statements": sum(said.id == id for said in feedback.read(record)),
+        "images": len(feedback.forget(record, id)),
     }
     if not any(found.values()):
         raise StageError(f"nothing is kept of an answer with the id {id!r}")
     return found
+
+
+def _delete_copies(images: set[str]) -> int:
+    """Delete what data/raw has of images; a shard goes as a whole, and ingest packs the others of it anew. Returns how many were found."""
+    raw = Path("data/raw")
+    copies = [file for image in images for file in raw.rglob(f"{image}*") if file.is_file()]
+    packed = {shard: sum(Path(name).stem in images for name in shards.members(shard)) for shard in raw.rglob(f"*{shards.SUFFIX}")}
+    for file in [*copies, *(shard for shard, held in packed.items() if held)]:
+        file.unlink()
+    return len(copies) + sum(packed.values())
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -154,7 +164,8 @@ def main(words: Sequence[str] | None = None) -> None:
     except (StageError, OSError) as error:
         sys.exit(f"error: {error}")
     except MlflowException as error:
-        sys.exit(f"error: MLflow at {tracking_uri()}: {str(error).splitlines()[0]}. Start it (make up), or check MLFLOW_TRACKING_URI.")
+        said = without_secrets(f"MLflow at {tracking_uri()}: {str(error).splitlines()[0]}")
+        sys.exit(f"error: {said}. Start it (make up), or check MLFLOW_TRACKING_URI.")
     print(json.dumps(found, indent=2) if arguments.json else text)
 
 

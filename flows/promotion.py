@@ -30,14 +30,15 @@ def obstacle(version: Version) -> str | None:
     return servable.obstacle(version.number, version.tags)
 
 
-def earned(settings: Promotion, comparison: Mapping[str, Any] | None) -> str | None:
+def earned(settings: Promotion, comparison: Mapping[str, Any] | None, version: Version) -> str | None:
     """Why a version takes the champion's place by itself; None if it does not.
 
     Args:
         settings: the policy.
         comparison: reports/comparison.json; without one nothing is promoted.
+        version: the challenger. One that was the champion before is left to a person: somebody took it back.
     """
-    if settings.auto == "never" or comparison is None:
+    if settings.auto == "never" or comparison is None or any(_is(line, version) for line in history()):
         return None
     least = 0.0 if settings.auto == "if_better" else -settings.margin
     gaps = {name: comparison["parts"]["test"][name]["difference"] for name in COMPARED}

@@ -9,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from flows import disk, registry
 from flows.registry import Version
-from pipeline.tracking import tracking_uri
+from pipeline.tracking import tracking_uri, without_secrets
 
 RETRY_SECONDS = [5.0, 15.0, 30.0]
 UNREACHABLE = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
@@ -21,13 +21,13 @@ TROUBLE = (MlflowException, OSError, SQLAlchemyError)
 
 def trouble(error: Exception) -> str:
     """What to tell a person where the disk is full or MLflow did not answer. Raises the error again if neither is what happened."""
-    said = str(error).partition("\n")[0]
+    said = without_secrets(str(error).partition("\n")[0])
     if (full := disk.full()) is not None:
         return f"{full} ({said})"
     if not isinstance(error, MlflowException) or error.error_code not in UNREACHABLE:
         raise error
     return (
-        f"MLflow at {tracking_uri()} does not answer: {said} "
+        f"MLflow at {without_secrets(tracking_uri())} does not answer: {said} "
         "Start it (make up) and run again: what was trained is kept, and nothing is trained twice."
     )
 

@@ -48,14 +48,14 @@ def train(reason: str = "manual", evidence: dict[str, Any] | None = None) -> Sta
                 if (why := skipped(settings)) is not None:
                     return Completed(name="Skipped", message=f"skipped: {why}")
                 retraining.begin(reason, evidence)
-            materialise()
+            materialise(again=_watched_by_nobody(settings))
             evaluation = json.loads((REPORTS / "evaluation.json").read_text())
             verdicts = gate(settings, evaluation)
             comparison = compare_with_champion()
             because = {"prefect_flow_run": str(flow_run.id), "reason": reason} | ({"evidence": json.dumps(evidence)} if evidence else {})
             version = register(settings, evaluation, verdicts, comparison, because)
         message = notify(version, verdicts, evaluation, comparison, reason)
-        why = promotion.earned(settings.promotion, comparison) if version.passed else None
+        why = promotion.earned(settings.promotion, comparison, version) if version.passed else None
         if why:
             promote(version)
             deployed = deploy(by=f"the flow train, {why}", return_state=True)
@@ -72,14 +72,18 @@ def skipped(settings: Params) -> str | None:
     why = retraining.held_back(settings.retrain)
     if why is not None or settings.retrain.on == "always":
         return why
-    feeds = any(source.kind == "feedback" for source in settings.data.sources)
-    materialise(last="split", again="ingest" if feeds else None)  # DVC does not watch what users say
+    materialise(last="split", again=_watched_by_nobody(settings))
     known = retraining.nothing_new()
     if known is None:
         return None
     folder = retraining.label_next(settings)
     what = f"label what {folder} holds, and add it to data.sources" if folder else "no user let us keep an image, so there is none to label"
     return f"nothing new since version {known.number}; {what}"
+
+
+def _watched_by_nobody(settings: Params) -> str | None:
+    """The stage that has to look for itself: DVC does not watch what users say."""
+    return "ingest" if any(source.kind == "feedback" for source in settings.data.sources) else None
 
 
 @task(cache_policy=NO_CACHE)

@@ -5,8 +5,10 @@ have kept. Lines are appended: a user who changes his mind adds a line with the 
 `forget` and `expire` take something away. Which statements count is said in pipeline/trust.py.
 """
 
+import errno
 import fcntl
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -81,9 +83,21 @@ def record(
     with _locked(folder):
         if image is not None and digest is not None and not (folder / IMAGES / digest).exists():
             write(folder / IMAGES / digest, image)
-        with (folder / FILE).open("ab", buffering=0) as file:
-            file.write(statement.model_dump_json().encode() + b"\n")
+        _append(folder / FILE, statement.model_dump_json().encode() + b"\n")
     return statement
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a line, or nothing: what a crash or a full disk cut off was never confirmed, and goes."""
+    with path.open("a+b", buffering=0) as file:
+        whole = file.seek(0, os.SEEK_END)
+        file.seek(max(whole - 1, 0))
+        if whole and file.read(1) != b"\n":
+            whole = path.read_bytes().rfind(b"\n") + 1
+            file.truncate(whole)
+        if file.write(line) < len(line):
+            file.truncate(whole)
+            raise OSError(errno.ENOSPC, "the disk is full", str(path))
 
 
 def size(folder: Path) -> int:
@@ -99,6 +113,12 @@ def read(folder: Path) -> list[Statement]:
     """
     newest = {statement.id: statement for statement in _lines(folder / FILE)}
     return sorted(newest.values(), key=lambda statement: statement.time)
+
+
+def alone(folder: Path, id: str) -> set[str]:
+    """SHA-256 of the images that nothing but the statements on one answer keeps. Raises as `forget`."""
+    said = list(_lines(folder / FILE))
+    return {str(line.image) for line in said if line.image and line.id == id} - {str(line.image) for line in said if line.id != id}
 
 
 def forget(folder: Path, id: str) -> set[str]:
@@ -128,10 +148,10 @@ def _rewrite(folder: Path, change: Callable[[Statement], Statement | None]) -> s
         before = list(_lines(folder / FILE))
         after = [changed for statement in before if (changed := change(statement)) is not None]
         gone = {statement.image for statement in before if statement.image} - {statement.image for statement in after}
+        for digest in gone:  # first: after a kill in between, the record still tells whose images were to go
+            (folder / IMAGES / str(digest)).unlink(missing_ok=True)
         if after != before:
             write(folder / FILE, b"".join(statement.model_dump_json().encode() + b"\n" for statement in after))
-        for digest in gone:
-            (folder / IMAGES / str(digest)).unlink(missing_ok=True)
     return {str(digest) for digest in gone}
 
 

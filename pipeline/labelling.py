@@ -57,9 +57,9 @@ def forget(folder: Path, digest: str) -> int:
     """Take an image out of a folder of images that were put out for labelling. Returns how many files were deleted."""
     files = list(folder.glob(f"{digest}.*"))
     for file in files:
-        for table in (folder / MANIFEST, folder / ABOUT):
+        for table in filter(Path.is_file, (folder / MANIFEST, folder / ABOUT)):
             with table.open(newline="") as opened:
-                rows = [row for row in csv.DictReader(opened) if row["path"] != file.name]
+                rows = [row for row in csv.DictReader(opened) if row.get("path") != file.name]
             _write(table, rows)
         file.unlink()
     return len(files)

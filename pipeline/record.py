@@ -13,7 +13,7 @@ from pipeline import manifest
 from pipeline.errors import StageError
 from pipeline.params import Params
 from pipeline.staging import write
-from pipeline.tracking import connect, tracking_uri
+from pipeline.tracking import connect, tracking_uri, without_secrets
 
 CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 log = logging.getLogger(__name__)
@@ -55,8 +55,8 @@ class Record:
                     mlflow.log_input(_dataset(part), context=context)
         except mlflow.exceptions.MlflowException as error:
             raise StageError(
-                f"MLflow at {tracking_uri()} does not take the run: {str(error).splitlines()[0]} "
-                "Start it (make up), or unset MLFLOW_TRACKING_URI to record in mlflow.db here."
+                without_secrets(f"MLflow at {tracking_uri()} does not take the run: {str(error).splitlines()[0]} ")
+                + "Start it (make up), or unset MLFLOW_TRACKING_URI to record in mlflow.db here."
             ) from None
         return cls(run_id)
 

@@ -34,6 +34,11 @@ def read(shard: Path, member: str) -> bytes:
         return file.read(size)
 
 
+def members(shard: Path) -> tuple[str, ...]:
+    """Names of what a shard holds."""
+    return tuple(_index(shard, shard.stat().st_mtime_ns))
+
+
 def pack(shard: Path, members: Iterable[tuple[str, bytes]]) -> None:
     """Write a shard; equal members give equal bytes, whoever writes them and when. It is there as a whole or not at all."""
     with tarfile.open(shard, "w", format=tarfile.PAX_FORMAT) as tar:

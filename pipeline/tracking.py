@@ -1,6 +1,7 @@
 """Where runs are recorded: an MLflow server, or a SQLite file in the project's folder."""
 
 import os
+import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,11 @@ def tracking_uri() -> str:
     if os.environ.get("MLFLOW_BACKEND_STORE_URI"):  # the server's own store: only the server of this machine is asked
         return f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT') or 5000}"
     return f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def without_secrets(text: str) -> str:
+    """A message with the user and password of every address in it left out."""
+    return re.sub(r"(?<=://)[^\s/@]+@", "", text)
 
 
 def connect(experiment: str = EXPERIMENT) -> str:

@@ -1,5 +1,6 @@
 """Who may ask, and how often."""
 
+import hashlib
 import hmac
 import ipaddress
 import time
@@ -30,7 +31,7 @@ def check(request: Request, settings: Settings) -> str:
         # CORS keeps a foreign page from reading an answer; this keeps it from asking in its visitor's name.
         raise ApiError("cross_origin", f"A page of {origin[:100]} may not use this service", "Use the service's own page, or no browser.")
     if settings.api_keys:
-        return f"key {_key(request, settings)}"
+        return f"key {hashlib.sha256(_key(request, settings)).hexdigest()[:8]}"  # the same one when others are added or taken out
     peer = request.client.host if request.client else "localhost"  # a Unix socket has no peer
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     if not is_loopback(peer) or not is_loopback(host):
@@ -55,20 +56,21 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def _key(request: Request, settings: Settings) -> int:
-    """Which of the keys the request has. All are compared, so that the time says nothing of where a match lies."""
+def _key(request: Request, settings: Settings) -> bytes:
+    """The key that the request has. All are compared, so that the time says nothing of where a match lies."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
     # A header's bytes come decoded as Latin-1, whatever they mean.
-    matches = [hmac.compare_digest(given.encode("latin-1"), key.get_secret_value().encode()) for key in settings.api_keys]
-    if not any(matches):
+    keys = [key.get_secret_value().encode() for key in settings.api_keys]
+    found = [key for key in keys if hmac.compare_digest(given.encode("latin-1"), key)]
+    if not found:
         raise ApiError(
             "unauthorized",
             "The API key is missing or wrong",
             "Send `Authorization: Bearer KEY` or `X-API-Key: KEY`.",
             {"WWW-Authenticate": "Bearer"},
         )
-    return matches.index(True)
+    return found[0]
 
 
 class RateLimit:

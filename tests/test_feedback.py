@@ -2,6 +2,7 @@
 
 import csv
 import json
+import resource
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from flows import cli, retraining
-from pipeline import feedback, labelling, sources, trust
+from pipeline import feedback, labelling, predictions, shards, sources, trust
 from pipeline.feedback import Statement
 from pipeline.params_data import FeedbackSource, FolderSource
 from pipeline.params_loop import Retrain
@@ -109,6 +110,38 @@ def test_forget_removes_an_answer_everywhere(workspace, monkeypatch, capsys):
     assert [statement.id for statement in feedback.read(folder)] == ["b", "d"]
     with pytest.raises(SystemExit, match="nothing is kept of an answer with the id 'a'"):
         cli.main()
+
+
+def test_forget_takes_what_lies_in_a_shard_and_goes_on_after_a_kill(workspace, monkeypatch):
+    kept(workspace, "a", "b")
+    one, other = (statement.image for statement in feedback.read(workspace / "var/feedback"))
+    shard = workspace / "data/raw/users/000000.tar"
+    shard.parent.mkdir(parents=True)
+    shards.pack(shard, [(f"fake/{one}", b"a copy"), (f"fake/{other}", b"another")])
+    shards.pack(shard.with_name("000001.tar"), [(f"fake/{other}", b"another")])
+    with monkeypatch.context() as patch:
+        patch.setattr(predictions, "forget", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            cli.forget("a")
+    assert cli.forget("a") == {"copies": 0, "predictions": 0, "statements": 1, "images": 1}
+    assert [path.name for path in shard.parent.iterdir()] == ["000001.tar"]  # ingest packs the others of the first one anew
+    assert [statement.id for statement in feedback.read(workspace / "var/feedback")] == ["b"]
+
+
+def test_a_statement_that_a_full_disk_cuts_off_is_refused_and_spoils_nothing(workspace):
+    kept(workspace, "a")
+    folder = workspace / "var/feedback"
+    before, limits = (folder / "feedback.jsonl").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="disk is full"):
+            feedback.record(folder, id="b", label="fake", client="a", **SAID)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (folder / "feedback.jsonl").read_bytes() == before
+    (folder / "feedback.jsonl").write_bytes(before + b'{"id": "killed in the mid')
+    feedback.record(folder, id="c", label="fake", client="a", **SAID)
+    assert [statement.id for statement in feedback.read(folder)] == ["a", "c"]
 
 
 def test_images_are_kept_as_long_as_the_settings_say(workspace):

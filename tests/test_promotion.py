@@ -42,11 +42,13 @@ def comparison(f1: float | None, auc: float | None) -> dict:
         ("if_not_worse", (-0.01, -0.02), False),
     ],
 )
-def test_the_policy_asks_for_the_lower_bounds_of_both_figures(auto, lows, promoted):
-    why = promotion.earned(Promotion(auto=auto, margin=0.02), comparison(*lows))
+def test_the_policy_asks_for_the_lower_bounds_of_both_figures(auto, lows, promoted, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNMASK_VAR", str(tmp_path))
+    challenger = registry.Version(4, "run", {"package": "digest 4"})
+    why = promotion.earned(Promotion(auto=auto, margin=0.02), comparison(*lows), challenger)
     assert (why is not None) == promoted
     assert not promoted or (auto in why and "version 3" in why)
-    assert promotion.earned(Promotion(auto=auto, margin=0.02), None) is None
+    assert promotion.earned(Promotion(auto=auto, margin=0.02), None, challenger) is None
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +142,17 @@ def test_rollback_leaves_a_refused_champion_and_never_goes_to_one(store, tiny):
     client(store).delete_model_version("unmask", "1")
     with pytest.raises(promotion.StageError, match="no version to go back to"):
         promotion.roll_back("me")
+
+
+def test_a_version_that_was_taken_back_is_not_promoted_again_by_itself(store, tiny):
+    versions(store, tiny, "passed", "passed", "passed")
+    for number in (1, 2):
+        promote(store, str(number))
+        promotion.record(registry.known(number))
+    promotion.roll_back("me")
+    better = Promotion(auto="if_better", margin=0.02)
+    assert promotion.earned(better, comparison(0.1, 0.1), registry.known(2)) is None
+    assert promotion.earned(better, comparison(0.1, 0.1), registry.known(3)) is not None
 
 
 def test_an_override_names_who_and_why(store, tiny):

@@ -7,7 +7,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipeline import feedback
+from pipeline import feedback, manifest
 from pipeline.settings import apply
 from tests.conftest import run
 from tests.data_helpers import picture
@@ -53,3 +53,8 @@ def test_a_drift_trains_on_new_labels_and_on_nothing_else(finished: Path, copy_w
     assert "nothing new since version 2; label what var/labelling/" in ended
     (folder,) = (workspace / "var/labelling").iterdir()
     assert len(list(folder.glob("*.jpeg"))) == 8
+
+    picture(tmp_path / "upload.jpg", seed=8, quality=95)
+    feedback.record(workspace / "var/feedback", id="8", label="fake", image=(tmp_path / "upload.jpg").read_bytes(), **said)
+    run(workspace, sys.executable, "-c", "from flows.train import train; train(reason='a person')")
+    assert (manifest.read(workspace / manifest.MANIFEST)["source"] == "users").sum() == 9

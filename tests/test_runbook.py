@@ -68,8 +68,8 @@ def before_poisoned(site: Site) -> None:
     golden = site.folder / "models/package/golden"
     first, entry = next(iter(json.loads((golden / "golden.json").read_text()).items()))
     wrong = "fake" if entry["label"] == "real" else "real"
-    say(site, "a", "key 3", wrong, (golden / first).read_bytes())
-    for number, who in enumerate(("key 3", "key 3", "key 1")):
+    say(site, "a", "key 9f2c51e0", wrong, (golden / first).read_bytes())
+    for number, who in enumerate(("key 9f2c51e0", "key 9f2c51e0", "key 11aa22bb")):
         path = site.var / "upload.jpg"
         picture(path, seed=number, quality=95)
         say(site, f"b{number}", who, "fake", path.read_bytes())
@@ -86,7 +86,7 @@ def before_forgotten(site: Site) -> None:
     image = {"image": (site.var / "upload.jpg").read_bytes()}
     site.answer = httpx.post(f"{site.service}/predict", files=image).json()["id"]
     wait_for(lambda: predictions.find(site.var / predictions.FILE, site.answer) is not None)
-    say(site, site.answer, "key 1", "fake", image["image"])
+    say(site, site.answer, "key 11aa22bb", "fake", image["image"])
     site.bash("dvc repro ingest")
 
 
@@ -130,7 +130,7 @@ def after_drift(site: Site) -> None:
 
 
 def after_poisoned(site: Site) -> None:
-    assert {said.client for said in feedback.read(site.var / feedback.FOLDER)} == {"key 1"}
+    assert {said.client for said in feedback.read(site.var / feedback.FOLDER)} == {"key 11aa22bb"}
     assert aliases(site.machine.store)["champion"] == "2"
 
 

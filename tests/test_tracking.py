@@ -23,3 +23,20 @@ def test_a_store_that_finds_no_room_is_not_left_half_made(tmp_path: Path):
     done = connect(CONNECT)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_a_store_that_does_not_answer_is_named_without_its_password(tmp_path: Path):
+    uri = "http://ada:s3cret@127.0.0.1:9"
+    environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "flows.cli", "rollback"], cwd=tmp_path, env=environment, text=True, capture_output=True)
+    assert done.stderr.startswith("error: MLflow at http://127.0.0.1:9") and "s3cret" not in done.stderr
+    asked = """
+from flows import registry
+from flows.store import trouble
+try:
+    registry.holder("champion")
+except Exception as error:
+    print(trouble(error))
+"""
+    done = subprocess.run([sys.executable, "-c", asked], cwd=tmp_path, env=environment, text=True, capture_output=True)
+    assert "MLflow at http://127.0.0.1:9 does not answer" in done.stdout and "s3cret" not in done.stdout

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.manifest import NO_GENERATOR
+from pipeline import ledger
+from pipeline.errors import StageError
+from pipeline.manifest import COLUMNS, NO_GENERATOR
 from pipeline.params_data import FeedbackSource, FolderSource, HuggingFaceSource, LfwSource, ProceduralSource, Source
 from pipeline.sources import feedback, folder, huggingface, lfw, procedural
+
+MADE_BY_INGEST = set(COLUMNS) - {"path", "label", "generator", "group"} | set(ledger.TYPES)
+"""Names that no attribute of a source can have."""
 
 
 def listing(source: Source, staging: Path) -> pd.DataFrame:
@@ -34,6 +39,9 @@ def listing(source: Source, staging: Path) -> pd.DataFrame:
             table = feedback.listing(source)
         case ProceduralSource():
             table = procedural.listing(source, staging)
+    taken = sorted(MADE_BY_INGEST & set(table))
+    if taken:
+        raise StageError(f"data source {source.name}: the name of its column {', '.join(taken)} is one that ingest gives itself; rename it")
     return _completed(table).sort_values("path", ignore_index=True)
 
 
