@@ -18,9 +18,9 @@ from pipeline import model, shortcut
 from pipeline.dataset import pixels
 from pipeline.errors import StageError
 from pipeline.explain import WithEmbedding
-from pipeline.images import read
+from pipeline.images import OWN, read
 from pipeline.metrics import group_weights, judge_difference, judge_drawn
-from pipeline.params import Params
+from pipeline.params import Evaluate, Params
 from pipeline.pixel_statistics import pixel_statistics
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import runtime
@@ -47,50 +47,82 @@ def baselines(subject: Subject, train: pd.DataFrame, test: pd.DataFrame, params:
     settings = params.evaluate
     train, test = (sample(part, settings.baseline_images, settings.seed) for part in (train, test))
     both = pd.concat([train, test], ignore_index=True)
-    truth = labels(train)
-    metadata = shortcut.features(both)
-    categories = [name for name in shortcut.CATEGORIES if metadata[name].nunique() > 1]
-    with threadpool_limits(1, user_api="openmp"), tqdm(total=3, desc="baselines", unit="model") as progress:
-        scores = {"metadata": _boosted(metadata, truth, settings.seed, categories)}
-        progress.update()
-        scores["statistics"] = _boosted(_statistics(both), truth, settings.seed)
-        progress.update()
-        embeddings, origin = _embeddings(subject, (train, test), params)
-        scores["linear_probe"] = _probed(embeddings, truth)
-        progress.update()
-    seen = {"metadata": "how the file is stored, mean colour", "statistics": "colour, noise and frequencies of the pixels"}
-    seen["linear_probe"] = f"embeddings of the {origin}"
-
-    truth, ours = labels(test), test["probability_fake"].to_numpy()
+    embeddings, origin = _embeddings(subject, (train, test), params)
+    fold = (np.arange(len(train)), np.arange(len(train), len(both)))
+    scores = {name: found[len(train) :] for name, found in _scores(both, embeddings, [fold], settings.seed).items()}
     weights = group_weights(test["group"].to_numpy(), settings.bootstrap, settings.seed)
-    found: dict[str, Any] = {"n_train": len(train), "n_test": len(test)}
-    for name, probabilities in scores.items():
-        judged = judge_drawn(truth, probabilities, 0.5, weights)
-        found[name] = {"of": seen[name], **{figure: judged[figure] for figure in JUDGED}}
+    found = _judged(scores, labels(test), weights, origin)
+    truth, ours = labels(test), test["probability_fake"].to_numpy()
     best = max(scores, key=lambda name: found[name]["auc"]["value"] or 0.0)
     return {
-        "baselines": found,
+        "baselines": {"n_train": len(train), "n_test": len(test), **found},
         "vs_baseline": {"name": best, "auc": judge_difference(truth, (ours, 0.5), (scores[best], 0.5), weights)["auc"]},
     }
 
 
-def _boosted(features: pd.DataFrame, truth: np.ndarray, seed: int, categories: list[str] | None = None) -> np.ndarray:
-    """Probabilities of fake for the rows after the first len(truth), on which the model is fitted."""
+def cross_validated(subject: Subject, table: pd.DataFrame, settings: Evaluate) -> dict[str, Any] | str:
+    """The same models where there is no training part: each image is judged by models that were fitted on other groups of the table.
+
+    They have seen pictures of this table, which the model under judgement need not have: there is no `vs_baseline`.
+
+    Returns:
+        baselines, as above; or why there are none.
+    """
+    table = sample(table, settings.baseline_images, settings.seed).reset_index(drop=True)
+    truth, groups = labels(table), table["group"].to_numpy()
+    folds = shortcut.group_folds(truth, groups, settings.seed)
+    if isinstance(folds, str):
+        return folds
+    embeddings = run(subject.runtime, subject.preprocess, pixels(table, subject.preprocess))[1]
+    scores = _scores(table, embeddings, folds, settings.seed)
+    found = _judged(scores, truth, group_weights(groups, settings.bootstrap, settings.seed), "package's own network")
+    return {"baselines": {"n_train": len(table), "n_test": len(table), **found}}
+
+
+def _scores(table: pd.DataFrame, embeddings: np.ndarray, folds: shortcut.Folds, seed: int) -> dict[str, np.ndarray]:
+    """Probabilities of fake, float (n,), by each model; 0 for images that no fold judges."""
+    truth, metadata = labels(table), shortcut.features(table)
+    categories = [name for name in shortcut.CATEGORIES if metadata[name].nunique() > 1]
+    scores = {name: np.zeros(len(table)) for name in ("metadata", "statistics", "linear_probe")}
+    with threadpool_limits(1, user_api="openmp"):
+        statistics = _statistics(table)
+        for fit, rest in tqdm(folds, desc="baselines", unit="fold"):
+            scores["metadata"][rest] = _boosted(metadata, truth, fit, rest, seed, categories)
+            scores["statistics"][rest] = _boosted(statistics, truth, fit, rest, seed)
+            scores["linear_probe"][rest] = _probed(embeddings, truth, fit, rest)
+    return scores
+
+
+def _judged(scores: dict[str, np.ndarray], truth: np.ndarray, weights: np.ndarray, origin: str) -> dict[str, Any]:
+    seen = {"metadata": "how the file is stored, mean colour", "statistics": "colour, noise and frequencies of the pixels"}
+    seen["linear_probe"] = f"embeddings of the {origin}"
+    found = {}
+    for name, probabilities in scores.items():
+        judged = judge_drawn(truth, probabilities, 0.5, weights)
+        found[name] = {"of": seen[name], **{figure: judged[figure] for figure in JUDGED}}
+    return found
+
+
+def _boosted(
+    features: pd.DataFrame, truth: np.ndarray, fit: np.ndarray, rest: np.ndarray, seed: int, categories: list[str] | None = None
+) -> np.ndarray:
+    """Probabilities of fake for the positions `rest`, by a model that is fitted on the positions `fit`."""
     telling = features.loc[:, features.nunique(dropna=False) > 1]
     if telling.empty:
-        return np.full(len(features) - len(truth), 0.5)
+        return np.full(len(rest), 0.5)
     fitted = HistGradientBoostingClassifier(
         max_iter=60,
         categorical_features=categories or None,
-        min_samples_leaf=int(np.clip(len(truth) // 20, 2, 20)),
+        min_samples_leaf=int(np.clip(len(fit) // 20, 2, 20)),
         random_state=seed,
-    ).fit(telling.iloc[: len(truth)], truth)
-    return fitted.predict_proba(telling.iloc[len(truth) :])[:, 1]
+    ).fit(telling.iloc[fit], truth[fit])
+    return fitted.predict_proba(telling.iloc[rest])[:, 1]
 
 
 def _statistics(table: pd.DataFrame) -> pd.DataFrame:
     # No threads: the steps are so short that they would wait for each other.
-    return pd.DataFrame(np.stack([pixel_statistics(read(Path(path)).pixels) for path in table["path"]])).rename(columns=str)
+    rows = [pixel_statistics(read(Path(path), OWN).pixels) for path in tqdm(table["path"], desc="statistics of pixels", unit="image")]
+    return pd.DataFrame(np.stack(rows)).rename(columns=str)
 
 
 def _embeddings(subject: Subject, tables: Sequence[pd.DataFrame], params: Params) -> tuple[np.ndarray, str]:
@@ -105,6 +137,6 @@ def _embeddings(subject: Subject, tables: Sequence[pd.DataFrame], params: Params
     return np.concatenate([run(running, preprocess, pixels(table, preprocess))[1] for table in tables]), origin
 
 
-def _probed(embeddings: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500)).fit(embeddings[: len(truth)], truth)
-    return fitted.predict_proba(embeddings[len(truth) :])[:, 1]
+def _probed(embeddings: np.ndarray, truth: np.ndarray, fit: np.ndarray, rest: np.ndarray) -> np.ndarray:
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500)).fit(embeddings[fit], truth[fit])
+    return fitted.predict_proba(embeddings[rest])[:, 1]

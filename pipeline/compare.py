@@ -121,11 +121,11 @@ def _part(new: "Detector", old: "Detector", rows: pd.DataFrame, draws: int, seed
 def _probabilities(detector: "Detector", paths: pd.Series) -> np.ndarray:
     from tqdm import tqdm
 
-    from pipeline.images import read
+    from pipeline.images import OWN, read
 
     found: list[float] = []
     for start in tqdm(range(0, len(paths), BATCH), desc=f"compare: package of {detector.package.meta.created}", unit="batch"):
-        pictures = [read(Path(path)) for path in paths.iloc[start : start + BATCH]]
+        pictures = [read(Path(path), OWN) for path in paths.iloc[start : start + BATCH]]
         found += [answer.probability_fake for answer in detector.predict(pictures)]
     return np.array(found)
 

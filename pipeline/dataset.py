@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pipeline.augment import augment
 from pipeline.errors import StageError
 from pipeline.forge import METHODS, Face
-from pipeline.images import read
+from pipeline.images import OWN, read
 from pipeline.labels import LABEL2ID
 from pipeline.params_train import Augment, Forging
 from pipeline.preprocess import Preprocess
@@ -39,7 +39,7 @@ def pixels(table: pd.DataFrame, preprocess: Preprocess) -> np.ndarray:
         shape = (len(table), preprocess.size, preprocess.size, 3)
         store = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
         with ThreadPoolExecutor() as pool:
-            decoded = pool.map(lambda file: preprocess.pixels(read(Path(file)).rgb), table["path"])
+            decoded = pool.map(lambda file: preprocess.pixels(read(Path(file), OWN).rgb), table["path"])
             for index, image in enumerate(tqdm(decoded, total=len(table), desc="decode", unit="image")):
                 store[index] = image
         store.flush()

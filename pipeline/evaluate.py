@@ -35,6 +35,8 @@ SCORES = Path("reports/scores.parquet")
 PLOTS = Path("reports/plots")
 POINTS = ("f1", "fpr1", "fpr5")
 """Operating points: thresholds that the package holds."""
+FEW = 10
+"""Groups below which a bootstrap's intervals are not to be relied on."""
 
 
 def run(params: Params) -> dict[str, Any]:
@@ -114,11 +116,13 @@ def calibrate(val: pd.DataFrame, settings: Evaluate) -> tuple[float, Thresholds]
     Args:
         val: rows of the validation part with their `score`.
     """
-    halves = GroupShuffleSplit(1, test_size=0.5, random_state=settings.seed)
-    fit, choose = next(halves.split(val, groups=val["group"]))
     truth, scores = labels(val), val["score"].to_numpy()
-    if len(set(truth[fit])) < 2 or len(set(truth[choose])) < 2:  # too few groups to halve
-        fit = choose = np.arange(len(val))
+    fit = choose = np.arange(len(val))
+    if val["group"].nunique() > 1:
+        halves = GroupShuffleSplit(1, test_size=0.5, random_state=settings.seed)
+        first, second = next(halves.split(val, groups=val["group"]))
+        if len(set(truth[first])) == len(set(truth[second])) == 2:  # or there are too few groups to halve
+            fit, choose = first, second
     temperature = fit_temperature(scores[fit], truth[fit])
     probabilities = probability(scores[choose], temperature)
     return temperature, choose_thresholds(truth[choose], probabilities, settings.max_fpr, settings.max_fnr)
@@ -128,22 +132,25 @@ def warnings(result: dict[str, Any], most: float) -> list[str]:
     """What a reader of the figures has to know first.
 
     Args:
-        result: with baselines, vs_baseline and golden.
+        result: with groups and, where there are any, baselines, vs_baseline and golden.
         most: AUC of metadata alone above which the figures may owe to it.
     """
     found = []
-    metadata, gap = result["baselines"]["metadata"]["auc"], result["vs_baseline"]["auc"]
-    if metadata["value"] is not None and metadata["value"] > most:
+    if result["groups"] < FEW:
+        found.append(f"The images are of {result['groups']} groups: intervals from so few are too narrow, or missing.")
+    metadata = result["baselines"]["metadata"]["auc"] if "baselines" in result else None
+    if metadata and metadata["value"] is not None and metadata["value"] > most:
         found.append(
             f"How the files are stored and their mean colour tell real from fake with AUC {figure_text(metadata)}, "
             "without a look at a face: the detector may have learnt that instead, and its figures hold for files of this kind only."
         )
-    if gap["low"] is not None and gap["low"] <= 0:
+    gap = result["vs_baseline"]["auc"] if "vs_baseline" in result else None
+    if gap and gap["low"] is not None and gap["low"] <= 0:
         found.append(
             f"The detector is not shown to be better than the baseline {result['vs_baseline']['name']}: "
             f"its AUC differs by {figure_text(gap)}."
         )
-    if broken := result["golden"]["broken"]:
+    if broken := result.get("golden", {}).get("broken"):
         found.append(f"{broken} golden examples that the model before this one got right are not right any more; they are listed below.")
     return found
 

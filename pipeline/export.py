@@ -20,7 +20,7 @@ from pipeline.convert import to_onnx, to_openvino
 from pipeline.dataset import pixels
 from pipeline.detector import Detector, Prediction
 from pipeline.errors import StageError
-from pipeline.images import read
+from pipeline.images import OWN, read
 from pipeline.labels import ID2LABEL
 from pipeline.lineage import lineage
 from pipeline.model import TRAINED
@@ -163,7 +163,7 @@ def _predict(detector: Detector, paths: pd.Series) -> list[Prediction]:
     batches = [paths.iloc[start : start + 16] for start in range(0, len(paths), 16)]
     found = []
     for batch in tqdm(batches, desc="predict", unit="batch"):
-        found += detector.predict([read(Path(path)) for path in batch])
+        found += detector.predict([read(Path(path), OWN) for path in batch])
     return found
 
 

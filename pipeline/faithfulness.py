@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from pipeline.dataset import pixels
 from pipeline.explain import heat_maps
-from pipeline.images import read
+from pipeline.images import OWN, read
 from pipeline.metrics import Figure, group_weights, mean
 from pipeline.params import Evaluate
 from pipeline.scoring import Subject, sample
@@ -131,7 +131,7 @@ def _source(image: np.ndarray, path: str | None, subject: Subject) -> np.ndarray
     """The picture that a fake was made from, or None where it is unknown or plainly another picture."""
     if path is None:
         return None
-    source = subject.preprocess.pixels(read(Path(path)).rgb)
+    source = subject.preprocess.pixels(read(Path(path), OWN).rgb)
     return source if np.abs(image.astype(np.float32) - source).mean() <= OTHER else None
 
 

@@ -2,6 +2,7 @@
 
 import io
 import stat
+import sys
 import warnings
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -40,6 +41,10 @@ class Limits(BaseModel):
     max_bytes: int = 20_000_000
     max_pixels: int = 50_000_000
     formats: tuple[str, ...] = FORMATS
+
+
+OWN = Limits(max_bytes=sys.maxsize, max_pixels=sys.maxsize)
+"""Of the project's own images: ingest has let them in by limits of its own."""
 
 
 class ImageError(ValueError):

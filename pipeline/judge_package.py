@@ -1,6 +1,6 @@
 """Judges a package on a labelled folder: `python -m pipeline.evaluate --package DIR --data FOLDER --out DIR`.
 
-Temperature and thresholds are the package's own and nothing is fitted, so there are no baselines beside it.
+Temperature and thresholds are the package's own. The baselines beside it are fitted on the folder itself, by cross-validation over groups.
 """
 
 import argparse
@@ -15,16 +15,17 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline import curves, report
+from pipeline.baselines import cross_validated
 from pipeline.calibration import probability
 from pipeline.dataset import pixels
 from pipeline.describe import describe
 from pipeline.errors import StageError
-from pipeline.evaluate import examine
+from pipeline.evaluate import examine, warnings
 from pipeline.images import ImageError, Limits, read_bytes
 from pipeline.manifest import check
 from pipeline.metrics import Figure, figure_text
 from pipeline.package import PackageError, verify
-from pipeline.params import Evaluate, ParamsError, load_params
+from pipeline.params import Params, ParamsError, load_params
 from pipeline.params_data import FolderSource
 from pipeline.scoring import Subject, labels, score
 from pipeline.sources import listing
@@ -33,18 +34,18 @@ from pipeline.staging import STAGING
 log = logging.getLogger(__name__)
 
 
-def judge(package: Path, data: Path, out: Path, settings: Evaluate) -> dict[str, Any]:
+def judge(package: Path, data: Path, out: Path, params: Params) -> dict[str, Any]:
     """Write evaluation.json, evaluation.html, scores.parquet and plots/ into `out`.
 
     Args:
         package: folder of the package.
         data: a folder with real/ and fake/ in it, one of them, or a manifest.csv.
         out: made if it is not there.
-        settings: how much to draw, degrade, attack and explain.
+        params: how much to draw, degrade, attack and explain, and from where on metadata is warned of.
 
     Returns:
-        What evaluation.json holds: that of the stage, with `package` (its digest) and `unreadable` (files that are no images), and
-        without baselines and golden.
+        What evaluation.json holds: that of the stage, with `package` (its digest), `unreadable` (files that are no images) and, where
+        nothing could be fitted, `no_baselines` (why), and without vs_baseline and golden.
 
     Raises:
         PackageError: if the package is not whole.
@@ -55,7 +56,10 @@ def judge(package: Path, data: Path, out: Path, settings: Evaluate) -> dict[str,
     table, unreadable = describe_folder(data)
     scores = score(subject.runtime, subject.preprocess, pixels(table, subject.preprocess), "score")
     table = table.assign(part="test", score=scores, probability_fake=probability(scores, subject.temperature))
-    result = {"package": found.digest, "unreadable": unreadable, **examine(subject, table, None, settings), "warnings": []}
+    result = {"package": found.digest, "unreadable": unreadable, **examine(subject, table, None, params.evaluate)}
+    simple = cross_validated(subject, table, params.evaluate)
+    result |= {"no_baselines": simple} if isinstance(simple, str) else simple
+    result["warnings"] = warnings(result, params.validate_.shortcut.warn)
     if unreadable:
         result["warnings"].append(f"{len(unreadable)} files are no images that can be read, and are not part of the figures.")
 
@@ -109,7 +113,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        result = judge(arguments.package, arguments.data, arguments.out, load_params().evaluate)
+        result = judge(arguments.package, arguments.data, arguments.out, load_params())
     except (PackageError, ParamsError, StageError) as error:
         sys.exit(f"error: {error}")
     print(f"{result['n']} images in {result['groups']} groups, threshold {result['threshold']:.3f}")

@@ -55,19 +55,30 @@ def figures(labels: np.ndarray, probabilities: np.ndarray, threshold: float, wei
 
 
 def group_weights(groups: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """Bootstrap over groups: float (draws, n), how often each image counts when whole groups are drawn with replacement."""
+    """Bootstrap over groups: float (draws, n), how often each image counts when whole groups are drawn with replacement.
+
+    One group alone gives no draws: it would be the same one each time, and say that every figure is certain.
+    """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
+    draws = draws if len(names) > 1 else 0
     counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
     return counts[:, index].astype(np.float64)
 
 
 def interval(value: np.ndarray, draws: np.ndarray) -> Figure:
-    """A figure's value (1,) and its bootstrap draws -> value with the 2.5% and 97.5% percentiles."""
+    """A figure's value (1,) and its bootstrap draws -> value with the 2.5% and 97.5% percentiles; those are null without draws."""
     if not np.isfinite(value[0]):
         return {"value": None, "low": None, "high": None}
-    kept = draws[np.isfinite(draws)]
-    low, high = np.percentile(kept, [2.5, 97.5]) if len(kept) else (value[0], value[0])
-    return {"value": round(float(value[0]), 5), "low": round(float(low), 5), "high": round(float(high), 5)}
+    kept, shown = draws[np.isfinite(draws)], round(float(value[0]), 5)
+    if not len(kept):
+        return {"value": shown, "low": None, "high": None}
+    low, high = np.percentile(kept, [2.5, 97.5])
+    return {"value": shown, "low": round(float(low), 5), "high": round(float(high), 5)}
+
+
+def _centred(value: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Draws of a calibration error without what resampling adds: a gap counts whichever way it goes, so that noise only ever adds to it."""
+    return np.maximum(0, draws - (np.nanmean(draws) - value)) if len(draws) else draws
 
 
 def judge(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, threshold: float, draws: int, seed: int) -> dict[str, Figure]:
@@ -78,6 +89,7 @@ def judge(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, thr
 def judge_drawn(labels: np.ndarray, probabilities: np.ndarray, threshold: float, weights: np.ndarray) -> dict[str, Figure]:
     """Every figure of `figures` with its 95% interval from draws that were made before, see `group_weights`."""
     value, drawn = figures(labels, probabilities, threshold), figures(labels, probabilities, threshold, weights)
+    drawn["ece"] = _centred(value["ece"], drawn["ece"])
     return {name: interval(value[name], drawn[name]) for name in value}
 
 
@@ -92,6 +104,8 @@ def figure_text(figure: Figure) -> str:
     """A figure in words: its value with the interval in brackets."""
     if figure["value"] is None:
         return "not defined"
+    if figure["low"] is None:
+        return f"{figure['value']:.3f} (one group: no interval)"
     return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
 
 

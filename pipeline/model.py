@@ -35,9 +35,10 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
     try:
         if settings.init == "pretrained":
             # safetensors alone: a pickled checkpoint runs whatever its maker likes.
-            model = AutoModelForImageClassification.from_pretrained(
-                settings.name, use_safetensors=True, ignore_mismatched_sizes=True, **HEAD, **settings.config
+            model, found = AutoModelForImageClassification.from_pretrained(
+                settings.name, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **HEAD, **settings.config
             )
+            _check_shapes(found["mismatched_keys"], settings)
             return _with_its_head(model), AutoImageProcessor.from_pretrained(settings.name)
         if settings.name in CONFIG_MAPPING:
             config = AutoConfig.for_model(settings.name, **HEAD, **settings.config)
@@ -54,6 +55,16 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
         ) from None
     side = _side(config)
     return model, ViTImageProcessorPil(size={"height": side, "width": side})
+
+
+def _check_shapes(mismatched: Any, settings: "params.Model") -> None:
+    """Only the head may have another shape than the pretrained weights: what else does would begin anew, without a word."""
+    others = sorted({name for name, *_ in mismatched if "classifier" not in name})
+    if others:
+        raise StageError(
+            f"model.config = {settings.config}: the shape is another one in {settings.name} of {', '.join(others[:3])}. "
+            "Leave out what changes shapes (image_size, hidden_size ...), or train with model.init=scratch."
+        )
 
 
 def load(folder: Path) -> PreTrainedModel:

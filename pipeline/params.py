@@ -64,8 +64,8 @@ class Evaluate(Section):
     """How the test part is judged."""
 
     bootstrap: int = Field(ge=100, description="draws over groups for the 95% intervals")
-    max_fpr: Share = Field(description="`fake_above`: the validation threshold with this false-positive rate")
-    max_fnr: Share = Field(description="`real_below`: the validation threshold with this false-negative rate")
+    max_fpr: Share = Field(lt=1, description="`fake_above`: the validation threshold with this false-positive rate")
+    max_fnr: Share = Field(lt=1, description="`real_below`: the validation threshold with this false-negative rate")
     attack_images: int = Field(ge=0, description="test images attacked with FGSM and PGD; 0 leaves the attacks out")
     robustness_images: int = Field(gt=0, description="test images that are degraded for the robustness grid")
     baseline_images: int = Field(1000, ge=20, description="of the training part that baselines learn from, and of the test part")

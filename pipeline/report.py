@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline import plots
 from pipeline.explain import explain
-from pipeline.images import read
+from pipeline.images import OWN, read
 from pipeline.metrics import Figure, figure_text
 from pipeline.scoring import Subject, labels
 
@@ -48,14 +48,16 @@ def page(
         epochs = pd.DataFrame(json.loads(training.read_text())["epochs"])
         drawings.append(plots.svg(lambda axes: plots.training(epochs, axes)))
     error = np.where(truth == 1, 1 - probabilities, probabilities)
-    worst, best = np.argsort(-error)[:SHOWN], np.argsort(error)[:SHOWN]
+    wrong = (probabilities >= result["threshold"]) != (truth == 1)
+    worst = [index for index in np.argsort(-error) if wrong[index]][:SHOWN]
+    surest = [index for index in np.argsort(error) if not wrong[index]][:SHOWN]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"figure": figure_text, "number": _number, "signed": _signed}
     return environment.get_template("evaluation.html").render(
         result=result,
         drawings=drawings,
-        mistakes=[_card(test.iloc[index], subject) for index in worst if error[index] > 0.5],
-        successes=[_card(test.iloc[index], subject) for index in best],
+        mistakes=[_card(test.iloc[index], subject) for index in worst],
+        successes=[_card(test.iloc[index], subject) for index in surest],
     )
 
 
@@ -68,7 +70,7 @@ def overlay(image: Image.Image, heat: np.ndarray, strength: float = 0.5) -> Imag
 
 
 def _card(row: pd.Series, subject: Subject) -> dict[str, Any]:
-    image = Image.fromarray(subject.preprocess.pixels(read(Path(row["path"])).rgb))
+    image = Image.fromarray(subject.preprocess.pixels(read(Path(row["path"]), OWN).rgb))
     seen = explain(subject.network, subject.preprocess.normalise(np.asarray(image)[None]))
     return {
         "picture": _data_uri(image),
@@ -94,4 +96,6 @@ def _number(value: float | None) -> str:
 def _signed(figure: Figure) -> str:
     if figure["value"] is None:
         return "not defined"
+    if figure["low"] is None:
+        return f"{figure['value']:+.3f} (one group: no interval)"
     return f"{figure['value']:+.3f} ({figure['low']:+.3f} to {figure['high']:+.3f})"

@@ -91,12 +91,14 @@ def degraded(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> dict[s
     """
     rows = sample(test, settings.robustness_images, settings.seed)
     truth, before, threshold = labels(rows), rows["probability_fake"].to_numpy(), subject.thresholds.f1
-    originals = [picture.rgb for picture in pictures(rows)]
+    seen = []
+    for index in tqdm(range(len(rows)), desc="robustness", unit="image"):  # one picture at a time: they may have many megapixels
+        (picture,) = pictures(rows.iloc[[index]])
+        changed = [subject.preprocess.pixels(change(picture.rgb)) for change in DEGRADATIONS.values()]
+        seen.append(subject.probabilities(np.stack(changed)))
     clean = figures(truth, before, threshold)
     result: dict[str, Any] = {"n": len(rows), "clean": _short(clean)}
-    for name, change in tqdm(DEGRADATIONS.items(), desc="robustness", unit="degradation"):
-        changed = np.stack([subject.preprocess.pixels(change(picture)) for picture in originals])
-        after = subject.probabilities(changed)
+    for name, after in zip(DEGRADATIONS, np.transpose(seen), strict=True):
         found = figures(truth, after, threshold)
         result[name] = _short(found) | {
             "drop": _rounded(clean["auc"][0] - found["auc"][0]),

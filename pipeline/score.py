@@ -80,6 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         detector = Detector.load(arguments.package)
+        detector.check()
         total = sum(1 for _ in find(arguments.paths))
         rows = tqdm(score(detector, find(arguments.paths)), total=total, desc="score", unit="image")
         if arguments.out is None:

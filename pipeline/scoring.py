@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from pipeline import model
 from pipeline.calibration import probability
 from pipeline.explain import WithEmbedding
-from pipeline.images import Picture, read
+from pipeline.images import OWN, Picture, read
 from pipeline.labels import LABEL2ID
 from pipeline.package import Package, Thresholds
 from pipeline.preprocess import Preprocess
@@ -75,9 +75,13 @@ def labels(table: pd.DataFrame) -> np.ndarray:
 
 def pictures(table: pd.DataFrame) -> list[Picture]:
     """The decoded images of a few rows."""
-    return [read(Path(path)) for path in table["path"]]
+    return [read(Path(path), OWN) for path in table["path"]]
 
 
 def sample(table: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
-    """At most this many rows, drawn at random; the table itself where it has no more."""
-    return table if len(table) <= most else table.sample(most, random_state=seed)
+    """At most this many rows, drawn at random, half of them of each class where it has as many; the table itself where it has no more."""
+    if len(table) <= most:
+        return table
+    classes = [rows for _, rows in table.groupby("label")]
+    drawn = [rows.sample(min(len(rows), max(most // 2, most - len(table) + len(rows))), random_state=seed) for rows in classes]
+    return pd.concat(drawn).sort_index()

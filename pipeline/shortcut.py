@@ -29,6 +29,9 @@ SPEAKS = 0.55
 """AUC above which a column is named as one that gives the class away."""
 
 
+Folds = list[tuple[np.ndarray, np.ndarray]]
+
+
 def features(table: pd.DataFrame) -> pd.DataFrame:
     """What the manifest knows of how each file is stored, and its mean colour: floats, categories as codes (-1 is missing)."""
     found = table[list(NUMBERS)].apply(pd.to_numeric).astype("float64")
@@ -53,23 +56,33 @@ def audit(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     if len(table) > MOST_IMAGES:
         table = table.sample(MOST_IMAGES, random_state=seed)
     labels, groups = table["label"].map(LABEL2ID).to_numpy(), table["group"].to_numpy()
-    fewest = min(table.loc[table["label"] == label, "group"].nunique() for label in LABELS)
-    unjudged: dict[str, Any] = {"auc": Figure(value=None, low=None, high=None), "columns": []}
-    if fewest < 2:
-        return unjudged | {"unjudged": f"each class needs images of at least 2 groups, and one has {fewest}"}
-    kind = StratifiedGroupKFold if fewest < MANY_GROUPS else GroupKFold
-    splitter = kind(min(FOLDS, fewest), shuffle=True, random_state=seed)
-    folds = list(splitter.split(labels, labels, groups))
-    if any(len(set(labels[train])) < len(LABELS) for train, _ in folds):
-        return unjudged | {"unjudged": "a few groups hold nearly all images of a class, so that no part of the data could judge another"}
+    folds = group_folds(labels, groups, seed)
+    if isinstance(folds, str):
+        return {"auc": Figure(value=None, low=None, high=None), "columns": [], "unjudged": folds}
     found = features(table)
     with threadpool_limits(1, user_api="openmp"):  # beside other work, threads that wait for each other take minutes, not seconds
         return _judged(found, labels, groups, folds, seed)
 
 
-def _judged(
-    found: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]], seed: int
-) -> dict[str, Any]:
+def group_folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> Folds | str:
+    """Folds that part no group, each as the positions to fit on and those to judge; or why there are none.
+
+    Args:
+        labels: int (n,), 1 for fake.
+        groups: (n,).
+    """
+    fewest = min(len(set(groups[labels == label])) for label in LABEL2ID.values())
+    if fewest < 2:
+        return f"each class needs images of at least 2 groups, and one has {fewest}"
+    kind = StratifiedGroupKFold if fewest < MANY_GROUPS else GroupKFold
+    splitter = kind(min(FOLDS, fewest), shuffle=True, random_state=seed)
+    folds = list(splitter.split(labels, labels, groups))
+    if any(len(set(labels[train])) < len(LABELS) for train, _ in folds):
+        return "a few groups hold nearly all images of a class, so that no part of the data could judge another"
+    return folds
+
+
+def _judged(found: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, folds: Folds, seed: int) -> dict[str, Any]:
     scores = _scores(found, labels, folds, rounds=60, seed=seed)
     auc: Figure = judge(labels, scores, groups, 0.5, draws=300, seed=seed)["auc"]
     alone = {name: float(roc_auc_score(labels, _scores(found[[name]], labels, folds, rounds=10, seed=seed))) for name in found}

@@ -46,7 +46,7 @@ def _slices(table: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
     """Column, value, and which rows have it: bool (n,). A column with one value is no slice, but for the generator."""
     for name, column in _columns(table):
         ordered = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else sorted(set(column.dropna()))
-        values = [value for value in ordered if value != NO_GENERATOR]
+        values = [value for value in ordered if (name, value) != ("generator", NO_GENERATOR)]
         if len(values) > 1 or name == "generator":
             yield from ((name, value, (column == value).to_numpy(bool, na_value=False)) for value in values)
 
@@ -78,10 +78,11 @@ def thirds(values: pd.Series) -> pd.Series:
 
 
 def _attribute(column: pd.Series) -> pd.Series:
+    column = column.mask(column.astype("str") == "")
     if column.nunique() > MOST_VALUES:
         numbers = pd.to_numeric(column, errors="coerce")
         if numbers.notna().sum() == column.notna().sum():
             return thirds(numbers.astype("float64"))
         common = column.value_counts().index[: MOST_VALUES - 1]
         column = column.where(column.isin(common) | column.isna(), "other")
-    return column.mask(column.isna() | (column.astype("str") == "")).astype("object").map(str, na_action="ignore")
+    return column.astype("object").map(str, na_action="ignore")

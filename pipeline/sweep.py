@@ -18,7 +18,7 @@ import pandas as pd
 from transformers import TrainerCallback
 
 from pipeline import manifest, train
-from pipeline.errors import StageError
+from pipeline.errors import DivergedError, StageError
 from pipeline.params import PARAMS_FILE, Params, check_params
 from pipeline.params_train import Choice
 from pipeline.tracking import connect
@@ -54,11 +54,12 @@ def run(settings: Params) -> dict[str, Any]:
         study_name=_key(settings),
         storage=f"sqlite:///{FOLDER / 'optuna.db'}",
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=settings.tune.seed),
         pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
         load_if_exists=True,
     )
     _take_up(study)
+    # Of its own for each start: a search that goes on would otherwise draw again what it has tried.
+    study.sampler = optuna.samplers.TPESampler(seed=settings.tune.seed + len(study.trials))
     parent = _parent(study.study_name)
     done = sum(trial.state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED) for trial in study.trials)
     with _child_of(parent):
@@ -80,13 +81,20 @@ class Told(TrainerCallback):
 
 
 def _judge(trial: "optuna.Trial", settings: Params, parts: dict[str, pd.DataFrame]) -> float:
+    import mlflow
     import optuna
 
     values = {key: _drawn(trial, key, settings) for key in settings.tune.space}
     log.info("trial %d: %s", trial.number, values)
     trial.set_user_attr("values", values)
     told, candidate = Told(trial), _candidate(settings, values)
-    trained = train.fit(candidate, parts, callbacks=[told])
+    try:
+        trained = train.fit(candidate, parts, callbacks=[told])
+    except DivergedError as error:
+        log.info("trial %d: %s", trial.number, error)
+        mlflow.end_run("FAILED")
+        shutil.rmtree(train.checkpoints(candidate))
+        raise optuna.TrialPruned from error
     assert trained is not None
     trial.set_user_attr("run_id", trained.report["run_id"])
     shutil.rmtree(train.checkpoints(candidate))  # weights and optimizer states of many trainings fill a disk

@@ -28,7 +28,7 @@ from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, Trai
 from pipeline import features, manifest, model, params, patches, tuning
 from pipeline.arguments import arguments
 from pipeline.dataset import Pairs, Singles, collate, pixels, rehearsed, sheet
-from pipeline.errors import StageError
+from pipeline.errors import DivergedError
 from pipeline.memory import keep_freed
 from pipeline.metrics import figures
 from pipeline.model import TRAINED
@@ -140,7 +140,7 @@ def _fit(
         eval_dataset=val,
         data_collator=collate,
         compute_metrics=_validation,
-        callbacks=[*([average] if average else []), history, *([Patience(recipe.patience)] if recipe.patience else []), *callbacks],
+        callbacks=[*filter(None, (average, history, recipe.patience and Patience(recipe.patience, history))), *callbacks],
         recipe=recipe,
         preprocess=preprocess,
         average=average,
@@ -194,7 +194,7 @@ def _pairing(recipe: params.Train) -> tuple[bool, int, Any]:
 def _validation(prediction: EvalPrediction) -> dict[str, float]:
     logits, labels = np.asarray(prediction.predictions, np.float64), np.asarray(prediction.label_ids)
     if not np.isfinite(logits).all():
-        raise StageError("training: the network answers with what is no number any more; lower train.lr, or train with train.bf16=false")
+        raise DivergedError("training: the network answers with what is no number any more; lower train.lr, or train with train.bf16=false")
     score = logits[:, 1] - logits[:, 0]
     probability = 1 / (1 + np.exp(-score))
     found = figures(labels, probability, 0.5)

@@ -153,7 +153,7 @@ class History(TrainerCallback):
         self.epochs = [*(earlier for earlier in self.epochs if earlier["epoch"] < epoch), row]
         if self.record is None:  # another process writes
             return
-        if row["val_auc"] >= max(earlier["val_auc"] for earlier in self.epochs):
+        if row["val_auc"] > max((earlier["val_auc"] for earlier in self.epochs[:-1]), default=-1.0):
             part = self.best.with_suffix(".part")
             save_model(kwargs["model"], str(part))
             part.replace(self.best)
@@ -175,10 +175,17 @@ def _mean_loss(losses: list[dict[str, float]], end: int, steps: int) -> float:
 
 
 class Patience(EarlyStoppingCallback):
-    """Early stopping without transformers' warning that the best weights would be lost: History keeps them."""
+    """Early stopping that a kill does not make forget how long it has waited. History keeps the best weights."""
+
+    def __init__(self, patience: int, history: History) -> None:
+        super().__init__(patience)
+        self.history = history
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Warn of nothing."""
+        """Count the epochs since the best one; a training that had ended does not go on."""
+        done = [row["val_auc"] for row in self.history.epochs if row["epoch"] <= (state.epoch or 0) + 1e-6]
+        self.early_stopping_patience_counter = len(done) - 1 - done.index(max(done)) if done else 0
+        control.should_training_stop |= self.early_stopping_patience_counter >= self.early_stopping_patience
 
 
 class Progress(ProgressCallback):

@@ -16,17 +16,18 @@ from PIL import Image
 from flows import gates
 from pipeline import golden, judge_package, manifest, model
 from pipeline.baselines import baselines
-from pipeline.curves import risk_coverage
+from pipeline.curves import curves, risk_coverage
 from pipeline.errors import StageError
-from pipeline.evaluate import warnings
+from pipeline.evaluate import examine, warnings
 from pipeline.judge_package import describe_folder
 from pipeline.metrics import group_weights, judge, judge_difference
 from pipeline.package import Thresholds, verify
 from pipeline.params import Bound, Params, load_params
 from pipeline.params import Model as ModelSettings
+from pipeline.report import page
 from pipeline.robustness import attack, attacked
 from pipeline.rounding import Bfloat16, rounded
-from pipeline.scoring import Subject
+from pipeline.scoring import Subject, labels, sample
 from pipeline.slices import slices
 from tests.conftest import ROOT
 from tests.data_helpers import picture
@@ -85,8 +86,41 @@ def test_a_planted_leak_is_found_and_the_report_says_so(subject: Subject, params
     found = baselines(subject, train, test, params)
     assert found["baselines"]["metadata"]["auc"]["low"] > 0.9
     assert found["vs_baseline"]["auc"]["high"] < 0  # random probabilities against a leak
-    said = " ".join(warnings(found | {"golden": {"broken": 2}}, most=0.6))
-    assert "How the files are stored" in said and "not shown to be better" in said and "2 golden examples" in said
+    said = " ".join(warnings(found | {"groups": 5, "golden": {"broken": 2}}, most=0.6))
+    assert "of 5 groups" in said and "How the files are stored" in said and "not shown to be better" in said and "2 golden examples" in said
+
+
+def test_a_folder_whose_files_give_the_class_away_is_named_in_the_report(package: Path, params: Params, here: Path):
+    for index in range(24):
+        for number, (label, quality) in enumerate((("real", 95), ("fake", 60))):
+            picture(here / "leak" / label / f"{index}.jpg", seed=1000 * number + index, quality=quality)
+    settings = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"attack_images": 0, "explain_images": 0})})
+    found = judge_package.judge(package, here / "leak", here / "out", settings)
+    assert found["baselines"]["metadata"]["auc"]["low"] > 0.9 and "vs_baseline" not in found
+    assert "How the files are stored and their mean colour tell real from fake" in (here / "out/evaluation.html").read_text()
+
+
+def test_a_sample_has_both_classes():
+    table = pd.DataFrame({"label": ["real"] * 1000 + ["fake"] * 15})
+    assert sample(table, 100, 0)["label"].value_counts().to_dict() == {"real": 85, "fake": 15}
+    assert sample(table[:1000], 100, 0)["label"].value_counts().to_dict() == {"real": 100}
+    assert len(sample(table, 2000, 0)) == 1015
+
+
+def test_the_report_shows_mistakes_by_the_threshold_that_the_figures_use(subject: Subject, params: Params, faces: Path, here: Path):
+    table, _ = describe_folder(faces)
+    odd = np.arange(len(table)) % 2 == 0
+    truth = (table["label"] == "fake").to_numpy()
+    # At the threshold of .3 a real at .4 is called fake, and a fake at .4 is called what it is.
+    table = table.assign(score=0.0, probability_fake=np.where(odd, 0.4, np.where(truth, 0.95, 0.05)))
+    low = replace(subject, thresholds=subject.thresholds.model_copy(update={"f1": 0.3}))
+    result = examine(low, table, None, params.evaluate.model_copy(update={"attack_images": 0, "explain_images": 0}))
+    drawn = curves(labels(table), table["probability_fake"].to_numpy(), 0.3)
+    html = page(result | {"warnings": [], "no_baselines": "a test"}, table, drawn, low)
+    wrong, right = html.partition("Worst mistakes")[2].split("Surest")
+    mistaken = set(table.loc[odd & ~truth, "path"])
+    assert {path for path in table["path"] if path in wrong} <= mistaken and any(path in wrong for path in mistaken)
+    assert not any(path in right for path in mistaken) and any(path in right for path in table["path"])
 
 
 def test_files_that_tell_nothing_give_no_warning(subject: Subject, params: Params, faces: Path, here: Path):
@@ -94,7 +128,11 @@ def test_files_that_tell_nothing_give_no_warning(subject: Subject, params: Param
     found = baselines(subject, train, test, params)
     for name in ("metadata", "statistics", "linear_probe"):
         assert {"auc", "ap", "of"} <= set(found["baselines"][name])
-    quiet = found | {"vs_baseline": {"name": "statistics", "auc": {"value": 0.2, "low": 0.1, "high": 0.3}}, "golden": {"broken": 0}}
+    quiet = found | {
+        "vs_baseline": {"name": "statistics", "auc": {"value": 0.2, "low": 0.1, "high": 0.3}},
+        "groups": 60,
+        "golden": {"broken": 0},
+    }
     assert warnings(quiet, most=0.99) == []
 
 
@@ -124,14 +162,15 @@ def test_two_models_are_compared_on_the_same_draws():
 
 
 def test_every_attribute_and_measured_column_is_a_slice_and_small_ones_say_so(params: Params, faces: Path):
-    table = judged(faces).assign(skin=["dark"] * 10 + ["light"] * 50, age=[str(number) for number in range(60)])
+    ages = [str(number) if number % 6 else "" for number in range(60)]
+    table = judged(faces).assign(skin=["none"] * 10 + ["light"] * 50, age=ages)
     table["generator"] = np.where(table["label"] == "fake", "blend", manifest.NO_GENERATOR)
     found = slices(table, 0.5, params.evaluate)
     columns = {part["column"] for part in found}
     assert {"generator", "blur", "brightness", "skin", "age"} <= columns and "jpeg_quality" not in columns  # all have one quality
     small = {(part["column"], part["value"]): part["small"] for part in found}
-    assert small["skin", "dark"] and not small["skin", "light"]
-    assert [part["value"] for part in found if part["column"] == "age"] == ["0 to 19", "20 to 39", "40 to 59"]
+    assert small["skin", "none"] and not small["skin", "light"]
+    assert [part["value"] for part in found if part["column"] == "age"] == ["1 to 20", "21 to 39", "40 to 59"]
     generator = next(part for part in found if part["column"] == "generator")
     assert generator["n"] == 30 and generator["auc"]["value"] is not None  # against all reals
 
@@ -202,14 +241,14 @@ def test_a_package_is_judged_on_a_folder_and_prints_what_the_report_shows(
     evaluate(monkeypatch, "--package", str(package), "--data", str(faces), "--out", "judged")
     said = capsys.readouterr().out
     found = json.loads((here / "judged/evaluation.json").read_text())
-    assert found["n"] == 60 and found["package"] == verify(package).digest and "baselines" not in found
+    assert found["n"] == 60 and found["package"] == verify(package).digest and "linear_probe" in found["baselines"]
     assert [Path(file["path"]).name for file in found["unreadable"]] == ["broken.jpg"]
     assert found["thresholds"] == verify(package).meta.thresholds.model_dump() and found["temperature"] == 1.0
     page = (here / "judged/evaluation.html").read_text()
     for name in ("f1", "auc", "ece"):
         value = f"{found['test'][name]['value']:.3f}"
         assert next(line for line in said.splitlines() if line.startswith(f"{name} ")).split()[1] == value and value in page
-    assert "nothing is fitted" in page and "1 files are no images" in page
+    assert "fitted on other groups" in page and "1 files are no images" in page
     with pytest.raises(SystemExit, match="nowhere is not a model package"):
         evaluate(monkeypatch, "--package", "nowhere", "--data", str(faces), "--out", "x")
 
@@ -217,11 +256,11 @@ def test_a_package_is_judged_on_a_folder_and_prints_what_the_report_shows(
 def test_a_folder_of_reals_alone_has_the_figures_that_are_defined(package: Path, faces: Path, here: Path, params: Params):
     for path in (faces / "fake").iterdir():
         path.unlink()
-    settings = params.evaluate.model_copy(update={"attack_images": 0})
+    settings = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"attack_images": 0})})
     found = judge_package.judge(package, faces, here / "out", settings)
     assert found["test"]["fpr"]["value"] is not None and found["test"]["auc"]["value"] is None and found["explanation"] is None
     json.loads((here / "out/evaluation.json").read_text(), parse_constant=lambda text: pytest.fail(text))
-    assert "not defined" in (here / "out/evaluation.html").read_text()
+    assert "not defined" in (here / "out/evaluation.html").read_text() and "at least 2 groups" in found["no_baselines"]
 
 
 def test_bfloat16_by_rounding_is_as_far_from_32_bits_as_the_real_one(package: Path):

@@ -1,11 +1,15 @@
 """Figures, intervals, calibration and thresholds, against scikit-learn and by simulation."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import metrics as sklearn_metrics
 
 from pipeline.calibration import choose_thresholds, fit_temperature, probability
-from pipeline.metrics import confusion, figures, group_weights, judge
+from pipeline.evaluate import calibrate
+from pipeline.metrics import confusion, figure_text, figures, group_weights, judge
+from pipeline.params import load_params
+from tests.conftest import ROOT
 
 
 def simulated(rng: np.random.Generator, n: int, apart: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
@@ -53,6 +57,28 @@ def test_the_interval_holds_the_true_figure_as_often_as_it_says():
         found = judge(labels, scores, np.arange(150), 0.5, draws=200, seed=trial)["auc"]
         held += found["low"] <= truth <= found["high"]
     assert 87 <= held <= 100  # 95 expected; outside it once in a thousand times
+
+
+def test_one_group_says_nothing_of_how_sure_a_figure_is():
+    labels, scores = simulated(np.random.default_rng(4), 50)
+    for name, figure in judge(labels, scores, np.zeros(50), 0.5, draws=100, seed=0).items():
+        assert figure["value"] is not None and figure["low"] is None and figure["high"] is None, name
+    assert "no interval" in figure_text(judge(labels, scores, np.zeros(50), 0.5, draws=100, seed=0)["auc"])
+
+
+def test_a_calibration_error_lies_in_its_interval():
+    rng = np.random.default_rng(5)
+    for trial in range(20):  # of a model that is as sure as it may be, where resampling alone makes an error
+        scores = rng.random(600)
+        found = judge((rng.random(600) < scores).astype(int), scores, np.arange(600), 0.5, draws=200, seed=trial)["ece"]
+        assert found["low"] < found["value"] < found["high"]
+
+
+def test_one_validation_group_gives_temperature_and_thresholds():
+    labels, scores = simulated(np.random.default_rng(6), 60)
+    val = pd.DataFrame({"label": np.where(labels == 1, "fake", "real"), "score": scores, "group": "g"})
+    temperature, thresholds = calibrate(val, load_params(ROOT / "params.yaml").evaluate)
+    assert temperature > 0 and 0 <= thresholds.real_below <= thresholds.fake_above <= 1
 
 
 def test_images_of_a_group_count_as_one():

@@ -19,10 +19,16 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from pipeline import labels, manifest, model, sweep, train, tuning
 from pipeline.adversarial import attacked
 from pipeline.convert import to_openvino
+from pipeline.dataset import pixels
 from pipeline.errors import StageError
+from pipeline.explain import WithEmbedding
+from pipeline.metrics import judge
 from pipeline.params import Model, Params, ParamsError, check_params, load_params
 from pipeline.params_train import Adversarial, Train
 from pipeline.preprocess import Preprocess
+from pipeline.runtime import runtime
+from pipeline.scoring import labels as scoring_labels
+from pipeline.scoring import score
 from pipeline.settings import preset
 from tests.conftest import ROOT, run
 
@@ -157,8 +163,11 @@ def _section(name: str, section: str) -> dict[str, Any]:
 class Stop(TrainerCallback):
     """Ends a training with an exception after some steps, as a full disk does."""
 
+    def __init__(self, step: int = 4) -> None:
+        self.step = step
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 4:
+        if state.global_step == self.step:
             raise OSError("no space left on device")
 
 
@@ -183,7 +192,34 @@ def test_lora_with_averaged_weights_goes_on_where_it_was_cut_short(settings: Cal
 
 
 def test_training_ends_when_it_gets_no_better(settings: Callable[..., Params]):
-    assert len(fit(settings(epochs=8, lr=1e-9, patience=2)).report["epochs"]) == 3
+    chosen = settings(epochs=8, lr=1e-9, patience=2)
+    with pytest.raises(OSError, match="no space"):
+        fit(chosen, Stop(step=8))  # in the third epoch
+    mlflow.end_run()
+    assert len(fit(chosen).report["epochs"]) == 3
+    assert len(fit(chosen).report["epochs"]) == 3  # one that had ended does not go on
+
+
+def test_the_epoch_that_is_named_is_the_one_whose_weights_are_kept(settings: Callable[..., Params]):
+    alike = {"lr": 1e-9, "schedule": "constant_with_warmup", "warmup": 0.0, "ema": None}  # so that all epochs are equally good
+    one, three = (fit(settings(epochs=epochs, **alike)) for epochs in (1, 3))
+    assert three.report["best_epoch"] == 1 and len({epoch["val_auc"] for epoch in three.report["epochs"]}) == 1
+    for name, weight in one.network.state_dict().items():
+        assert torch.equal(three.network.state_dict()[name], weight), name
+    last = load_file(max(train.checkpoints(settings(epochs=3, **alike)).glob("checkpoint-*")) / "model.safetensors")
+    assert any(not np.array_equal(last[name], weight) for name, weight in three.network.state_dict().items())
+
+
+def test_labels_at_random_teach_nothing(settings: Callable[..., Params], tmp_path: Path):
+    rng = np.random.default_rng(0)
+    parts = {name: table(tmp_path / name, pairs, seed) for name, pairs, seed in (("train", 24, 5), ("val", 12, 6), ("test", 150, 7))}
+    parts = {name: part.assign(label=rng.permutation(part["label"])) for name, part in parts.items()}
+    trained = train.fit(settings(epochs=3), parts)
+    assert trained is not None
+    preprocess = Preprocess.from_processor(trained.processor)
+    found = score(runtime(WithEmbedding(trained.network).eval(), preprocess.size), preprocess, pixels(parts["test"], preprocess))
+    auc = judge(scoring_labels(parts["test"]), found, parts["test"]["group"].to_numpy(), 0.0, draws=500, seed=0)["auc"]
+    assert auc["low"] < 0.5 < auc["high"] and auc["high"] - auc["low"] < 0.2
 
 
 def test_weights_that_grow_beyond_all_numbers_are_a_plain_error(settings: Callable[..., Params]):
@@ -212,6 +248,13 @@ def test_any_classifier_trains_and_exports(settings: Callable[..., Params], tmp_
     model.save(trained.network, trained.processor, tmp_path / "model")
     values = np.random.default_rng(0).normal(size=(2, 3, SIDE, SIDE)).astype(np.float32)
     assert to_openvino(tmp_path / "model", tmp_path / "graph" / "openvino.xml", values) < 1e-4
+
+
+def test_a_pretrained_network_keeps_its_shapes(tmp_path: Path):
+    network, processor = model.build(Model(name="vit", init="scratch", config=VIT))
+    model.save(network, processor, tmp_path)
+    with pytest.raises(StageError, match="shape is another one in .* of vit.embeddings.position_embeddings"):
+        model.build(Model(name=str(tmp_path), init="pretrained", config={"image_size": 48}))
 
 
 def test_lora_says_what_it_could_be_put_on():
@@ -271,6 +314,7 @@ def test_a_search_goes_on_where_it_was_cut_short(settings: Callable[..., Params]
     found = sweep.run(chosen)
 
     assert begun[2].train == begun[1].train and len(begun) == 5
+    assert len({candidate.train.lr for candidate in begun}) == 4  # none is tried twice but the one that was cut short
     assert found["trials"] == 4 and found["pruned"] < 4
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("unmask").experiment_id
@@ -281,6 +325,10 @@ def test_a_search_goes_on_where_it_was_cut_short(settings: Callable[..., Params]
     assert max(point.value for point in best) == found["best"]["val_auc"] and len(best) == 3
     for key in space:
         assert f"{key}=" in found["best"]["command"]
+
+    spoilt = {"trials": 4, "space": {"train.lr": {"choices": [0.01, 1e38]}}, "seed": 7}
+    found = sweep.run(check_params(content | {"tune": spoilt}, Path("params.yaml")))
+    assert found["pruned"] and found["best"]["values"] == {"train.lr": 0.01}
 
     wrong = check_params(content | {"tune": {"trials": 1, "space": {"train.rate": {"choices": [1, 2]}}, "seed": 7}}, Path("params.yaml"))
     with pytest.raises(ParamsError, match=r"train\.rate"):
