@@ -18,7 +18,7 @@ from pipeline import model
 from pipeline.calibration import probability
 from pipeline.dataset import pixels
 from pipeline.errors import StageError
-from pipeline.metrics import figures
+from pipeline.metrics import figures, group_weights, judge_difference
 from pipeline.params import Evaluate
 from pipeline.preprocess import Preprocess
 from pipeline.scoring import Subject, labels, pictures, sample
@@ -86,8 +86,8 @@ def degraded(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> dict[s
         test: rows with `probability_fake`; `robustness_images` of them are degraded.
 
     Returns:
-        n; clean: auc, balanced_accuracy; and for each of DEGRADATIONS the same with `drop` (of the AUC) and `flip_rate` (share of the
-        images whose class changes). Null where a class is missing.
+        n; clean: auc, balanced_accuracy; and for each of DEGRADATIONS the same with `drop` (of the AUC, its 95% interval in `drop_low` and
+        `drop_high`) and `flip_rate` (share of the images whose class changes). Null where a class is missing.
     """
     rows = sample(test, settings.robustness_images, settings.seed)
     truth, before, threshold = labels(rows), rows["probability_fake"].to_numpy(), subject.thresholds.f1
@@ -96,12 +96,15 @@ def degraded(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> dict[s
         (picture,) = pictures(rows.iloc[[index]])
         changed = [subject.preprocess.pixels(change(picture.rgb)) for change in DEGRADATIONS.values()]
         seen.append(subject.probabilities(np.stack(changed)))
-    clean = figures(truth, before, threshold)
+    clean, weights = figures(truth, before, threshold), group_weights(rows["group"].to_numpy(), settings.bootstrap, settings.seed)
     result: dict[str, Any] = {"n": len(rows), "clean": _short(clean)}
     for name, after in zip(DEGRADATIONS, np.transpose(seen), strict=True):
         found = figures(truth, after, threshold)
+        drop = judge_difference(truth, (before, threshold), (after, threshold), weights)["auc"]
         result[name] = _short(found) | {
-            "drop": _rounded(clean["auc"][0] - found["auc"][0]),
+            "drop": drop["value"],
+            "drop_low": drop["low"],
+            "drop_high": drop["high"],
             "flip_rate": _rounded(((before >= threshold) != (after >= threshold)).mean()),
         }
     return result
