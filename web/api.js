@@ -1,18 +1,11 @@
 // Requests to the service, and the key that it may ask for.
 
-import { text } from "./i18n.js";
+import { Problem, text } from "./i18n.js";
 
 const KEY = "unmask-key";
+const SENDABLE = /^[\x21-\x7e]+$/;  // a header with anything else in it makes fetch throw
 const $ = (id) => document.getElementById(id);
 let asking = null;
-
-/** A problem that the page can put into words: `code` is the service's. */
-export class Problem extends Error {
-  constructor(code, message = "", hint = "", wait = 0) {
-    super(message);
-    Object.assign(this, { code, hint, wait });
-  }
-}
 
 /** Ask the service; with a key if it wants one. Returns the response; throws Problem. */
 export async function request(path, options = {}) {
@@ -33,8 +26,13 @@ export async function request(path, options = {}) {
   }
 }
 
-/** Ask, and read the answer as JSON. */
-export const call = async (path, options) => (await request(path, options)).json();
+/** Ask, and read the answer as JSON. Throws Problem. */
+export async function call(path, options) {
+  const response = await request(path, options);
+  return response.json().catch(() => {
+    throw new Problem("other");
+  });
+}
 
 /** Ask the user for the key, until there is one; `wrong` if the service did not take the last one. */
 function ask(wrong) {
@@ -45,8 +43,14 @@ function ask(wrong) {
   return new Promise((resolve) => {
     $("key-form").onsubmit = (event) => {
       event.preventDefault();
-      sessionStorage.setItem(KEY, $("key").value);
+      const key = $("key").value.trim();
       $("key").value = "";
+      if (!SENDABLE.test(key)) {
+        $("key-wrong").textContent = text("keyWrong");
+        $("key").focus();
+        return;
+      }
+      sessionStorage.setItem(KEY, key);
       $("key-form").hidden = true;
       asking = null;
       resolve();

@@ -1,17 +1,19 @@
 // Pictures in, verdicts out. All words are in words.js; what one picture's answer looks like is in detail.js.
 
-import { Problem, call } from "./api.js";
+import { call } from "./api.js";
+import { fill } from "./card.js";
 import { showDetail } from "./detail.js";
-import { announceable, date, speak, text, translate } from "./i18n.js";
+import { Problem, announceable, date, describe, say, speak, text, translate } from "./i18n.js";
 import { draw } from "./map.js";
 import { exportCsv, showRows } from "./rows.js";
 
 const AT_ONCE = 3;
+const LATER = ["busy", "too_many_requests", "no_model"];
 const $ = (id) => document.getElementById(id);
 
-// `served` is what /model says: undefined until the service was asked, null if it has no model.
-// An item: file, url; later answer or problem; map and mapState for what was looked at; feedback.
-const state = { items: [], selected: null, served: undefined, watching: 0, working: 0 };
+// `served` is what /model says: undefined until the service was asked, null if it has no model or cannot be asked; why is `trouble`.
+// An item: file, url; later answer or problem; map and mapState for what was looked at; told or tellProblem for feedback.
+const state = { items: [], selected: null, served: undefined, trouble: null, watching: 0, working: 0 };
 
 function form(fields) {
   const body = new FormData();
@@ -49,34 +51,45 @@ async function work() {
 }
 
 async function judge(item) {
+  try {
+    if (item.file.size > state.served?.limits.megabytes * 1e6) throw new Problem("too_large");
+    item.answer = await ask("predict", item);
+  } catch (problem) {
+    item.problem = problem;
+  }
+}
+
+/** What the service answers to a picture, however long it has to be waited for; nothing if the picture was taken away. Throws Problem. */
+async function ask(path, item) {
   while (state.items.includes(item)) {
     try {
-      if (item.file.size > state.served.limits.megabytes * 1e6) throw new Problem("too_large");
-      item.answer = await call("predict", form({ image: item.file }));
-      return;
+      return await call(path, form({ image: item.file }));
     } catch (problem) {
-      const later = ["busy", "too_many_requests", "no_model"].includes(problem.code);
-      if (!later) {
-        item.problem = problem;
-        return;
-      }
-      if (problem.code === "no_model") watch();
-      await new Promise((resolve) => setTimeout(resolve, 1000 * (problem.wait || 1)));
+      if (["no_model", "network"].includes(problem.code)) await watch();
+      // Where the service can be reached, it was this one upload that failed.
+      if (!LATER.includes(problem.code) && !(problem.code === "network" && state.trouble)) throw problem;
+      do {
+        await new Promise((resolve) => setTimeout(resolve, 1000 * (problem.wait || 1)));
+      } while (state.trouble);
     }
   }
 }
 
-/** Ask where the model looked, once for each picture that is looked at. */
+/** Ask for the heat map of a picture that is looked at, unless it is there or on its way. */
 async function explain(item) {
-  if (!item.answer || item.mapState) return;
+  if (!item.answer || item.map || item.mapState === "mapWaiting") return;
   item.mapState = "mapWaiting";
   show();
-  try {
-    item.map = await call("explain", form({ image: item.file }));
-    item.mapState = "mapNote";
-  } catch {
-    item.mapState = "mapFailed";
+  // The first map after the service's start may wait for PyTorch longer than the service lets it; the second does not.
+  for (let tries = 2; tries > 0; tries -= 1) {
+    try {
+      item.map = await ask("explain", item);
+      break;
+    } catch (problem) {
+      if (problem.code !== "timeout") break;
+    }
   }
+  item.mapState = item.map ? "" : "mapFailed";
   show();
 }
 
@@ -86,11 +99,19 @@ function select(item) {
   show();
 }
 
+/** Look at a picture of the list, and see to it that there is something to see: on a phone the list fills the screen. */
+function pick(item) {
+  select(item);
+  const shown = $(item.problem ? "error" : "result");
+  if (shown.getBoundingClientRect().top > innerHeight * 0.75) shown.scrollIntoView({ block: "nearest" });
+}
+
 /** Bring the page to what `state` says. */
 function show() {
-  const { items, selected, served } = state;
+  const { items, selected, served, trouble } = state;
   document.body.classList.toggle("judged", items.length > 0);
-  $("no-model").hidden = served !== null;
+  $("trouble").hidden = !trouble;
+  if (trouble) showTrouble(trouble);
   $("model").hidden = !served;
   for (const button of document.querySelectorAll("[data-choose]")) button.disabled = !served;
   for (const button of document.querySelectorAll("[data-card]")) button.disabled = !served;
@@ -100,8 +121,17 @@ function show() {
     $("model").title = date(served.created);
     $("limits").textContent = text("limits", { megabytes, formats: formats.join(", ") });
   }
-  showRows(items, selected, select);
+  showRows(items, selected, pick);
   showDetail(selected);
+}
+
+/** Say why nothing can be judged now, and that it goes on by itself. */
+function showTrouble(trouble) {
+  const { title, hint } = describe(trouble), untrained = trouble.code === "no_model";
+  say("trouble-title", title);
+  say("trouble-hint", hint);
+  $("make-run").hidden = !untrained;
+  say("trouble-detail", untrained ? [trouble.message, trouble.hint].filter(Boolean).join(". ") : text("goesOn"));
 }
 
 function announce(item) {
@@ -113,18 +143,13 @@ function announce(item) {
 /** Ask which model is served, until there is one; and again now and then, because another may be promoted. */
 async function watch() {
   clearTimeout(state.watching);
-  let next = 30_000;
   try {
-    state.served = await call("model");
+    Object.assign(state, { served: await call("model"), trouble: null });
   } catch (problem) {
-    next = 2000;
-    if (problem.code === "no_model") {
-      state.served = null;
-      $("no-model-detail").textContent = `${problem.message}. ${problem.hint}`;
-    }
+    Object.assign(state, { served: null, trouble: problem });
   }
   clearTimeout(state.watching);
-  state.watching = setTimeout(watch, next);
+  state.watching = setTimeout(watch, state.trouble ? 2000 : 30_000);
   show();
   begin();
 }
@@ -134,19 +159,28 @@ async function tell(event) {
   const item = state.selected, values = new FormData($("feedback"));
   const fields = { id: item.answer.id, label: values.get("label"), comment: values.get("comment") };
   if (values.has("keep")) Object.assign(fields, { keep_image: "true", image: item.file });
+  item.tellProblem = null;
+  show();
   try {
     await call("feedback", form(fields));
-    item.feedback = "thanks";
-  } catch {
-    item.feedback = "failed";
+    item.told = true;
+  } catch (problem) {
+    item.tellProblem = problem;
   }
   show();
 }
 
 async function openCard() {
-  const { fill } = await import("./card.js");
-  await fill($("card-text"), "model/card");
-  $("card").showModal();
+  say("card-problem", "");
+  try {
+    await fill($("card-text"), "model/card");
+    $("card").showModal();
+  } catch (problem) {
+    $("card-text").replaceChildren();
+    $("card").showModal();
+    const { title, hint } = describe(problem);
+    say("card-problem", `${title} ${hint}`);
+  }
 }
 
 for (const button of document.querySelectorAll("[data-choose]")) {
@@ -163,7 +197,7 @@ for (const button of document.querySelectorAll("[data-language]")) {
     show();
   });
 }
-for (const button of document.querySelectorAll("[data-card]")) button.addEventListener("click", () => openCard().catch(() => button.remove()));
+for (const button of document.querySelectorAll("[data-card]")) button.addEventListener("click", openCard);
 $("opacity").addEventListener("input", () => draw(state.selected));
 $("feedback").addEventListener("submit", tell);
 $("csv").addEventListener("click", () => exportCsv(state.items));

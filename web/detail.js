@@ -1,6 +1,6 @@
 // Everything that is said of the one picture that is looked at.
 
-import { date, describe, has, percent, text } from "./i18n.js";
+import { date, describe, has, percents, say, text } from "./i18n.js";
 import { draw, side } from "./map.js";
 
 const $ = (id) => document.getElementById(id);
@@ -12,8 +12,8 @@ export function showDetail(item) {
   $("result").hidden = !item || Boolean(problem);
   if (problem) {
     const { title, hint } = describe(problem);
-    $("error-title").textContent = `${item.file.name}: ${title}`;
-    $("error-hint").textContent = hint;
+    say("error-title", `${item.file.name}: ${title}`);
+    say("error-hint", hint);
   }
   if (!item || problem) return;
   preview(item);
@@ -22,8 +22,7 @@ export function showDetail(item) {
   $("said").hidden = !answer;
   if (answer) showAnswer(answer);
   showFeedback(item);
-  $("map-note").textContent = item.mapState ? text(item.mapState) : "";
-  $("opacity").disabled = !item.map;
+  showMap(item);
   draw(item);
 }
 
@@ -45,23 +44,23 @@ function preview(item) {
 }
 
 function showAnswer(answer) {
-  const { real_below: low, fake_above: high } = answer.thresholds;
-  const figure = percent(answer.probability_fake);
+  const { real_below, fake_above } = answer.thresholds;
+  const [figure, low, high] = percents(answer.probability_fake, answer.thresholds);
   $("verdict").textContent = text(answer.verdict);
   $("verdict").className = `verdict ${answer.verdict}`;
   $("percent").textContent = figure;
-  $("bar").setAttribute("aria-label", text("barLabel", { percent: figure, low: percent(low), high: percent(high) }));
-  $("zone-real").style.width = $("tick-real").style.left = `${low * 100}%`;
-  $("zone-uncertain").style.width = `${(high - low) * 100}%`;
-  $("tick-fake").style.left = `${high * 100}%`;
+  $("bar").setAttribute("aria-label", text("barLabel", { percent: figure, low, high }));
+  $("zone-real").style.width = $("tick-real").style.left = `${real_below * 100}%`;
+  $("zone-uncertain").style.width = `${(fake_above - real_below) * 100}%`;
+  $("tick-fake").style.left = `${fake_above * 100}%`;
   $("needle").style.left = `${answer.probability_fake * 100}%`;
-  $("legend-real").textContent = text("below", { bound: percent(low) });
-  $("legend-uncertain").textContent = text("between", { low: percent(low), high: percent(high) });
-  $("legend-fake").textContent = text("above", { bound: percent(high) });
+  $("legend-real").textContent = text("below", { bound: low });
+  $("legend-uncertain").textContent = text("between", { low, high });
+  $("legend-fake").textContent = text("above", { bound: high });
   $("meaning").textContent = text("meaning", { percent: figure });
   const several = answer.faces.length > 1 ? answer.faces : [];
   $("faces").replaceChildren(...several.map((face, index) =>
-    element("li", text("face", { number: index + 1, percent: percent(face.probability_fake) }), side(face.probability_fake, answer.thresholds))));
+    element("li", text("face", { number: index + 1, percent: percents(face.probability_fake, answer.thresholds)[0] }), side(face.probability_fake, answer.thresholds))));
   $("warnings").replaceChildren(...answer.warnings.map((name) => element("li", has(`warning_${name}`) ? text(`warning_${name}`) : name)));
   showCredentials(answer.credentials);
   const { version, created, run_id, data_md5, git_commit } = answer.model;
@@ -70,6 +69,16 @@ function showAnswer(answer) {
   rows.time = text("milliseconds", { value: Math.round(answer.timing_ms) });
   const known = Object.entries(rows).filter(([, value]) => value);
   $("details").replaceChildren(...known.flatMap(([name, value]) => [element("dt", text(name)), element("dd", value)]));
+}
+
+/** Name the map by its method: rollout is where the model looked, the others weigh places by what speaks for a fake, which may be none. */
+function showMap({ map, mapState }) {
+  const empty = Boolean(map) && map.heat.flat().every((value) => value === 0);
+  const kind = map?.method === "attention_rollout" ? "looked" : "spoke";
+  $("map-title").textContent = text(map ? `map_${kind}` : "map");
+  $("map-note").textContent = map ? text(empty ? "mapEmpty" : `mapNote_${kind}`) : mapState ? text(mapState) : "";
+  $("scale").hidden = empty;
+  $("opacity").disabled = !map || empty;
 }
 
 function showCredentials(found) {
@@ -88,8 +97,9 @@ function showFeedback(item) {
     $("feedback").reset();
     $("wrong").open = false;
   }
-  $("feedback").hidden = item.feedback === "thanks";
-  $("feedback-said").textContent = item.feedback ? text(`wrong_${item.feedback}`) : "";
+  $("feedback").hidden = Boolean(item.told);
+  const failed = item.tellProblem && describe(item.tellProblem);
+  say("feedback-said", item.told ? text("wrong_thanks") : failed ? `${text("wrong_failed")} ${failed.title} ${failed.hint}` : "");
 }
 
 function element(tag, content, kind = "") {

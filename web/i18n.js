@@ -3,7 +3,16 @@
 import { WORDS } from "./words.js";
 
 const KEY = "unmask-language";
+const FURTHER = 4;  // the service gives no more digits
 let language = WORDS[localStorage.getItem(KEY)] ? localStorage.getItem(KEY) : navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en";
+
+/** A problem that the page can put into words: `code` is the service's, `wait` the seconds after which to try again. */
+export class Problem extends Error {
+  constructor(code, message = "", hint = "", wait = 0) {
+    super(message);
+    Object.assign(this, { code, hint, wait });
+  }
+}
 
 /** Whether there is a text of this name. */
 export const has = (name) => name in WORDS.en;
@@ -22,6 +31,12 @@ export function translate() {
   }
 }
 
+/** Let an element say this. What it says already stays untouched: a live region would be read out again. */
+export function say(id, words) {
+  const element = document.getElementById(id);
+  if (element.textContent !== words) element.textContent = words;
+}
+
 /** Change the language, and remember it in this browser. */
 export function speak(chosen) {
   language = chosen;
@@ -30,11 +45,22 @@ export function speak(chosen) {
 }
 
 /** A share as a percentage that never says 0% or 100%: the model is never certain. */
-export function percent(share) {
-  if (share < 0.001) return "< 0.1%";
-  if (share > 0.999) return "> 99.9%";
+function percent(share, further) {
+  const edge = 0.1 / 10 ** further;
+  if (share * 100 < edge) return `< ${edge.toFixed(1 + further)}%`;
+  if (share * 100 > 100 - edge) return `> ${(100 - edge).toFixed(1 + further)}%`;
   const digits = share < 0.1 || share > 0.9 ? 1 : 0;
-  return `${(share * 100).toFixed(digits)}%`;
+  return `${(share * 100).toFixed(digits + further)}%`;
+}
+
+/** A probability and its two thresholds as percentages, with further digits where it would look like one that it is not. */
+export function percents(probability, { real_below: low, fake_above: high }) {
+  const shares = [probability, low, high];
+  for (let further = 0; ; further += 1) {
+    const [figure, ...bounds] = shares.map((share) => percent(share, further));
+    const alike = bounds.some((bound, index) => bound === figure && shares[index + 1] !== probability);
+    if (!alike || further === FURTHER) return [figure, ...bounds];
+  }
 }
 
 /** An ISO 8601 time as a date, and as a time of day too if asked for. */
@@ -43,13 +69,14 @@ export function date(iso, withTime = false) {
   return new Intl.DateTimeFormat(document.documentElement.lang, options).format(new Date(iso));
 }
 
-/** What a problem is called, and what to do: in the page's words where it has them, else in the service's. */
-export function describe({ code, message, hint }) {
+/** What went wrong, and what to do: in the page's words where it has them, else in the service's. */
+export function describe(error) {
+  const { code, message, hint } = error instanceof Problem ? error : new Problem("other");
   if (has(`error_${code}`)) return { title: text(`error_${code}`), hint: text(`hint_${code}`) };
   return { title: message || text("error_other"), hint: hint || text("hint_other") };
 }
 
 /** An answer in a sentence, for who does not see the page. */
-export function announceable({ verdict, probability_fake }) {
-  return `${text(verdict)}, ${percent(probability_fake)} ${text("probability")}`;
+export function announceable({ verdict, probability_fake, thresholds }) {
+  return `${text(verdict)}, ${percents(probability_fake, thresholds)[0]} ${text("probability")}`;
 }

@@ -1,6 +1,6 @@
 // What lies over the picture: the heat map, and a box around each face.
 
-import { percent } from "./i18n.js";
+import { percents } from "./i18n.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -30,7 +30,7 @@ export function draw(item) {
       height: `${face.box.height * scale}px`,
     });
     const label = document.createElement("span");
-    label.textContent = percent(face.probability_fake);
+    [label.textContent] = percents(face.probability_fake, item.answer.thresholds);
     box.append(label);
     $("boxes").append(box);
   }

@@ -1,6 +1,6 @@
 // The list of all pictures of this visit, and its export.
 
-import { describe, percent, text } from "./i18n.js";
+import { describe, percents, text } from "./i18n.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -48,7 +48,7 @@ function fill({ row: made, answer, problem }, chosen) {
   const said = button.querySelector(".said");
   said.className = `said ${answer?.verdict ?? (problem ? "bad" : "")}`;
   said.textContent = answer ? text(answer.verdict) : problem ? describe(problem).title : text("waitingShort");
-  button.querySelector(".number").textContent = answer ? percent(answer.probability_fake) : "";
+  button.querySelector(".number").textContent = answer ? percents(answer.probability_fake, answer.thresholds)[0] : "";
 }
 
 /** Save the answers as a CSV file, one row a picture. */

@@ -1,16 +1,20 @@
 // The operators' page: /model, /metrics and /drift in plain words.
 
 import { call, request } from "./api.js";
-import { date, speak, text, translate } from "./i18n.js";
+import { date, describe, say, speak, text, translate } from "./i18n.js";
 
 const SECONDS = 10;
 const QUANTILES = [0.5, 0.9, 0.99];
 const $ = (id) => document.getElementById(id);
+const EXPECTED = ["no_model", "no_report"];  // which say something of the service
+// `seen` is when everything was last answered, and `failed` why it is not now.
 let known = { samples: [] };
 
 async function look() {
   const [model, metrics, drift] = await Promise.allSettled([call("model"), request("metrics", { headers: { Accept: "text/plain" } }).then((found) => found.text()), call("drift")]);
-  known = { model: model.value, problem: model.reason, samples: parse(metrics.value ?? ""), drift: drift.value };
+  const failed = [model, metrics, drift].map(({ reason }) => reason).find((reason) => reason && !EXPECTED.includes(reason.code));
+  if (failed) known.failed = failed;
+  else known = { model: model.value, problem: model.reason, samples: parse(metrics.value), drift: drift.value, seen: new Date() };
   show();
   setTimeout(look, 1000 * SECONDS);
 }
@@ -44,9 +48,19 @@ function quantile(buckets, share) {
 }
 
 function show() {
-  const { model, problem, drift } = known;
-  $("model-version").textContent = model ? text(model.version === "starter" ? "starterChip" : "modelChip", { version: model.version }) : text("noModelTitle");
-  $("trouble").textContent = model ? model.trouble ?? text("statusWell") : problem ? `${problem.message} ${problem.hint ?? ""}` : "";
+  const { model, problem, drift, seen, failed } = known;
+  $("failed").hidden = !failed;
+  if (failed) {
+    const { title, hint } = describe(failed);
+    say("failed-title", title);
+    say("failed-hint", hint);
+    say("failed-since", seen ? text("statusOld", { date: date(seen, true) }) : "");
+  }
+  $("tiles").hidden = !seen;
+  $("tiles").classList.toggle("old", Boolean(failed));
+  if (!seen) return;
+  $("model-version").textContent = model ? text(model.version === "starter" ? "starterChip" : "modelChip", { version: model.version }) : text("error_no_model");
+  say("trouble", model ? model.trouble ?? text("statusWell") : [problem.message, problem.hint].filter(Boolean).join(". "));
   list("model-facts", model ? [[text("made"), date(model.created, true)], [text("statusRuntime"), model.runtime],
     [text("statusFaces"), text(model.face_detector ? "statusFacesOn" : "statusFacesOff")]] : []);
 

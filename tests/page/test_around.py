@@ -1,17 +1,34 @@
 """Around the verdict: languages, screens, accessibility, the card, the status, the key."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.package_helpers import tiny_package
+from pipeline.package import GOLDEN, STARTER
+from serving.errors import STATUS
 from tests.page.use import choose, needs_chromium, picture
-from tests.service_helpers import served, wait_for
+from tests.service_helpers import ROOT, served, wait_for
 
 pytestmark = needs_chromium
+
+KEY = "open-sesame"
+OTHERWISE = {"unauthorized", "no_report"}
+"""Codes of errors that the pages have no text for, but a form or a state."""
+MISTAKES = {"bad_value", "method_not_allowed", "not_found", "not_multipart", "too_many_images", "wrong_field"}
+"""Codes of errors in how the service is called, which the pages do not make."""
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service with the starter that wants a key and has no room for pictures of users."""
+    settings = {"UNMASK_PACKAGE": str(ROOT / STARTER), "UNMASK_API_KEYS": KEY, "UNMASK_FEEDBACK_MEGABYTES": "0.001"}
+    with served(tmp_path_factory.mktemp("guarded"), UNMASK_TIMEOUT="120", **settings) as client:  # a first map waits for PyTorch
+        wait_for(lambda: client.get("/readyz").is_success)
+        yield str(client.base_url)
 
 
 def test_it_speaks_chinese_and_remembers(page: Page):
@@ -34,16 +51,55 @@ def test_the_browsers_language_is_taken(promoted: str, browser: Browser):
 def test_a_phone_shows_it_without_scrolling_sideways(promoted: str, browser: Browser):
     page = browser.new_page(locale="en-US", viewport={"width": 360, "height": 740})
     page.goto(promoted)
+    expect(page.locator("#model")).to_be_visible()
     choose(page, "me.png", picture())
     expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    choose(page, f"{'x' * 90}.png", b"hello")
+    expect(page.get_by_role("alert")).to_contain_text("not a picture")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.locator("#file").set_input_files([{"name": f"{index}.png", "mimeType": "image/png", "buffer": picture()} for index in range(5)])
+    expect(page.get_by_text("7 of 7 done", exact=True).first).to_be_visible(timeout=30_000)
+    page.locator("#rows").get_by_role("button", name="4.png").click()
+    expect(page.locator("#verdict")).to_be_in_viewport()
     page.close()
 
 
+def test_every_problem_has_words_in_both_languages(page: Page):
+    words = page.evaluate(
+        "async () => Object.entries((await import('/words.js')).WORDS).map(([language, words]) => [language, Object.keys(words)])"
+    )
+    assert [language for language, _ in words] == ["en", "zh"] and set(words[0][1]) == set(words[1][1])
+    needed = {f"{part}_{code}" for code in STATUS.keys() - OTHERWISE - MISTAKES for part in ("error", "hint")}
+    assert needed <= set(words[0][1])
+
+
+def test_figures_and_thresholds_that_differ_look_different(page: Page):
+    thresholds = {"real_below": 0.130948, "fake_above": 0.79834}
+    percents = "async ([figure, thresholds]) => (await import('/i18n.js')).percents(figure, thresholds)"
+    for figure, shown in {
+        0.5: ["50%", "13%", "80%"],
+        0.795: ["79.5%", "13.1%", "79.8%"],
+        0.7983: ["79.830%", "13.095%", "79.834%"],
+        0.79834: ["80%", "13%", "80%"],
+        0.00001: ["< 0.1%", "13%", "80%"],
+    }.items():
+        assert page.evaluate(percents, [figure, thresholds]) == shown
+    assert page.evaluate(percents, [0.0004, thresholds | {"real_below": 0.0008}]) == ["0.04%", "0.08%", "79.8%"]
+
+
 def test_the_model_card_opens_and_closes(page: Page):
+    page.route("**/model/card", lambda route: route.abort())
     page.locator("footer").get_by_role("button", name="Model card").click()
     card = page.get_by_role("dialog", name="Model card")
+    expect(card.get_by_role("alert")).to_contain_text("The service does not answer.")
+    card.get_by_role("button", name="Close").click()
+    page.unroute_all()
+    page.locator("footer").get_by_role("button", name="Model card").click()
     expect(card.get_by_role("heading", name="Unmask: model card")).to_be_visible()
+    expect(card.get_by_role("alert")).to_be_empty()
+    at_its_top = "card => document.elementFromPoint(innerWidth / 2, card.getBoundingClientRect().top + 6).closest('form')?.method"
+    assert card.evaluate(at_its_top) == "dialog"  # and no text of the card that is scrolled
     expect(card.get_by_role("cell", name="0.500")).to_be_visible()
     page.keyboard.press("Escape")
     expect(card).to_be_hidden()
@@ -65,6 +121,7 @@ def test_the_status_page_shows_what_is_served_and_how_it_goes(page: Page, promot
     (workspace / "var" / "drift").mkdir(parents=True, exist_ok=True)
     report = {"version": "1", "drift": True, "p_value": 0.0021, "alpha": 0.01, "window": 500}
     (workspace / "var" / "drift" / "report.json").write_text(json.dumps(report))
+    page.clock.install()
     page.get_by_role("link", name="Status of the service").click()
     expect(page.get_by_role("heading", name="Status")).to_be_visible()
     expect(page.locator("#model-version")).to_contain_text("Model version")
@@ -74,34 +131,69 @@ def test_the_status_page_shows_what_is_served_and_how_it_goes(page: Page, promot
     expect(page.get_by_text("Traffic no longer looks like what the model was judged on.")).to_be_visible()
     expect(page.get_by_text("500 answers of version 1, p = 0.0021")).to_be_visible()
 
+    before = page.locator("#answers").text_content()
+    assert before and not before.startswith("0 ")
+    page.context.set_offline(True)
+    page.clock.fast_forward(11_000)
+    expect(page.get_by_role("heading", name="The service does not answer.")).to_be_visible()
+    expect(page.get_by_text("The figures below are old")).to_be_visible()
+    expect(page.locator("#answers")).to_have_text(before)
+    page.context.set_offline(False)
+    page.clock.fast_forward(11_000)
+    expect(page.get_by_text("The figures below are old")).to_be_hidden()
+    page.get_by_role("button", name="中文").click()
+    assert page.title() == "Unmask：状态"
 
-def test_the_page_asks_for_the_key_once(browser: Browser, tmp_path: Path):
-    package = tiny_package(tmp_path / "tiny")
-    folder = tmp_path / "workspace"
-    folder.mkdir()
-    with served(folder, UNMASK_PACKAGE=str(package), UNMASK_API_KEYS="open-sesame") as client:
-        wait_for(lambda: client.get("/readyz").is_success)
-        page = browser.new_page(locale="en-US")
-        page.goto(str(client.base_url))
-        for key in ("wrong", "open-sesame"):
-            page.get_by_label("API key").fill(key)
-            page.get_by_role("button", name="Use this key").click()
-            if key == "wrong":
-                expect(page.get_by_text("did not take that key")).to_be_visible()
-        expect(page.get_by_label("API key")).to_be_hidden()
-        choose(page, "me.png", picture())
-        expect(page.locator("#said")).to_be_visible(timeout=20_000)
-        page.get_by_role("link", name="Status of the service").click()
-        expect(page.locator("#model-version")).to_contain_text("Model version", timeout=20_000)
-        expect(page.get_by_label("API key")).to_be_hidden()
-        page.close()
 
-        fresh = browser.new_page(locale="en-US")  # another tab, which has no key yet
-        fresh.goto(f"{client.base_url}/model/card")
-        fresh.get_by_label("API key").fill("open-sesame")
-        fresh.get_by_role("button", name="Use this key").click()
-        expect(fresh.get_by_role("heading", name="Unmask: model card")).to_be_visible()
-        fresh.close()
+def test_the_page_asks_for_the_key_once(guarded: str, browser: Browser):
+    page = browser.new_page(locale="en-US")
+    page.goto(guarded)
+    for key in ("ｏｐｅｎ－ｓｅｓａｍｅ", "wrong", f" {KEY} "):
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Use this key").click()
+        if key.strip() != KEY:
+            expect(page.get_by_text("did not take that key")).to_be_visible()
+    expect(page.get_by_label("API key")).to_be_hidden()
+    choose(page, "me.png", picture())
+    expect(page.locator("#said")).to_be_visible(timeout=20_000)
+    page.get_by_role("link", name="Status of the service").click()
+    expect(page.locator("#model-version")).to_contain_text("Model version", timeout=20_000)
+    expect(page.get_by_label("API key")).to_be_hidden()
+    page.close()
+
+    fresh = browser.new_page(locale="en-US")  # another tab, which has no key yet
+    fresh.goto(f"{guarded}/model/card")
+    fresh.get_by_label("API key").fill(KEY)
+    fresh.get_by_role("button", name="Use this key").click()
+    expect(fresh.get_by_role("heading", name="Unmask: model card")).to_be_visible()
+    fresh.close()
+
+
+def test_a_map_of_evidence_is_called_one_and_may_be_empty(guarded: str, browser: Browser):
+    context = browser.new_context(locale="en-US")
+    context.add_init_script(f"sessionStorage.setItem('unmask-key', '{KEY}')")
+    page = context.new_page()
+    page.goto(guarded)
+    golden = json.loads((ROOT / STARTER / GOLDEN / "golden.json").read_text())
+    real, *_, fake = sorted(golden, key=lambda name: golden[name]["probability_fake"])
+    choose(page, fake, (ROOT / STARTER / GOLDEN / fake).read_bytes())
+    expect(page.get_by_label("Heat map: places that spoke for a fake")).to_be_enabled(timeout=120_000)
+    expect(page.locator("#map-note")).to_contain_text("Bright places spoke for a fake most")
+    choose(page, real, (ROOT / STARTER / GOLDEN / real).read_bytes())
+    expect(page.locator("#map-note")).to_contain_text("No place spoke for a forgery", timeout=20_000)
+    expect(page.get_by_label("Heat map: places that spoke for a fake")).to_be_disabled()
+    expect(page.locator("#scale")).to_be_hidden()
+    figure = page.locator("#percent").text_content()
+    assert page.locator("#legend-real").text_content() != f"below {figure}"  # both are 13% in whole percent
+
+    page.get_by_text("This is wrong").click()
+    page.get_by_label("It is fake").check()
+    page.get_by_label("Keep this picture").check()
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator("#feedback-said")).to_contain_text("The service has no room for more feedback.", timeout=20_000)
+    page.get_by_role("button", name="中文").click()
+    expect(page.locator("#map-note")).to_contain_text("没有任何位置支持“伪造”的判断")
+    context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

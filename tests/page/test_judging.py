@@ -7,8 +7,9 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from pipeline import feedback
+from serving.errors import ApiError
 from tests.package_helpers import META, tiny_package
-from tests.page.use import choose, needs_chromium, picture
+from tests.page.use import choose, failing, needs_chromium, picture
 from tests.service_helpers import register, wait_for
 
 pytestmark = needs_chromium
@@ -35,6 +36,7 @@ def test_an_upload_gets_a_verdict_a_probability_and_a_map(page: Page):
 
 
 def test_the_map_fades_with_the_slider(page: Page):
+    page.route("**/explain", failing(ApiError("timeout", "No answer within 30 seconds", "Try again later.")), times=1)
     choose(page, "me.png", picture())
     slider = page.get_by_label("Attention map")
     expect(slider).to_be_enabled(timeout=20_000)
@@ -59,16 +61,54 @@ def test_a_picture_can_be_dropped_and_pasted(page: Page):
         expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
 
 
-def test_a_bad_file_is_explained_and_the_next_one_works(page: Page):
+def test_a_bad_file_is_explained_and_the_next_one_works(page: Page, tmp_path: Path):
     choose(page, "notes.txt", b"hello")
     expect(page.get_by_role("alert")).to_contain_text("This file is not a picture")
+    page.evaluate(
+        "window.read = 0; new MutationObserver(() => read += 1).observe(document.getElementById('error'), {subtree: true, childList: true})"
+    )
+    page.get_by_role("button", name="EN", exact=True).click()
+    assert page.evaluate("read") == 0  # an alert whose words are put there again is read out again
     choose(page, "half.png", picture()[:-400])
     expect(page.get_by_role("alert")).to_contain_text("damaged or cut off")
-    choose(page, "big.png", bytes(20_000_001))
+    (tmp_path / "big.png").write_bytes(bytes(20_000_001))
+    page.locator("#file").set_input_files(tmp_path / "big.png")
     expect(page.get_by_role("alert")).to_contain_text("larger than the service takes")
     choose(page, "me.png", picture())
     expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
     expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_picture_waits_for_a_model_that_went_away(page: Page):
+    expect(page.get_by_role("button", name="Choose pictures")).to_be_enabled()
+    gone = failing(ApiError("no_model", "No model is promoted", "Run `make run`.", {"Retry-After": "1"}))
+    page.route("**/predict", gone)
+    page.route("**/model", gone)
+    choose(page, "me.png", picture())
+    expect(page.get_by_role("heading", name="No model is served yet")).to_be_visible()
+    with page.expect_response("**/model"):  # it goes on asking
+        pass
+    expect(page.get_by_text("Looking at the picture…")).to_be_visible()
+    page.unroute_all()
+    expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("heading", name="No model is served yet")).to_be_hidden()
+
+
+def test_a_service_that_cannot_be_reached_is_said_and_waited_for(page: Page):
+    silent = page.get_by_role("heading", name="The service does not answer.")
+    page.route("**/model", lambda route: route.abort())
+    page.reload()
+    expect(silent).to_be_visible()
+    expect(page.get_by_role("button", name="Choose pictures")).to_be_disabled()
+    page.unroute_all()
+    expect(page.get_by_role("button", name="Choose pictures")).to_be_enabled(timeout=20_000)
+    expect(silent).to_be_hidden()
+    page.context.set_offline(True)
+    choose(page, "me.png", picture())
+    expect(silent).to_be_visible(timeout=20_000)
+    page.context.set_offline(False)
+    expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
+    expect(silent).to_be_hidden()
 
 
 def test_warnings_are_in_plain_words(page: Page):

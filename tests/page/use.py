@@ -3,11 +3,14 @@
 import io
 import os
 import shutil
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page
+from playwright.sync_api import Page, Route
+
+from serving.errors import ApiError
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium: apt install chromium, or set CHROMIUM to its path")
@@ -22,3 +25,9 @@ def picture(kind: str = "PNG", size: tuple[int, int] = (90, 120)) -> bytes:
 
 def choose(page: Page, name: str, data: bytes) -> None:
     page.locator("#file").set_input_files({"name": name, "mimeType": "application/octet-stream", "buffer": data})
+
+
+def failing(error: ApiError) -> Callable[[Route], None]:
+    """What answers with an error of the service, as it would."""
+    answer = error.response()
+    return lambda route: route.fulfill(status=answer.status_code, headers=dict(answer.headers), body=bytes(answer.body))
