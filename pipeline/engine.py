@@ -1,14 +1,14 @@
 """Where work on many images runs: processes on this machine, or a Ray cluster. The results are the same, in the same order."""
 
-import ctypes
 import multiprocessing
 import os
-import signal
+import select
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any, Literal, TypeVar
 
@@ -41,7 +41,7 @@ def _local(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterato
     # Not forks of this process, which may hold threads: a lock that one of them held would stay shut in the fork for ever.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipeline.batch"])
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker, initargs=(os.getpid(),)) as pool:
 
         def submit(task: Task) -> Future[Result]:
             with _main_hidden():
@@ -95,10 +95,19 @@ def _in_order(submit: Callable[[Any], Any], result: Callable[[Any], Any], tasks:
         yield result(waiting.popleft())
 
 
-def _prepare_worker() -> None:
+def _prepare_worker(stage: int) -> None:
     import cv2
 
     cv2.setNumThreads(1)  # the processes are the parallelism
     if sys.platform == "linux":
-        # The fork server ends with a killed stage, and its workers with it: they must not write beside the next run's.
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        threading.Thread(target=_end_with, args=(stage,), daemon=True).start()
+
+
+def _end_with(stage: int) -> None:
+    """End this worker when its stage ends, killed or not: it must not write beside the next run's.
+
+    Nothing else would end it: a worker keeps its fork server alive, and waits for tasks at a pipe that its fellows hold open.
+    """
+    with suppress(ProcessLookupError):
+        select.select([os.pidfd_open(stage)], [], [])
+    os._exit(1)

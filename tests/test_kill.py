@@ -9,11 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.settings import apply, folder_source
 from tests.conftest import ROOT
 from tests.data_helpers import picture
+from tests.service_helpers import wait_for
 
 KILLS = 10
 
@@ -61,5 +63,6 @@ def test_a_killed_ingest_ends_with_the_bytes_of_an_undisturbed_one(tmp_path: Pat
         except subprocess.TimeoutExpired:
             process.kill()
             killed += process.wait() == -signal.SIGKILL  # it may have ended just before
+            wait_for(lambda: not any(str(folder) in " ".join(found.info["cmdline"] or ()) for found in psutil.process_iter(["cmdline"])))
     assert start().wait() == 0
     assert digests(folder) == undisturbed
