@@ -12,6 +12,7 @@ import bentoml
 import click
 import cv2
 import yaml
+from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import BentoMLConfigException
 
 from pipeline.champion import Champion, champion
@@ -30,6 +31,8 @@ CONFIG: dict[str, Any] = {
     "traffic": {"timeout": 250},
     # BentoML counts by the path as it was asked for, so that whoever asks for many paths fills the memory. Ours are in serving/metrics.py.
     "metrics": {"enabled": False},
+    # A type that is not UTF-8 makes the access log fail, which then has a traceback in the place of a line.
+    "logging": {"access": {"request_content_type": False}},
     # A span for each request, which goes nowhere unless somebody sets an exporter, costs half a millisecond.
     "tracing": {"excluded_urls": ".*"},
 }
@@ -48,6 +51,24 @@ def _champion() -> Champion:
     return champion(HERE / "models" / "champion", labels.get("model_version", ""))
 
 
+def _host() -> str | None:
+    """Where `bentoml serve` will listen, of which BentoML tells the service nothing; None where something else starts it."""
+    command = click.get_current_context(silent=True)
+    if command is None or "host" not in command.params:
+        return None
+    host = command.params["host"]
+    return str(BentoMLContainer.http.host.get() if host is None else host)  # where the flag is missing, BentoML fills it in later
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """A filter that lets everything through, with control characters escaped: no path of a request writes a line of its own."""
+    message = record.getMessage()
+    if not message.isprintable():
+        message = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message)
+        record.msg, record.args = message, ()
+    return True
+
+
 @bentoml.service(name=MODEL, workers=1, **CONFIG)
 @bentoml.asgi_app(routes, path="/")
 class Unmask:
@@ -60,17 +81,16 @@ class Unmask:
             settings = Settings.from_environment()
         except StageError as error:
             raise BentoMLConfigException(str(error)) from None
-        # BentoML tells the service nothing of where it shall listen; its command line knows.
-        command = click.get_current_context(silent=True)
-        host = command.params.get("host") if command else None
-        if host and not settings.api_keys and not is_loopback(host):
+        host = _host()
+        if host is not None and not settings.api_keys and not is_loopback(host):
             raise BentoMLConfigException(
                 f"without UNMASK_API_KEYS the service listens only on this machine, and not on {host}. "
-                "Set UNMASK_API_KEYS=$(openssl rand -hex 24), or start it with --host 127.0.0.1"
+                "Start it with --host 127.0.0.1, or make a key: export UNMASK_API_KEYS=$(openssl rand -hex 24); echo $UNMASK_API_KEYS"
             )
 
     def __init__(self) -> None:
         logging.getLogger("pipeline").setLevel(logging.INFO)
+        logging.getLogger("bentoml.access").addFilter(_one_line)
         give_back_large()
         cv2.setNumThreads(1)  # requests run side by side: threads of their own would only wait for each other
         settings = Settings.from_environment()

@@ -177,13 +177,12 @@ class Detector:
             if not abs(found - golden.probability_fake) <= self.package.meta.golden_tolerance:
                 raise PackageError(f"the golden example {path.name} gets {found:.4f}, and {golden.probability_fake:.4f} was recorded")
 
-    def explain(self, picture: Picture) -> tuple[Explanation, dict[str, float]]:
-        """Where the model looked in a picture; of several faces in the most suspicious one.
+    def explain(self, prepared: Prepared) -> tuple[Explanation, dict[str, float]]:
+        """Where the model looked in a picture that was prepared; of several faces in the most suspicious one.
 
         Returns:
             The heat map, and the part of the picture that it lies over (pipeline.overlay.region).
         """
-        prepared = self.prepare(picture)
         part = prepared.parts[0]
         if len(prepared.parts) > 1:
             scores = [answer.probability_fake for answer in self.judge([Prepared([part], prepared.size) for part in prepared.parts])]

@@ -144,8 +144,15 @@ def find(path: Path, id: str) -> Recorded | None:
     if not path.is_file():
         return None
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as database:
+        if not _has(database, "predictions"):
+            return None
         row = database.execute("SELECT version, verdict, probability_fake FROM predictions WHERE id = ?", (id,)).fetchone()
     return Recorded(*row) if row else None
+
+
+def _has(database: sqlite3.Connection, table: str) -> bool:
+    """A file has no table at all whose first row is not written yet, or could not be; an older one has no `shadows`."""
+    return database.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone() is not None
 
 
 def forget(path: Path, ids: set[str]) -> int:
@@ -174,11 +181,14 @@ def newest(path: Path, package: str, most: int) -> "pd.DataFrame":
     import pandas as pd
 
     columns = ["id", "time", "verdict", "warnings", "probability_fake", "embedding", *STATISTICS]
+    nothing = pd.DataFrame(columns=columns)
     if not path.is_file():
-        return pd.DataFrame(columns=columns)
+        return nothing
     # In the order in which they came, whatever the clock said: rows from a time when it was ahead would stay the newest for ever.
     query = f"SELECT {', '.join(columns)} FROM predictions WHERE package = ? ORDER BY rowid DESC LIMIT ?"  # noqa: S608 - no value in it
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as database:
+        if not _has(database, "predictions"):
+            return nothing
         table = pd.read_sql_query(query, database, params=(package, most))
     table["embedding"] = table["embedding"].map(lambda value: np.frombuffer(value, np.float32))
     table["warnings"] = table["warnings"].map(json.loads)
@@ -205,6 +215,6 @@ def beside(path: Path, package: str, most: int) -> "pd.DataFrame":
     rows: list[Any] = []
     if path.is_file():
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as database:
-            if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'shadows'").fetchone():  # an older file has none
+            if _has(database, "shadows"):
                 rows = database.execute(query, (package, most)).fetchall()
     return pd.DataFrame(rows, columns=columns)

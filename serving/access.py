@@ -16,6 +16,8 @@ from serving.settings import Settings
 REMEMBERED = 10_000
 """Clients whose rate is known; the one that was silent for longest is forgotten first."""
 
+OWN_PAGE = "Use the service's own page, or no browser. A proxy has to pass `Host` on as it came."
+
 
 def check(request: Request, settings: Settings) -> str:
     """Whether a request may be answered: it has a key or, where none is set, comes from this machine.
@@ -26,15 +28,14 @@ def check(request: Request, settings: Settings) -> str:
     Raises:
         ApiError: unauthorized, loopback_only, cross_origin.
     """
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    origin, host = request.headers.get("origin"), request.headers.get("host", "")
+    if origin is not None and (not host or origin.partition("://")[2] != host):
         # CORS keeps a foreign page from reading an answer; this keeps it from asking in its visitor's name.
-        raise ApiError("cross_origin", f"A page of {origin[:100]} may not use this service", "Use the service's own page, or no browser.")
-    if settings.api_keys:
-        return f"key {hashlib.sha256(_key(request, settings)).hexdigest()[:8]}"  # the same one when others are added or taken out
+        raise ApiError("cross_origin", f"A page of {origin[:100]} may not use this service", OWN_PAGE)
     peer = request.client.host if request.client else "localhost"  # a Unix socket has no peer
-    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-    if not is_loopback(peer) or not is_loopback(host):
+    if settings.api_keys:
+        return f"key {hashlib.sha256(_key(request, settings)).hexdigest()[:8]}"  # the same one whatever others there are
+    if not is_loopback(peer) or not is_loopback(_name(host)):
         raise ApiError(
             "loopback_only",
             "Without API keys this service answers only its own machine, under the name localhost",
@@ -54,6 +55,14 @@ def is_loopback(host: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
+
+
+def _name(host: str) -> str:
+    """The name in a `Host` header, without its port; empty where there is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _key(request: Request, settings: Settings) -> bytes:

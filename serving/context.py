@@ -8,7 +8,7 @@ from typing import TypeVar
 import anyio
 from PIL.Image import Image
 
-from pipeline import credentials, predictions
+from pipeline import credentials, images, predictions
 from pipeline.champion import Champion, Served
 from pipeline.credentials import Credentials
 from pipeline.detector import Prediction, Prepared
@@ -103,13 +103,18 @@ class Context:
                 self.trial.failed(error)
         return await work(champion)
 
-    async def _open(self, served: Served, mark: Picture, data: bytes) -> Opened:
-        def rest(image: Image) -> Opened:
-            return Opened(mark, served, served.detector.prepare(picture(image, data)), credentials.read(data))
+    async def decoded(self, data: bytes, work: Callable[[images.Picture], Result]) -> Result:
+        """What the work makes of an image file; a large one waits for it among the large ones. Raises ImageError."""
 
-        def begin() -> Image | Opened:
+        def begin() -> Image | tuple[Result]:
             image = identify(data, self.settings.images)
-            return image if image.width * image.height > LARGE else rest(image)
+            return image if image.width * image.height > LARGE else (work(picture(image, data)),)
 
         begun = await self.threads.run(begin)
-        return begun if isinstance(begun, Opened) else await self.threads.run(lambda: rest(begun), long=True)
+        return begun[0] if isinstance(begun, tuple) else await self.threads.run(lambda: work(picture(begun, data)), long=True)
+
+    async def _open(self, served: Served, mark: Picture, data: bytes) -> Opened:
+        def opened(found: images.Picture) -> Opened:
+            return Opened(mark, served, served.detector.prepare(found), credentials.read(data))
+
+        return await self.decoded(data, opened)

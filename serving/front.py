@@ -1,5 +1,6 @@
 """What stands before every route, BentoML's own included: access, limits, security headers, and one body for errors."""
 
+import logging
 from pathlib import Path
 
 from starlette.datastructures import MutableHeaders, State
@@ -11,7 +12,7 @@ from serving import card
 from serving.access import check
 from serving.answers import Ready
 from serving.context import Context
-from serving.errors import ApiError, http_error
+from serving.errors import ApiError, http_error, internal
 from serving.openapi import bentoml_schema
 
 WEB = Path(__file__).parent.parent / "web"
@@ -28,6 +29,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
+
+log = logging.getLogger(__name__)
 
 
 class Front:
@@ -70,6 +73,13 @@ class Front:
                 await card.page(status=401, headers=error.headers)(scope, receive, answer)
             else:
                 await error.response()(scope, receive, answer)
+        except Exception:
+            if answer.started:  # the application has answered and logged it
+                raise
+            # Without an answer BentoML would let the client wait until its own timeout, and would not stop before.
+            log.exception("a request failed outside the routes")
+            context.metrics.refused("internal")
+            await internal().response()(scope, receive, answer)
         finally:
             if uploading:
                 context.leave()
@@ -80,10 +90,11 @@ class _Answer:
 
     def __init__(self, send: Send) -> None:
         self.send = send
-        self.replaces, self.replaced = True, False
+        self.replaces, self.replaced, self.started = True, False, False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self.started = True
             headers = MutableHeaders(scope=message)
             if self.replaces and message["status"] >= 400 and not headers.get("content-type", "").startswith("application/json"):
                 self.replaced = True
@@ -102,7 +113,8 @@ class _Answer:
 
 
 def _ready(context: Context) -> Response:
-    served, trouble = context.champion.served, context.champion.trouble
-    if served is None:
-        return ApiError("no_model", *(trouble or ("", ""))).response()
+    try:
+        served, trouble = context.served(), context.champion.trouble
+    except ApiError as error:  # which is not counted: whoever probes has asked nothing
+        return error.response()
     return JSONResponse(Ready(ready=True, version=served.version, trouble=" ".join(trouble) if trouble else None).model_dump())

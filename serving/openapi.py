@@ -8,6 +8,7 @@ from pydantic.json_schema import models_json_schema
 from pipeline.feedback import LONGEST_COMMENT
 from pipeline.tracking import MODEL
 from serving import answers
+from serving.access import OWN_PAGE
 from serving.errors import STATUS
 
 BODIES = (
@@ -25,7 +26,7 @@ MEANING = {
     "bad_form": ("The multipart form cannot be read", "Send it like `curl -F image=@photo.jpg URL/predict`."),
     "bad_value": ("A field has a value that is not allowed", "The message names the field and what it may be."),
     "busy": ("Too many uploads are under way", "Wait as many seconds as `Retry-After` says."),
-    "cross_origin": ("A page of another site may not use this service", "Use the service's own page, or no browser."),
+    "cross_origin": ("A page of another site may not use this service", OWN_PAGE),
     "empty": ("The file is empty", "Choose an image file."),
     "internal": ("Something went wrong inside", "Try again; the service's log says more."),
     "loopback_only": ("Without API keys this service answers only its own machine", "Set UNMASK_API_KEYS where the service is started."),
@@ -41,7 +42,7 @@ MEANING = {
     "too_large": ("The file is larger than allowed", "Send a smaller file."),
     "too_many_images": ("The form has more files than allowed", "Send fewer at a time."),
     "too_many_pixels": ("The image has more pixels than allowed", "Scale it down first."),
-    "too_many_requests": ("More requests a minute than one client may send", "Wait as many seconds as `Retry-After` says."),
+    "too_many_requests": ("More uploads a minute than one client may send", "Wait as many seconds as `Retry-After` says."),
     "truncated": ("The image file is damaged or cut off", "Save or upload it again."),
     "unauthorized": ("The API key is missing or wrong", "Send `Authorization: Bearer KEY` or `X-API-Key: KEY`."),
     "unknown_id": ("There is no answer with this id", "Send the `id` of an answer of this service."),
@@ -100,7 +101,7 @@ def document(max_batch: int) -> dict[str, Any]:
                 },
                 ("id", "label"),
                 answers.Feedback,
-                (*UPLOADED, *IMAGE, "bad_value", "unknown_id", "no_room"),
+                (*UPLOADED, *IMAGE, "bad_value", "unknown_id", "timeout", "no_room"),
             )
         },
         "/model": {"get": _operation("What answers, and how good it was", _json(answers.About), ("no_model",))},

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import anyio
 from pydantic import BaseModel
@@ -18,9 +18,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from pipeline import feedback, predictions
+from pipeline.attention import Explanation
 from pipeline.champion import Served
 from pipeline.detector import Prediction as Predicted
-from pipeline.images import ImageError, decode
+from pipeline.images import ImageError
 from pipeline.overlay import overlay
 from serving import answers, openapi, upload
 from serving import card as card_page
@@ -93,12 +94,9 @@ class Explain(HTTPEndpoint):
             data = await upload.files(form, "image", 1, MAP)[0].read()
         champion = context.served()
 
-        async def looked(served: Served) -> tuple[Served, Any, dict[str, float], tuple[int, int]]:
-            def look() -> tuple[Served, Any, dict[str, float], tuple[int, int]]:
-                picture = decode(data, context.settings.images)
-                return served, *served.detector.explain(picture), picture.rgb.size
-
-            return await context.threads.run(look, long=True)
+        async def looked(served: Served) -> tuple[Served, Explanation, dict[str, float], tuple[int, int]]:
+            prepared = await context.decoded(data, served.detector.prepare)
+            return served, *await context.threads.look(lambda: served.detector.explain(prepared)), prepared.size
 
         async with _deadline(context):
             challenger = context.trial.answers(context.trial.picture(data))  # whose verdict it was
@@ -119,8 +117,11 @@ class Feedback(HTTPEndpoint):
             id = upload.text(form, "id", (), LABEL)
             label = cast(Literal["real", "fake"], upload.text(form, "label", ("real", "fake"), LABEL))
             comment = upload.text(form, "comment", (), LABEL, default="", most=feedback.LONGEST_COMMENT).strip() or None
-            image = await _agreed(context, form)
+            image = await _agreed(form)
         answer = await _find(context, id)
+        if image is not None:
+            async with _deadline(context):
+                await context.decoded(image, lambda _: None)  # what is kept can be read
         folder, most = context.settings.var / FEEDBACK, context.settings.feedback_megabytes * 1e6
 
         def note() -> None:
@@ -239,16 +240,14 @@ async def _opened(context: Context, champion: Served, data: bytes) -> Opened | A
         return internal()
 
 
-async def _agreed(context: Context, form: FormData) -> bytes | None:
-    """The image that may be kept, which is one that can be read."""
+async def _agreed(form: FormData) -> bytes | None:
+    """The image that may be kept."""
     keep = upload.text(form, "keep_image", ("true", "false"), LABEL, default="false") == "true"
     if "image" in form and not keep:
         raise ApiError("bad_value", "An image came without `keep_image=true`", "Send no image, or the user's agreement with it.")
     if not keep:
         return None
-    data = await upload.files(form, "image", 1, LABEL)[0].read()
-    await context.threads.run(lambda: decode(data, context.settings.images))
-    return data
+    return await upload.files(form, "image", 1, LABEL)[0].read()
 
 
 async def _find(context: Context, id: str) -> predictions.Recorded:

@@ -21,7 +21,7 @@ def _listed(value: object) -> object:
 class Settings(BaseModel):
     """The field `max_batch` is the variable UNMASK_MAX_BATCH, and so on. Limits hold for each worker process."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     api_keys: Annotated[tuple[SecretStr, ...], BeforeValidator(_listed)] = Field(
         (), description="comma separated; without any, only this machine is answered"
@@ -29,14 +29,14 @@ class Settings(BaseModel):
     max_megabytes: float = Field(20, gt=0, description="of one image file")
     max_megapixels: float = Field(50, gt=0, description="of one image, looked at before it is decoded")
     formats: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
-        FORMATS, description="Pillow's names of the formats that are read"
+        FORMATS, min_length=1, description=f"Pillow's names of the formats that are read, of {', '.join(FORMATS)}"
     )
     max_batch: int = Field(64, gt=0, le=1024, description="images of one /predict/batch")
     max_batch_megabytes: float = Field(100, gt=0, description="of a whole /predict/batch, which lies in memory")
     rate: int | None = Field(
         None,
         ge=0,
-        description="requests a minute of one client, 0 for any number; by default 1200 where keys are set, any number otherwise",
+        description="POST requests a minute of one client, 0 for any number; by default 1200 where keys are set, any number otherwise",
     )
     queue: int = Field(128, gt=0, description="uploads that may be under way; further ones are answered 429")
     timeout: float = Field(30, gt=0, le=120, description="seconds that the answer to an upload may take")
@@ -53,6 +53,14 @@ class Settings(BaseModel):
     canary_alpha: float = Field(0.01, gt=0, lt=1, description="chance of ending a canary whose shares differ by no more than that")
     canary_least: int = Field(100, ge=20, description="pictures of champion and challenger each before their verdicts are compared")
     var: Path = Field(Path("var"), description="folder of the prediction log, feedback and downloads")
+
+    @field_validator("formats")
+    @classmethod
+    def _are_known(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        found = tuple(name.upper() for name in formats)
+        if unknown := [name for name in found if name not in FORMATS]:
+            raise ValueError(f"{', '.join(unknown)} cannot be read here")
+        return found
 
     @field_validator("challenger_share")
     @classmethod

@@ -13,12 +13,13 @@ MOST_LONG = 4
 
 
 class Threads:
-    """A thread for each core, and fewer of their own for long work, so that it never keeps short work from all cores."""
+    """A thread for each core, fewer of their own for long work, and one for heat maps: neither keeps short work from all cores."""
 
     def __init__(self) -> None:
         cores = os.cpu_count() or 2
         self.long = max(1, min(cores // 2, MOST_LONG))
         self._short, self._long = ThreadPoolExecutor(cores, "short"), ThreadPoolExecutor(self.long, "long")
+        self._maps = ThreadPoolExecutor(1, "maps")
 
     async def run(self, work: Callable[[], Result], long: bool = False) -> Result:
         """What the work returns or raises; `long` is what takes a tenth of a second and more.
@@ -26,3 +27,7 @@ class Threads:
         Once nobody waits for it, what has not begun is dropped, and what has begun keeps its thread until it ends.
         """
         return await asyncio.get_running_loop().run_in_executor(self._long if long else self._short, work)
+
+    async def look(self, work: Callable[[], Result]) -> Result:
+        """What the work of a heat map returns or raises. One at a time: attention is locked, and gradients take all cores."""
+        return await asyncio.get_running_loop().run_in_executor(self._maps, work)

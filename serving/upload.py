@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -29,8 +30,12 @@ async def form(request: Request, settings: Settings, example: str, most_files: i
         ApiError: not_multipart, too_large, too_many_images, upload_timeout, bad_form.
     """
     hint = _hint(example)
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    kind = request.headers.get("content-type", "")
+    if not kind.lower().startswith("multipart/form-data"):
         raise ApiError("not_multipart", "The request is not a multipart form", hint)
+    charset = parse_options_header(kind)[1].get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in ("utf-8", "utf8"):  # Starlette would decode with any codec of Python, and some fail or make surrogates
+        raise ApiError("bad_form", f"The form's charset is {charset[:40]!r}, and only utf-8 is read", hint)
     megabytes = settings.max_megabytes if most_files == 1 else settings.max_batch_megabytes
     limit = int(megabytes * 1e6) + FORM_BYTES
     too_large = ApiError("too_large", f"The upload is larger than {megabytes:g} MB", "Send a smaller file, or fewer at a time.")

@@ -1,5 +1,6 @@
 """Who is answered, and how much: keys, this machine alone, rates, queues."""
 
+import asyncio
 import io
 import os
 import socket
@@ -9,17 +10,20 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import bentoml
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.datastructures import State
 from starlette.requests import Request
 
 from pipeline.errors import StageError
 from serving.access import RateLimit, check, is_loopback
 from serving.errors import ApiError
+from serving.front import Front
 from serving.settings import Settings
 from tests.package_helpers import tiny_package
 from tests.service_helpers import ROOT, free_port, served, wait_for
@@ -123,7 +127,7 @@ def test_the_log_holds_no_key_and_no_picture(locked, folder):
 def test_without_keys_only_this_machine_is_answered(opened, alone):
     assert opened.get("/model").is_success
     # A proxy on this machine passes on who asked; a page whose name was made to point here has another host.
-    for headers in ({"X-Forwarded-For": "203.0.113.9"}, {"Host": "evil.example"}, {"Host": "192.0.2.1:3000"}):
+    for headers in ({"X-Forwarded-For": "203.0.113.9"}, {"Host": "evil.example"}, {"Host": "192.0.2.1:3000"}, {"Host": "["}):
         assert refusal(opened.get("/model", headers=headers)) == (403, "loopback_only"), headers
         assert refusal(opened.get("/", headers=headers)) == (403, "loopback_only"), headers
         assert opened.get("/livez", headers=headers).is_success
@@ -134,12 +138,13 @@ def test_without_keys_only_this_machine_is_answered(opened, alone):
 @pytest.mark.parametrize(
     ("host", "settings", "message"),
     [
-        ("0.0.0.0", {}, "without UNMASK_API_KEYS the service listens only on this machine, and not on 0.0.0.0"),
-        ("127.0.0.1", {"UNMASK_QUEUE": "many"}, "UNMASK_QUEUE"),
+        (["--host", "0.0.0.0"], {}, "without UNMASK_API_KEYS the service listens only on this machine, and not on 0.0.0.0"),
+        ([], {}, "without UNMASK_API_KEYS the service listens only on this machine, and not on 0.0.0.0"),
+        (["--host", "127.0.0.1"], {"UNMASK_QUEUE": "many"}, "UNMASK_QUEUE"),
     ],
 )
 def test_a_wrong_start_ends_at_once(host, settings, message):
-    command = [sys.executable, "-m", "bentoml", "serve", "service:Unmask", "--host", host, "--port", str(free_port())]
+    command = [sys.executable, "-m", "bentoml", "serve", "service:Unmask", *host, "--port", str(free_port())]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("UNMASK_")} | settings
     ended = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=60)
     assert ended.returncode and message in " ".join(ended.stderr.split()) and "Traceback" not in ended.stderr
@@ -152,11 +157,40 @@ def test_what_is_this_machine():
 
 def test_another_sites_page_is_refused_and_gets_no_cors(opened):
     foreign = {"Origin": "https://evil.example"}
-    assert refusal(opened.post("/predict", files={"image": png()}, headers=foreign)) == (403, "cross_origin")
+    for headers in (foreign, {"Origin": "http://["}, {"Origin": "null"}, {"Origin": "https://evil.example", "Host": "["}):
+        assert refusal(opened.post("/predict", files={"image": png()}, headers=headers)) == (403, "cross_origin")
+    assert "Host" in opened.post("/predict", headers=foreign).json()["error"]["hint"]  # which a proxy may have to pass on
     asked = opened.options("/predict", headers=foreign | {"Access-Control-Request-Method": "POST"})
     assert not asked.is_success and "access-control-allow-origin" not in asked.headers
     own = {"Origin": str(opened.base_url).rstrip("/")}
     assert opened.post("/predict", files={"image": png()}, headers=own).is_success
+
+
+def test_what_fails_outside_the_routes_is_answered_and_logged(caplog):
+    async def broken(*_: object) -> None:
+        raise RuntimeError("it broke")
+
+    counted: list[str] = []
+    metrics = SimpleNamespace(refused=counted.append)
+    context = SimpleNamespace(settings=Settings(), rate=RateLimit(0), metrics=metrics)
+
+    async def asked() -> httpx.Response:
+        transport = httpx.ASGITransport(Front(broken, State({"context": context})))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get("/model")
+
+    assert refusal(asyncio.run(asked())) == (500, "internal") and counted == ["internal"]
+    assert "it broke" in caplog.text
+
+
+def test_no_request_writes_a_line_of_its_own_into_the_log(opened, alone):
+    assert refusal(opened.get("/x%0a2026-01-01 forged%1b[2K")) == (404, "not_found")
+    log = alone / "service.log"
+    wait_for(lambda: "forged" in log.read_text(), seconds=10)
+    assert refusal(opened.post("/predict", content=b"", headers={"Content-Type": b"\xff"})) == (415, "not_multipart")
+    wait_for(lambda: "path=/predict" in log.read_text().split("forged")[1], seconds=10)
+    line = next(line for line in log.read_text().split("\n") if "forged" in line)
+    assert "path=/x\\n2026-01-01 forged\\x1b[2K" in line
 
 
 def test_a_full_queue_is_answered_at_once(opened):
@@ -200,6 +234,11 @@ def test_settings_name_the_variable_that_is_wrong():
     keys = Settings.from_environment({"UNMASK_API_KEYS": " a ,b,"})
     assert [key.get_secret_value() for key in keys.api_keys] == ["a", "b"] and "a" not in repr(keys.api_keys)
     assert Settings.from_environment({"UNMASK_MAX_MEGABYTES": "3.5"}).images.max_bytes == 3_500_000
-    for name, value in {"UNMASK_QUEUE": "0", "UNMASK_TIMEOUT": "soon", "UNMASK_RATE": "-1"}.items():
+    wrong = {"UNMASK_QUEUE": "0", "UNMASK_TIMEOUT": "soon", "UNMASK_RATE": "-1"}
+    wrong |= {"UNMASK_MAX_MEGABYTES": "inf", "UNMASK_MAX_MEGAPIXELS": "inf", "UNMASK_MAX_BATCH_MEGABYTES": "nan", "UNMASK_FORMATS": ","}
+    for name, value in wrong.items():
         with pytest.raises(StageError, match=name):
             Settings.from_environment({name: value})
+    assert Settings.from_environment({"UNMASK_FORMATS": "png, Jpeg"}).images.formats == ("PNG", "JPEG")
+    with pytest.raises(StageError, match=r"UNMASK_FORMATS: .*JPG.* of JPEG, PNG, WEBP"):
+        Settings.from_environment({"UNMASK_FORMATS": "JPG,PNG"})

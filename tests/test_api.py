@@ -113,6 +113,20 @@ def test_feedback_that_makes_no_sense_is_refused(client):
     assert refusal(client.post("/feedback", files={"id": (None, answer["id"])})) == (400, "wrong_field")
     form = {"id": (None, answer["id"]), "label": (None, "real"), "keep_image": (None, "true"), "image": ("a.png", b"hello")}
     assert refusal(client.post("/feedback", files=form)) == (415, "not_an_image")
+    unknown = form | {"id": (None, b"\xed\xa0\x80")}  # whose image is not looked at
+    assert refusal(client.post("/feedback", files=unknown)) == (404, "unknown_id")
+
+
+@pytest.mark.parametrize("charset", ["punycode", "undefined", "unicode_escape"])
+def test_a_form_in_another_charset_is_refused(client, charset):
+    body = b'--x\r\nContent-Disposition: form-data; name="id"\r\n\r\n\\ud800\r\n'
+    body += b'--x\r\nContent-Disposition: form-data; name="label"\r\n\r\nreal\r\n--x--\r\n'
+
+    def told(charset: str) -> httpx.Response:
+        return client.post("/feedback", content=body, headers={"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"})
+
+    assert refusal(told(charset)) == (400, "bad_form") and charset in told(charset).json()["error"]["message"]
+    assert refusal(told("UTF-8")) == (404, "unknown_id")
 
 
 def test_feedback_ends_where_its_room_does(client, workspace):
@@ -186,6 +200,7 @@ def test_the_description_names_every_address_and_every_error(client, document):
                     assert set(example["value"]["error"]) == {"code", "message", "hint"} and str(STATUS[name]) == status
                     seen[name] = method
     assert set(seen) == set(STATUS) - {"not_found"}  # which is what other addresses answer
+    assert "504" in document["paths"]["/feedback"]["post"]["responses"]
 
 
 def test_answers_and_examples_are_as_described(client, document):

@@ -98,7 +98,8 @@ def test_the_map_lies_over_the_face(package):
     image = noise()
     box = FaceBox(180, 60, 70, 80, 0.8)
     left, top, right, bottom = surroundings(box, image.size)
-    _, seen = with_faces(package, box).explain(Picture(image, "PNG"))
+    detector = with_faces(package, box)
+    _, seen = detector.explain(detector.prepare(Picture(image, "PNG")))
     assert seen == pytest.approx({"left": left / 300, "top": top / 200, "width": (right - left) / 300, "height": (bottom - top) / 200})
 
 

@@ -41,7 +41,7 @@ def test_a_package_in_8_bits_is_served_in_8_bits_and_answers_alike(package: Path
     for before, after in zip(full.predict(pictures), less.predict(pictures), strict=True):
         assert 0 < abs(before.probability_fake - after.probability_fake) < 0.02
         assert np.corrcoef(before.embedding, after.embedding)[0, 1] > 0.99
-    (heat, _), (heat_less, _) = full.explain(pictures[0]), less.explain(pictures[0])
+    (heat, _), (heat_less, _) = full.explain(full.prepare(pictures[0])), less.explain(less.prepare(pictures[0]))
     assert heat.method == heat_less.method == "attention_rollout"
     assert np.corrcoef(heat.heat.ravel(), heat_less.heat.ravel())[0, 1] > 0.9
 

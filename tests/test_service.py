@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import shutil
 import struct
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import httpx
@@ -76,7 +78,7 @@ def client(service, store, package) -> httpx.Client:
 def test_before_any_model_is_promoted_it_says_what_to_run(service):
     for response in (service.get("/readyz"), service.get("/model"), predict(service, PNG)):
         assert refusal(response) == (503, "no_model")
-        assert "make run" in response.json()["error"]["hint"]
+        assert "make run" in response.json()["error"]["hint"] and response.headers["retry-after"] == "5"
     assert service.get("/livez").is_success
     assert service.get("/").is_success
 
@@ -157,6 +159,32 @@ def test_the_memory_of_a_large_picture_is_given_back(client, workspace):
     before = held()
     assert predict(client, special()["bomb within the limit"]).is_success  # 49 megapixels, 147 MB as numbers
     assert held() - before < 100
+
+
+@pytest.mark.parametrize(("path", "small"), [("/predict", "/explain"), ("/feedback", "/predict")])
+def test_large_pictures_do_not_hold_up_small_ones(client, path, small):
+    image = png_of(3000, 3000, zlib.compress(bytes(3000 * 9001)))
+    told = {"id": predict(client, PNG).json()["id"], "label": "real", "keep_image": "true"} if path == "/feedback" else {}
+    assert client.post(small, files={"image": PNG}).is_success
+    with ThreadPoolExecutor(60) as pool:
+        large = [pool.submit(client.post, path, data=told, files={"image": image}) for _ in range(min(3 * (os.cpu_count() or 2), 60))]
+        assert next(as_completed(large)).result().is_success
+        assert client.post(small, files={"image": PNG}).is_success
+        assert sum(not one.done() for one in large) >= len(large) / 2
+        assert all(one.result().is_success for one in large)
+
+
+def test_a_picture_for_feedback_has_a_deadline_too(package, tmp_path):
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var" / "predictions.db").touch()  # as a crash leaves it
+    with served(tmp_path, UNMASK_PACKAGE=str(package), UNMASK_TIMEOUT="0.2") as hurried:
+        told = {"id": "nothing", "label": "real", "keep_image": "true"}
+        image = {"image": special()["bomb within the limit"]}
+        wait_for(lambda: hurried.get("/readyz").is_success)
+        assert refusal(hurried.post("/feedback", data=told, files=image)) == (404, "unknown_id")
+        wait_for(lambda: predict(hurried, PNG).is_success)
+        told["id"] = predict(hurried, PNG).json()["id"]
+        assert refusal(hurried.post("/feedback", data=told, files=image)) == (504, "timeout")
 
 
 def test_a_bad_request_is_refused(client):
