@@ -60,5 +60,6 @@ lock: $(STAMP)  ## Write requirements.lock from what is installed
 	@{ echo "# Exact versions that are installed and tested. Made with 'make lock' from the ranges in pyproject.toml."; \
 	   $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -viE '^(setuptools|wheel|pip|unmask)\b'; } > requirements.lock
 
-clean:  ## Remove what the pipeline made here (data, models, reports, records); sources and the DVC cache stay
-	rm -rf data reports models/trained models/package models/champion models/calibration.json var mlflow.db mlartifacts
+clean:  ## Remove what the pipeline made here (data, models, reports, records); sources, feedback, labels and the DVC cache stay
+	rm -rf data reports models/trained models/package models/champion models/calibration.json mlflow.db mlartifacts
+	test ! -d var || find var -mindepth 1 -maxdepth 1 ! -name feedback ! -name labelling -exec rm -rf {} +

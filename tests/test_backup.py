@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows import backup, cli, promotion, registry
 from pipeline import feedback
@@ -34,7 +35,9 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / ".gitignore").write_text("/mlflow.db\n/mlartifacts/\n/var/\n/reports/\n")
     run(folder, "git", "init", "--quiet")
     run(folder, sys.executable, "-m", "dvc", "init", "--quiet")
-    (folder / "dvc.yaml").write_text("stages: {ingest: {cmd: mkdir -p data/raw && echo face > data/raw/a, outs: [data/raw]}}\n")
+    judged = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["evaluate"]["metrics"]
+    command = "mkdir -p data/raw reports && echo face > data/raw/a && echo '{\"auc\": 0.5}' > reports/evaluation.json"
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"ingest": {"cmd": command, "outs": ["data/raw"], "metrics": judged}}}))
     run(folder, sys.executable, "-m", "dvc", "repro", "--quiet")
     run(folder, "git", "add", "--all")
     run(folder, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "start")
@@ -130,6 +133,11 @@ def test_what_was_wiped_is_as_before(project: Path, tmp_path: Path):
     run(project, sys.executable, "-m", "dvc", "checkout", "--quiet")
     assert (project / "data/raw/a").read_text() == "face\n"
     assert not list(project.rglob(".restore-*"))
+    (project / "reports/evaluation.json").write_text('{"auc": 0.75}')
+    compared = subprocess.run(
+        [sys.executable, "-m", "dvc", "metrics", "diff", "HEAD", "--json"], text=True, capture_output=True, check=True
+    )
+    assert json.loads(compared.stdout) == {"reports/evaluation.json": {"auc": {"old": 0.5, "new": 0.75, "diff": 0.25}}}
 
 
 def test_a_project_moves_to_another_folder(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -223,6 +231,16 @@ def test_data_on_a_remote_is_pushed_and_stays_there(project: Path, tmp_path: Pat
     made_of = backup.backup(tmp_path / "a.tar.gz")
     assert made_of["elsewhere"] == {"cache": "DVC remote storage"} and "cache" not in made_of["files"]
     assert any(path.is_file() for path in (tmp_path / "remote").rglob("*"))
+
+
+def test_make_clean_keeps_what_users_said_and_people_labelled(tmp_path: Path):
+    run(tmp_path, "make", "--file", str(ROOT / "Makefile"), "clean")  # and minds no folder that is missing
+    kept = {made(tmp_path / "var" / name) for name in ("feedback/feedback.jsonl", "labelling/2026-01-31/manifest.csv")}
+    gone = {made(tmp_path / name) for name in ("var/predictions.db", "var/.hidden", "var/checkpoints/1/weights", "data/raw/a", "mlflow.db")}
+    for file in kept | gone:
+        file.write_text("something")
+    run(tmp_path, "make", "--file", str(ROOT / "Makefile"), "clean")
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == kept
 
 
 def content(folder: Path) -> dict[Path, bytes]:

@@ -17,6 +17,7 @@ from dotenv import dotenv_values
 
 from flows.ports import POOL
 from flows.state import ARTIFACTS, BACKEND, PREFECT
+from flows.up import DEFAULTS
 from pipeline import telemetry
 from serving.settings import PREFIX, Settings
 from tests.conftest import ROOT
@@ -30,6 +31,13 @@ DEPLOYMENTS = {manifest["metadata"]["name"]: manifest["spec"]["template"] for ma
 PODS = {name: template["spec"] for name, template in DEPLOYMENTS.items()}
 UNITS = {path.stem: path.read_text() for path in (DEPLOY / "systemd").glob("*.service")}
 OURS = ("mlflow", "prefect", "worker", "service")
+IMAGE = dict(re.findall(r"([A-Z_]+)=([^\s\\]+)", (DEPLOY / "Dockerfile").read_text().partition("\nENV ")[2].partition("\nUSER ")[0]))
+SERVED = {PREFIX + field.upper() for field in Settings.model_fields} - {"UNMASK_VAR"}
+SERVED |= {"UNMASK_FACE_DETECTOR", "UNMASK_PACKAGE", "BENTOML_CONFIG_OPTIONS", "FORWARDED_ALLOW_IPS"}
+"""What docs/serving.md lets one tell the service; UNMASK_VAR is where its volume is mounted."""
+CONTAINED = """mount -o remount,bind,ro / && mount -t tmpfs tmpfs /tmp && mkdir /tmp/project && cd /tmp/project &&
+exec unshare --user --map-user=4242 --map-group=4242 "$@"
+"""
 SECRET = re.compile(r"PASSWORD|SECRET|KEY|AUTH_STRING|CONNECTION_URL|STORE_URI")
 
 
@@ -76,13 +84,13 @@ def test_their_options_exist(command: str):
 def test_one_file_names_every_setting():
     assert {BACKEND, ARTIFACTS, PREFECT[1], "UNMASK_API_KEYS"} <= set(EXAMPLE)
     assert not [name for name, value in EXAMPLE.items() if value and SECRET.search(name) and "PASSWORD" not in value]
-    fields = {PREFIX + field.upper() for field in Settings.model_fields}
     interpolated = set(re.findall(r"\$\{([A-Z_0-9]+)", (DEPLOY / "compose.yaml").read_text()))
     assert interpolated - set(EXAMPLE) == {"UNMASK_IMAGE", "SERVICE_ADDRESS"}  # which have a default
     keys = {
         value["valueFrom"]["secretKeyRef"]["key"] for pod in PODS.values() for value in environment(pod).values() if "valueFrom" in value
     }
-    assert keys <= set(EXAMPLE) and "UNMASK_API_KEYS" in keys & fields
+    assert (keys | SERVED) <= set(EXAMPLE)
+    assert Settings.from_environment({name: value or "" for name, value in EXAMPLE.items()}) == Settings()
     for name in (".env", "deploy/.env"):
         assert subprocess.run(["git", "check-ignore", "--quiet", name], cwd=ROOT).returncode == 0
 
@@ -114,11 +122,48 @@ def test_the_service_has_keys_and_no_other_secret():
     assert composed["UNMASK_API_KEYS"].startswith("${UNMASK_API_KEYS:?")
     assert [name for name in composed if SECRET.search(name)] == ["UNMASK_API_KEYS"]
     pod = PODS["service"]
-    assert [name for name, value in environment(pod).items() if "valueFrom" in value] == ["UNMASK_API_KEYS"]
+    assert {name for name, value in environment(pod).items() if "valueFrom" in value} == SERVED
+    assert [name for name in environment(pod) if SECRET.search(name)] == ["UNMASK_API_KEYS"]
     assert not any("envFrom" in container for container in pod["containers"])
     unset = " ".join(line for line in UNITS["unmask-service"].splitlines() if line.startswith("UnsetEnvironment="))
     named = {name for name in EXAMPLE if SECRET.search(name)} - {"UNMASK_API_KEYS"}
     assert named <= set(unset.replace("UnsetEnvironment=", "").split())
+
+
+@pytest.mark.parametrize("name", sorted(SERVED))
+def test_every_setting_reaches_the_service(name: str):
+    keys = name == "UNMASK_API_KEYS"
+    assert COMPOSE["services"]["service"]["environment"][name].startswith(f"${{{name}:{'?' if keys else '-'}")
+    secret = {"name": "unmask", "key": name} | ({} if keys else {"optional": True})
+    assert environment(PODS["service"])[name]["valueFrom"] == {"secretKeyRef": secret}
+
+
+def test_the_worker_knows_its_pool_and_the_service():
+    composed = COMPOSE["services"]["worker"]["environment"]
+    assert composed["UNMASK_TRAIN_POOL"] == "${UNMASK_TRAIN_POOL:-}"
+    assert {"secretRef": {"name": "unmask"}} in PODS["worker"]["containers"][0]["envFrom"]  # all of .env
+    port = PODS["service"]["containers"][0]["ports"][0]["containerPort"]
+    assert composed["SERVICE_URL"] == environment(PODS["worker"])["SERVICE_URL"]["value"] == f"http://service:{port}"
+    policies = {manifest["metadata"]["name"]: manifest["spec"] for manifest in MANIFESTS if manifest["kind"] == "NetworkPolicy"}
+    assert policies["service"]["ingress"] == [{"ports": [{"port": port}]}]  # from anywhere
+
+
+def test_leases_survive_a_restart_of_prefects_server():
+    storage = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+    composed, pod = COMPOSE["services"]["prefect"], PODS["prefect"]
+    assert composed["environment"][storage] == environment(pod)[storage]["value"] == DEFAULTS[storage]
+    assert composed["environment"]["PREFECT_HOME"] == COMPOSE["services"]["worker"]["environment"]["PREFECT_HOME"]
+    assert composed["volumes"] == ["./var:/project/var"] and composed["environment"]["PREFECT_HOME"].startswith("/project/var/")
+    mounted = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    kept = {volume["name"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume}
+    assert mounted[environment(pod)["PREFECT_HOME"]["value"]] in kept
+
+
+def test_minio_keeps_nothing_in_what_a_restore_replaces():
+    (volume,) = COMPOSE["services"]["minio"]["volumes"]
+    folder = Path(volume.partition(":")[0])
+    assert folder.parts[0] != "var" and subprocess.run(["git", "check-ignore", "--quiet", folder / "data"], cwd=ROOT).returncode == 0
+    assert f"mkdir -p var {folder} &&" in (ROOT / "docs/deploy.md").read_text()
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -163,6 +208,33 @@ def test_the_image_is_nobodys_root_and_says_nothing_home():
     assert not [f"{name}={value}" for name, value in telemetry.OFF.items() if f"{name}={value}" not in common]
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().split("\n")
     assert ignored[1] == "*" and not [name for name in ignored if name.startswith("!") and not (ROOT / name[1:]).exists()]
+
+
+def contained(*command: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command as a container of the image does: its environment, nothing writable but /tmp, a user without a name."""
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.defpath}"} | IMAGE
+    words = ["unshare", "--map-root-user", "--mount", "sh", "-c", CONTAINED, "sh", *command]
+    return subprocess.run(words, text=True, capture_output=True, env=environment)
+
+
+def test_dvc_and_prefects_page_work_where_only_tmp_is_writable_and_the_user_has_no_name():
+    if not shutil.which("unshare") or contained(sys.executable, "-c", "").returncode:
+        pytest.skip("needs user namespaces")
+    stage = "stages: {one: {cmd: echo face > out, outs: [out]}}"
+    dvc = f"git init --quiet && dvc init --quiet && echo '{stage}' > dvc.yaml && dvc repro --quiet && cat out"
+    done = contained("sh", "-c", dvc)
+    assert done.stdout == "face\n", done.stderr
+    page = """
+import getpass, os
+from pathlib import Path
+from prefect.server.api.server import create_ui_app
+from starlette.testclient import TestClient
+answer = TestClient(create_ui_app(ephemeral=False)).get("/", headers={"Accept": "text/html"})
+copied = list(Path(os.environ["PREFECT_UI_STATIC_DIRECTORY"]).glob("*/index.html"))
+print(getpass.getuser(), answer.status_code, len(copied) > 0)
+"""
+    done = contained(sys.executable, "-c", page)
+    assert done.stdout == "unmask 200 True\n", done.stderr
 
 
 def test_training_pods_are_hardened_like_the_others():
