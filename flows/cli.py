@@ -107,8 +107,7 @@ def forget(id: str) -> dict[str, int]:
     images = feedback.alone(record, id)
     # The record goes last: after a kill, or an error, it still says which images were to go.
     found = {
-        "copies": _delete_copies(images)
-        + sum(labelling.forget(folder, image) for folder in (var / "labelling").glob("*/") for image in images),
+        "copies": _delete_copies(images) + labelling.forget(var, images),
         "predictions": predictions.forget(var / predictions.FILE, {id}),
         "statements": sum(said.id == id for said in feedback.read(record)),
         "images": len(feedback.forget(record, id)),

@@ -45,9 +45,7 @@ def drift() -> State[Any]:
     try:
         params = load_params()
         settings = params.drift
-        for image in feedback.expire(_var() / feedback.FOLDER, params.feedback.retention_days):
-            for folder in (_var() / "labelling").glob("*/"):
-                labelling.forget(folder, image)
+        labelling.forget(_var(), feedback.expire(_var() / feedback.FOLDER, params.feedback.retention_days))
         version = find_champion()
         if version is None:
             return Completed(name="NotEnoughData", message=f"no version of {registry.MODEL} is the champion: there is nothing to compare")

@@ -51,7 +51,7 @@ def nothing_new() -> registry.Version | None:
 
 def label_next(params: Params) -> Path | None:
     """Put out what is best to label next, into var/labelling, a folder a day. Returns the folder; None if no user let us keep anything."""
-    folder = _var() / "labelling" / f"{datetime.now(UTC):%Y-%m-%d}"
+    folder = _var() / labelling.FOLDER / f"{datetime.now(UTC):%Y-%m-%d}"
     if folder.is_dir():
         return folder  # somebody may be at work in it
     kept = _var() / feedback.FOLDER

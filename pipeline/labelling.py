@@ -3,12 +3,15 @@
 import csv
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.feedback import Statement
+
+FOLDER = Path("labelling")
+"""Inside UNMASK_VAR: a folder for each time that images were put out."""
 
 MANIFEST = "manifest.csv"
 ABOUT = "about.csv"
@@ -53,11 +56,16 @@ def export(folder: Path, statements: Sequence[Statement], images: Path, distance
     return len(rows)
 
 
-def forget(folder: Path, digest: str) -> int:
-    """Take an image out of a folder of images that were put out for labelling. Returns how many files were deleted."""
-    files = list(folder.glob(f"{digest}.*"))
+def forget(var: Path, images: Collection[str]) -> int:
+    """Take images out of every folder that was put out for labelling below `var`. Returns how many files were deleted.
+
+    Args:
+        var: UNMASK_VAR.
+        images: SHA-256 of each.
+    """
+    files = [file for image in images for file in (var / FOLDER).glob(f"*/{image}.*")]
     for file in files:
-        for table in filter(Path.is_file, (folder / MANIFEST, folder / ABOUT)):
+        for table in filter(Path.is_file, (file.with_name(MANIFEST), file.with_name(ABOUT))):
             with table.open(newline="") as opened:
                 rows = [row for row in csv.DictReader(opened) if row.get("path") != file.name]
             _write(table, rows)

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -26,6 +27,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import automation, registry
 from flows.train import train
+from pipeline import feedback, labelling
 from pipeline.detector import Prediction
 from pipeline.package import Package, seal
 from pipeline.predictions import FILE, PredictionLog, newest
@@ -92,6 +94,18 @@ def drift_checks(folder: Path, **environment: str) -> Iterator[Callable[[], str]
         yield check
 
 
+def put_out_two_years_ago(var: Path) -> Path:
+    """The copy of a picture that a user let us keep, in a folder for labelling."""
+    folder = var / feedback.FOLDER
+    said = feedback.record(folder, id="old", label="fake", version="1", verdict="fake", probability_fake=0.9, image=b"a picture")
+    old = said.model_copy(update={"time": said.time - timedelta(days=730)})
+    (folder / feedback.FILE).write_text(old.model_dump_json() + "\n")
+    copy = var / labelling.FOLDER / "day" / f"{said.image}.png"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(b"a picture")
+    return copy
+
+
 def test_drifted_answers_start_a_training_once(tmp_path, prefect_home, new_store):
     home = prefect_home()
     rng = np.random.default_rng(9)
@@ -121,7 +135,9 @@ def test_drifted_answers_start_a_training_once(tmp_path, prefect_home, new_store
             "PYTHONPATH": str(ROOT),
         }
         with drift_checks(tmp_path, **environment) as check:
+            copy = put_out_two_years_ago(var)
             assert check().startswith("NotEnoughData: no version of unmask is the champion")
+            assert not copy.exists()  # kept for a year, by params.yaml: feedback.retention_days
             promote(store, version)
             assert check().startswith("StageFailed: version 1 of unmask has no tag `package`")
             mlflow.MlflowClient(store, store).set_model_version_tag("unmask", version, registry.DIGEST, package.digest)
