@@ -131,7 +131,7 @@ class Detector:
             return cls(package, TorchRuntime.load(folder / "model", package.meta.bf16), faces)
         if device == "auto":
             log.info("there is no GPU here: the model runs on the CPU")
-        return cls(package, OpenVinoRuntime(folder / (INT8 if package.meta.int8 else GRAPH)), faces)
+        return cls(package, OpenVinoRuntime(folder / (INT8 if package.meta.int8 else GRAPH), package.meta.bf16), faces)
 
     @property
     def finds_faces(self) -> bool:

@@ -30,7 +30,7 @@ MOST_AUC_DROP, MOST_ECE_RISE = 0.002, 0.005
 
 
 def fewer_bits(package: Path, preprocess: Preprocess, train: pd.DataFrame, calibration: dict[str, Any], params: Params) -> dict[str, Any]:
-    """What bfloat16, in which a GPU runs the network, and 8-bit integers, in which a CPU may, cost against the scores of the evaluation.
+    """What bfloat16 and, on CPUs, 8-bit integers cost against the scores of the evaluation.
 
     Args:
         package: folder with the network and its graph; the graph in 8 bits is written there if it is allowed.
@@ -78,7 +78,7 @@ def cost(rows: pd.DataFrame, scores: np.ndarray, temperature: float, threshold: 
 
 
 def bfloat16(network: PreTrainedModel, preprocess: Preprocess, images: np.ndarray) -> np.ndarray:
-    """Scores as a GPU finds them in bfloat16, float (n,), of uint8 (n, size, size, 3). Rounds the network's weights in place."""
+    """Scores in bfloat16, float (n,), of uint8 (n, size, size, 3). Rounds the network's weights in place."""
     rounded(network)
     with torch.no_grad(), Bfloat16():
         values = (torch.from_numpy(preprocess.normalise(images[start : start + BATCH])) for start in range(0, len(images), BATCH))

@@ -13,7 +13,7 @@ from pipeline.images import read
 from pipeline.package import GRAPH, INT8, ONNX, seal, verify
 from pipeline.precision import cost
 from pipeline.preprocess import Preprocess
-from pipeline.runtime import OpenVinoRuntime
+from pipeline.runtime import OpenVinoRuntime, has_bf16
 from tests.package_helpers import META, SIDE, tiny_package
 
 
@@ -30,6 +30,7 @@ def package(tmp_path_factory) -> Path:
 
 
 def test_a_package_in_8_bits_is_served_in_8_bits_and_answers_alike(package: Path, values: np.ndarray):
+    seal(package, META | {"bf16": False})
     full = Detector.load(package, "cpu")
     assert full.runtime.name == "openvino f32 on CPU"
     to_int8(package / GRAPH, package / INT8, values)
@@ -44,6 +45,16 @@ def test_a_package_in_8_bits_is_served_in_8_bits_and_answers_alike(package: Path
     (heat, _), (heat_less, _) = full.explain(full.prepare(pictures[0])), less.explain(less.prepare(pictures[0]))
     assert heat.method == heat_less.method == "attention_rollout"
     assert np.corrcoef(heat.heat.ravel(), heat_less.heat.ravel())[0, 1] > 0.9
+
+
+def test_a_cpu_computes_in_bfloat16_where_it_can_and_the_package_allows_it(package: Path):
+    found = {}
+    for allowed in (True, False):
+        seal(package, META | {"bf16": allowed})
+        detector = Detector.load(package, "cpu")
+        detector.check()
+        found[allowed] = detector.runtime.name
+    assert found == {True: f"openvino {'bf16' if has_bf16() else 'f32'} on CPU", False: "openvino f32 on CPU"}
 
 
 def test_an_onnx_graph_takes_any_number_of_images(package: Path, values: np.ndarray, tmp_path: Path):
