@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # importing torch takes seconds, which a service on a CPU doe
 
     from pipeline.explain import WithEmbedding
 
+Precision = Literal["f32", "bf16"]
 
 DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
 """Where NVIDIA's driver shows itself: on a host, in a container, in Windows' Linux."""
@@ -52,7 +53,7 @@ class OpenVinoRuntime:
         """`bf16` allows bfloat16 where the processor computes in it; a graph in 8 bits keeps them."""
         self.graph = read(graph) if isinstance(graph, Path) else graph
         quantised = any(node.get_type_name() == "FakeQuantize" for node in self.graph.get_ops())
-        kind = "bf16" if bf16 and not quantised and has_bf16() else "f32"
+        kind: Precision = "bf16" if bf16 and not quantised and has_bf16() else "f32"
         self._model = compiled(self.graph, kind)
         self.name = f"openvino {'int8' if quantised else kind} on CPU"
 
@@ -159,7 +160,7 @@ def read(graph: Path) -> "openvino.Model":
     return _core().read_model(graph)
 
 
-def compiled(graph: "openvino.Model", kind: Literal["f32", "bf16"] = "f32") -> "openvino.CompiledModel":
+def compiled(graph: "openvino.Model", kind: Precision = "f32") -> "openvino.CompiledModel":
     """A graph ready to run. Left alone, OpenVINO takes bfloat16 where the processor has it, whatever that costs the figures."""
     return _core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": kind})
 
