@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from pipeline.metrics import figure_text
+from pipeline.metrics import figure_text, percent_text
 from pipeline.params import Params
 from pipeline.params_data import FeedbackSource, FolderSource, HuggingFaceSource, LfwSource, ProceduralSource
 
@@ -42,7 +42,7 @@ def write(
         for name, part in parts.items()
     }
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701 - Markdown
-    environment.filters["figure"] = figure_text
+    environment.filters |= {"figure": figure_text, "percent": percent_text}
     judged = [part for part in evaluation.get("slices", []) if not part["small"] and part["auc"]["value"] is not None]
     return environment.from_string(TEMPLATE.read_text()).render(
         params=params,

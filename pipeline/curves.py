@@ -7,7 +7,7 @@ import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from pipeline.labels import ID2LABEL
-from pipeline.metrics import BINS
+from pipeline.metrics import BINS, Figure, interval, mean
 from pipeline.package import Thresholds
 
 
@@ -43,26 +43,38 @@ def risk_coverage(labels: np.ndarray, probabilities: np.ndarray, threshold: floa
     Returns:
         coverage: share of the images that get a verdict, rising to 1; risk: share of those that is wrong.
     """
-    odds = _log_odds(probabilities)
-    order = np.argsort(-np.abs(odds - _log_odds(np.array([threshold]))), kind="stable")
-    wrong = ((probabilities >= threshold) != (labels == 1))[order]
-    count = np.arange(1, len(labels) + 1)
-    return pd.DataFrame({"coverage": count / len(labels), "risk": np.cumsum(wrong) / count})
+    (risk,) = _risk(labels, probabilities, threshold, np.ones((1, len(labels))))[1]
+    return pd.DataFrame({"coverage": np.arange(1, len(labels) + 1) / len(labels), "risk": risk})
 
 
-def selective(labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds) -> dict[str, float | None]:
+def selective(labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds, weights: np.ndarray) -> dict[str, Figure]:
     """What the two thresholds that make `uncertain` buy.
+
+    Args:
+        weights: float (draws, n), see pipeline.metrics.group_weights.
 
     Returns:
         coverage: share of the images with another verdict; error: share of those that is wrong; area: under risk against coverage.
     """
     covered = (probabilities >= thresholds.fake_above) | (probabilities < thresholds.real_below)
     wrong = (probabilities >= thresholds.fake_above) != (labels == 1)
+    areas = []
+    for weighted in (np.ones((1, len(labels))), weights):
+        counted, risk = _risk(labels, probabilities, thresholds.f1, weighted)
+        areas.append((counted * risk).sum(1) / counted.sum(1))
     return {
-        "coverage": float(covered.mean()),
-        "error": float(wrong[covered].mean()) if covered.any() else None,
-        "area": round(float(risk_coverage(labels, probabilities, thresholds.f1)["risk"].mean()), 5),
+        "coverage": mean(covered, weights),
+        "error": mean(wrong[covered], weights[:, covered]),
+        "area": interval(*areas),
     }
+
+
+def _risk(labels: np.ndarray, probabilities: np.ndarray, threshold: float, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (draws, n) with the surest image first, and the share of the images up to each that is wrong."""
+    sureness = np.abs(_log_odds(probabilities) - _log_odds(np.array([threshold])))
+    order = np.argsort(-sureness, kind="stable")
+    wrong, weights = ((probabilities >= threshold) != (labels == 1))[order], weights[:, order]
+    return weights, (weights * wrong).cumsum(1) / np.maximum(weights.cumsum(1), 1e-12)
 
 
 def write(found: dict[str, pd.DataFrame], folder: Path) -> None:

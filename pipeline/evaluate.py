@@ -97,7 +97,7 @@ def examine(subject: Subject, test: pd.DataFrame, unseen: pd.DataFrame | None, s
         "confusion_matrix": confusion(truth, probabilities, thresholds.f1),
         "calibration": {name: points["f1"][name] for name in ("ece", "brier", "nll")}
         | {"before": {name: raw[name] for name in ("ece", "brier", "nll")}},
-        "selective": curves.selective(truth, probabilities, thresholds),
+        "selective": curves.selective(truth, probabilities, thresholds, weights),
         "slices": slices(test, thresholds.f1, settings),
     }
     if unseen is not None:

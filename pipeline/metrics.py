@@ -94,10 +94,10 @@ def judge_drawn(labels: np.ndarray, probabilities: np.ndarray, threshold: float,
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> Figure:
-    """The mean of values, float (n,), with its 95% interval from draws (draws, n)."""
+    """The mean of values, float (n,), with its 95% interval from draws (draws, n); null without values."""
     values = np.asarray(values, np.float64)
     with np.errstate(invalid="ignore"):
-        return interval(values.mean(keepdims=True), weights @ values / weights.sum(1))
+        return interval(values.sum(keepdims=True) / np.float64(len(values)), weights @ values / weights.sum(1))
 
 
 def figure_text(figure: Figure) -> str:
@@ -107,6 +107,15 @@ def figure_text(figure: Figure) -> str:
     if figure["low"] is None:
         return f"{figure['value']:.3f} (one group: no interval)"
     return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def percent_text(figure: Figure) -> str:
+    """A share in words: in percent, with the interval in brackets."""
+    if figure["value"] is None:
+        return "not defined"
+    if figure["low"] is None or figure["high"] is None:
+        return f"{100 * figure['value']:.1f}% (one group: no interval)"
+    return f"{100 * figure['value']:.1f}% ({100 * figure['low']:.1f} to {100 * figure['high']:.1f}%)"
 
 
 def judge_difference(

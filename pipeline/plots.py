@@ -72,8 +72,8 @@ def training(epochs: pd.DataFrame, axes: Axes) -> None:
 def selective(curve: pd.DataFrame, chosen: dict[str, Any], axes: Axes) -> None:
     """Risk against coverage, and where the two thresholds of the verdict lie."""
     axes.plot(curve["coverage"], curve["risk"], color=FAKE)
-    if chosen["error"] is not None:
-        axes.scatter([chosen["coverage"]], [chosen["error"]], color=REAL, zorder=3, label="with the uncertain band")
+    if chosen["error"]["value"] is not None:
+        axes.scatter([chosen["coverage"]["value"]], [chosen["error"]["value"]], color=REAL, zorder=3, label="with the uncertain band")
         axes.legend(frameon=False)
     axes.set(xlabel="share of images that get a verdict", ylabel="share of those that is wrong", title="Selective prediction")
     axes.set(xlim=(0, 1.02), ylim=(0, None))

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline import plots
 from pipeline.explain import explain
 from pipeline.images import OWN, read
-from pipeline.metrics import Figure, figure_text
+from pipeline.metrics import Figure, figure_text, percent_text
 from pipeline.scoring import Subject, labels
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -52,7 +52,7 @@ def page(
     worst = [index for index in np.argsort(-error) if wrong[index]][:SHOWN]
     surest = [index for index in np.argsort(error) if not wrong[index]][:SHOWN]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"figure": figure_text, "number": _number, "signed": _signed}
+    environment.filters |= {"figure": figure_text, "percent": percent_text, "number": _number, "signed": _signed}
     return environment.get_template("evaluation.html").render(
         result=result,
         drawings=drawings,

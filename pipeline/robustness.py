@@ -18,7 +18,7 @@ from pipeline import model
 from pipeline.calibration import probability
 from pipeline.dataset import pixels
 from pipeline.errors import StageError
-from pipeline.metrics import figures, group_weights, judge_difference
+from pipeline.metrics import figures, group_weights, judge_difference, mean
 from pipeline.params import Evaluate
 from pipeline.preprocess import Preprocess
 from pipeline.scoring import Subject, labels, pictures, sample
@@ -111,14 +111,17 @@ def degraded(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> dict[s
 
 
 def attacked(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> dict[str, Any]:
-    """Accuracy under FGSM and PGD at each of EPSILONS, by somebody who holds the weights (`fgsm`, `pgd10`); and under PGD made on the
-    model of `transfer_from`, by somebody who does not (`transfer_pgd10`).
+    """Accuracy under attack, with its interval, at each of EPSILONS.
+
+    By somebody who holds the weights: FGSM and PGD (`fgsm`, `pgd10`); by somebody who holds those of the model `transfer_from`
+    instead: `transfer_pgd10`.
 
     Raises:
         StageError: if `transfer_from` is no model.
     """
     rows = sample(test, settings.attack_images, settings.seed)
     images, truth = pixels(rows, subject.preprocess), labels(rows)
+    weights = group_weights(rows["group"].to_numpy(), settings.bootstrap, settings.seed)
     runs = [(name, subject.network, subject.preprocess, images, steps) for name, steps in ATTACKS.items()]
     if settings.transfer_from:
         network, preprocess = attacker(settings.transfer_from)
@@ -132,7 +135,7 @@ def attacked(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> dict[s
                 change = attack(network, preprocess, seen, truth, eps, steps)
                 change = functional.interpolate(change, size=clean.shape[-2:], mode="bilinear", antialias=True)
                 called = _probabilities(subject, (clean + change).clamp(0, 1)) >= subject.thresholds.f1
-                left[f"eps{eps}"] = _rounded((called == (truth == 1)).mean())
+                left[f"eps{eps}"] = mean(called == (truth == 1), weights)
                 progress.update()
             result[name] = left
     return result

@@ -16,7 +16,7 @@ from PIL import Image
 from flows import gates
 from pipeline import golden, judge_package, manifest, model
 from pipeline.baselines import baselines
-from pipeline.curves import curves, risk_coverage
+from pipeline.curves import curves, risk_coverage, selective
 from pipeline.errors import StageError
 from pipeline.evaluate import examine, warnings
 from pipeline.judge_package import describe_folder
@@ -182,6 +182,25 @@ def test_the_surest_verdicts_come_first_in_the_risk_curve():
     assert curve["risk"].round(3).tolist() == [0.0, 0.0, 0.333, 0.5]
 
 
+def test_an_abstaining_detector_is_judged_with_intervals():
+    rng = np.random.default_rng(2)
+    truth = rng.integers(0, 2, 600)
+    probabilities = np.clip(0.5 + (truth - 0.5) * 0.4 + rng.normal(0, 0.25, 600), 0.001, 0.999)
+    thresholds = Thresholds(f1=0.5, fpr1=0.9, fpr5=0.8, real_below=0.4, fake_above=0.6)
+    found = selective(truth, probabilities, thresholds, group_weights(np.arange(600), 500, 0))
+    sure = (probabilities < 0.4) | (probabilities >= 0.6)
+    assert found["coverage"]["value"] == pytest.approx(sure.mean(), abs=1e-5)
+    assert found["error"]["value"] == pytest.approx(((probabilities >= 0.5) != truth)[sure].mean(), abs=1e-5)
+    assert found["area"]["value"] == pytest.approx(risk_coverage(truth, probabilities, 0.5)["risk"].mean(), abs=1e-5)
+    spread = {name: np.sqrt(share * (1 - share) / n) for name, share, n in (("coverage", sure.mean(), 600), ("error", 0.15, sure.sum()))}
+    for name, figure in found.items():
+        assert figure["low"] < figure["value"] < figure["high"]
+        if name in spread:
+            assert (figure["high"] - figure["low"]) / spread[name] == pytest.approx(2 * 1.96, rel=0.3)
+    none = selective(truth, np.full(600, 0.5), thresholds, group_weights(np.arange(600), 10, 0))
+    assert none["coverage"]["value"] == 0 and none["error"]["value"] is None
+
+
 def test_gates_take_every_kind_of_figure():
     figure = {"value": 0.9, "low": 0.8, "high": 0.95}
     evaluation = {"test": {"f1": figure}, "calibration": {"ece": figure}, "robustness": {"n": 3, "blur0.5": {"drop": 0.04}}}
@@ -205,7 +224,11 @@ def test_attacks_stay_within_their_bound_and_transfer_from_another_size(
     network, processor = model.build(ModelSettings(name="vit", init="scratch", config=CONFIG | {"image_size": 48}))
     model.save(network, processor, other)
     found = attacked(subject, judged(faces), params.evaluate.model_copy(update={"transfer_from": other}))
-    assert set(found) == {"n", "fgsm", "pgd10", "transfer_pgd10"} and found["transfer_pgd10"]["eps8"] >= found["pgd10"]["eps8"]
+    assert (
+        set(found) == {"n", "fgsm", "pgd10", "transfer_pgd10"}
+        and found["transfer_pgd10"]["eps8"]["value"] >= found["pgd10"]["eps8"]["value"]
+    )
+    assert all(set(found[name][f"eps{eps}"]) == {"value", "low", "high"} for name in ("fgsm", "pgd10") for eps in (1, 2, 4, 8))
     with pytest.raises(StageError, match=r"evaluate.transfer_from"):
         attacked(subject, judged(faces), params.evaluate.model_copy(update={"transfer_from": here / "nothing"}))
 

@@ -74,7 +74,7 @@ def test_the_model_card_says_what_metadata_tells(clean: pd.DataFrame, workspace)
     params = workspace()
     figure = {"value": 0.8, "low": 0.7, "high": 0.9}
     evaluation = {"n": 9, "threshold": 0.5, "test": {"auc": figure}, "thresholds": {"real_below": 0.4, "fake_above": 0.6}}
-    evaluation |= {"selective": {"coverage": 0.9, "error": None}, "robustness": {"n": 9, "clean": {"auc": 0.8}}}
+    evaluation |= {"selective": {"coverage": figure, "error": dict.fromkeys(figure)}, "robustness": {"n": 9, "clean": {"auc": 0.8}}}
     training = {"parameters": 1, "epochs": [1], "device": "cpu", "precision": "float32", "best_epoch": 1}
     meta = {"created": "today", "trained_on": "whole", "lineage": dict.fromkeys(("git_commit", "git_dirty", "data_md5", "run_id"))}
 
