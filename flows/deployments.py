@@ -12,7 +12,7 @@ from flows.ports import POOL
 from pipeline.params import load_params
 
 TRAIN_POOL = "UNMASK_TRAIN_POOL"
-"""The work pool of `train` and `tune`, where those have machines of their own."""
+"""The work pool of the flows that train, where those have machines of their own."""
 
 WAIT_SECONDS = 180
 

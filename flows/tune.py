@@ -1,19 +1,14 @@
 """Flow `tune`: searches better settings of training. What it finds is for a person to take over; nothing is trained for serving here."""
 
-import json
-import sys
 from typing import Any
 
-from prefect import State, flow, get_run_logger
+from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed, Failed
 
-from flows.materialise import materialise, workspace_lock
-from flows.process import environment, stream
-from flows.registry import REPORTS
-from flows.store import find_store
+from flows.study import study
 from pipeline.errors import StageError
-from pipeline.params import ParamsError, load_params
+from pipeline.params import ParamsError
 
 
 @flow(name="tune", log_prints=False)
@@ -23,16 +18,9 @@ def tune() -> State[Any]:
     Ends as Completed with the command that takes the best values over, or as StageFailed.
     """
     try:
-        load_params()
-        find_store()
-        with workspace_lock():
-            materialise(last="split")
-            ended = stream([sys.executable, "-m", "pipeline.sweep"], get_run_logger().info, environment())
+        found = study("sweep")
     except (StageError, ParamsError) as error:
         return Failed(name="StageFailed", message=str(error))
-    if ended.returncode:
-        return Failed(name="StageFailed", message=ended.message())
-    found = json.loads((REPORTS / "tune.json").read_text())
     best = found["best"]
     message = f"{found['trials']} trials, {found['pruned']} ended early; validation AUC {best['val_auc']:.4f} with: {best['command']}"
     rows = "\n".join(f"| {key} | {value} |" for key, value in best["values"].items())

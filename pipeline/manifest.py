@@ -1,5 +1,6 @@
 """The table of images: one row an image, kept as Parquet."""
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +60,12 @@ class ManifestError(ValueError):
 def attributes(table: pd.DataFrame) -> list[str]:
     """Names of the columns beyond COLUMNS."""
     return [column for column in table.columns if column not in COLUMNS]
+
+
+def digest(table: pd.DataFrame) -> str:
+    """Names the images and labels of a part, in their order; other figures of theirs may change."""
+    given = table[["image_id", "path", "label", "group", "source"]]
+    return hashlib.sha256(pd.util.hash_pandas_object(given, index=False).to_numpy().tobytes()).hexdigest()
 
 
 def check(table: pd.DataFrame, origin: str) -> pd.DataFrame:

@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +17,8 @@ from pipeline.params import Params
 from pipeline.staging import write
 from pipeline.tracking import connect, tracking_uri, without_secrets
 
+TAGS = "UNMASK_RUN_TAGS"
+"""Environment variable with tags of every run that is opened, as JSON."""
 CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 log = logging.getLogger(__name__)
 
@@ -50,7 +54,7 @@ class Record:
                 sections = settings.model_dump(by_alias=True, mode="json", include={"data", "split", "model", "train", "augment"})
                 mlflow.log_params(_flat(sections))
             if len(noted.inputs.dataset_inputs if noted.inputs else ()) < len(CONTEXTS):
-                mlflow.set_tags(json.loads(os.environ.get("UNMASK_RUN_TAGS", "{}")))
+                mlflow.set_tags(json.loads(os.environ.get(TAGS, "{}")))
                 for part, context in CONTEXTS.items():
                     mlflow.log_input(_dataset(part), context=context)
         except mlflow.exceptions.MlflowException as error:
@@ -81,6 +85,29 @@ class Record:
             mlflow.log_metrics(metrics, step=step)
         except mlflow.exceptions.MlflowException as error:
             log.warning("MLflow did not take metrics of this step: %s", error)
+
+
+def parent_run(kind: str, key: str) -> str:
+    """The id of the run that trainings are nested in: of `kind`, e.g. "tune", the one that has this key, or a new one."""
+    from mlflow import MlflowClient
+
+    experiment, client = connect(), MlflowClient()
+    known = client.search_runs([experiment], f"tags.kind = '{kind}' AND tags.key = '{key}'", max_results=1)
+    return str((known[0] if known else client.create_run(experiment, run_name=kind, tags={"kind": kind, "key": key})).info.run_id)
+
+
+@contextmanager
+def child_of(run_id: str, **tags: str) -> Iterator[None]:
+    """Runs that are opened meanwhile are nested in this one, and have these tags."""
+    before = os.environ.get(TAGS)
+    os.environ[TAGS] = json.dumps(json.loads(before or "{}") | {"mlflow.parentRunId": run_id} | tags)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TAGS]
+        else:
+            os.environ[TAGS] = before
 
 
 def _exists(run_id: str) -> bool:

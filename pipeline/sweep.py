@@ -6,11 +6,8 @@ Each trial is a training as `pipeline.train` does it, and a nested run in MLflow
 import hashlib
 import json
 import logging
-import os
 import shlex
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,19 +18,18 @@ from pipeline import manifest, train
 from pipeline.errors import DivergedError, StageError
 from pipeline.params import PARAMS_FILE, Params, check_params
 from pipeline.params_train import Choice
-from pipeline.tracking import connect
+from pipeline.record import child_of, parent_run
 
 if TYPE_CHECKING:
     import optuna
 
 FOLDER = Path("var/tune")
-REPORT = Path("reports/tune.json")
-TAGS = "UNMASK_RUN_TAGS"
+REPORT = Path("reports/sweep.json")
 log = logging.getLogger(__name__)
 
 
 def run(settings: Params) -> dict[str, Any]:
-    """Make the search's number of trials complete, and write reports/tune.json; params.yaml is left as it is.
+    """Make the search's number of trials complete, and write reports/sweep.json; params.yaml is left as it is.
 
     Trials are pruned by asynchronous successive halving (Li et al., MLSys 2020): after 1, 3, 9 ... epochs the best third goes on. The
     study lies in var/tune, named after all that it depends on.
@@ -60,11 +56,11 @@ def run(settings: Params) -> dict[str, Any]:
     _take_up(study)
     # Of its own for each start: a search that goes on would otherwise draw again what it has tried.
     study.sampler = optuna.samplers.TPESampler(seed=settings.tune.seed + len(study.trials))
-    parent = _parent(study.study_name)
+    owner = parent_run("tune", study.study_name)
     done = sum(trial.state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED) for trial in study.trials)
-    with _child_of(parent):
+    with child_of(owner):
         study.optimize(lambda trial: _judge(trial, settings, parts), n_trials=max(0, settings.tune.trials - done))
-    return _report(study, parent)
+    return _report(study, owner)
 
 
 class Told(TrainerCallback):
@@ -93,11 +89,11 @@ def _judge(trial: "optuna.Trial", settings: Params, parts: dict[str, pd.DataFram
     except DivergedError as error:
         log.info("trial %d: %s", trial.number, error)
         mlflow.end_run("FAILED")
-        shutil.rmtree(train.checkpoints(candidate))
+        shutil.rmtree(train.checkpoints(candidate, parts))
         raise optuna.TrialPruned from error
     assert trained is not None
     trial.set_user_attr("run_id", trained.report["run_id"])
-    shutil.rmtree(train.checkpoints(candidate))  # weights and optimizer states of many trainings fill a disk
+    shutil.rmtree(train.checkpoints(candidate, parts))  # weights and optimizer states of many trainings fill a disk
     if told.pruned:
         raise optuna.TrialPruned
     return max(epoch["val_auc"] for epoch in trained.report["epochs"])
@@ -135,30 +131,7 @@ def _take_up(study: "optuna.Study") -> None:
         study.enqueue_trial(trial.params)
 
 
-def _parent(name: str) -> str:
-    """The id of the search's run in MLflow, which the trials' runs are nested in."""
-    from mlflow import MlflowClient
-
-    experiment, client = connect(), MlflowClient()
-    known = client.search_runs([experiment], f"tags.sweep = '{name}'", max_results=1)
-    return str((known[0] if known else client.create_run(experiment, run_name="tune", tags={"sweep": name})).info.run_id)
-
-
-@contextmanager
-def _child_of(parent: str) -> Iterator[None]:
-    """Runs that are opened meanwhile are nested in the parent."""
-    before = os.environ.get(TAGS)
-    os.environ[TAGS] = json.dumps(json.loads(before or "{}") | {"mlflow.parentRunId": parent})
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[TAGS]
-        else:
-            os.environ[TAGS] = before
-
-
-def _report(study: "optuna.Study", parent: str) -> dict[str, Any]:
+def _report(study: "optuna.Study", owner: str) -> dict[str, Any]:
     import optuna
     from mlflow import MlflowClient
 
@@ -167,7 +140,7 @@ def _report(study: "optuna.Study", parent: str) -> dict[str, Any]:
         raise StageError("tune: every trial was ended early; widen tune.space or raise tune.trials")
     values = study.best_trial.user_attrs["values"]
     found: dict[str, Any] = {
-        "run_id": parent,
+        "run_id": owner,
         "trials": sum(state.is_finished() and state != optuna.trial.TrialState.FAIL for state in states),
         "pruned": states.count(optuna.trial.TrialState.PRUNED),
         "best": {
@@ -180,8 +153,8 @@ def _report(study: "optuna.Study", parent: str) -> dict[str, Any]:
         },
     }
     client = MlflowClient()
-    client.log_metric(parent, "val_auc", study.best_value)
-    client.set_terminated(parent)
+    client.log_metric(owner, "val_auc", study.best_value)
+    client.set_terminated(owner)
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text(json.dumps(found, indent=2) + "\n")
     log.info("best of %d trials: validation AUC %.4f; take it over with: %s", found["trials"], study.best_value, found["best"]["command"])

@@ -93,9 +93,9 @@ def fit(
     Raises:
         StageError: as `run` does.
     """
+    folder = checkpoints(settings, parts)
     parts = parts | {"train": rehearsed(parts["train"], settings.train.rehearsal)}
     processes = _processes()
-    folder = checkpoints(settings)
     with _alone(folder) if processes.is_main_process else nullcontext():
         processes.wait_for_everyone()
         record = Record.open(folder, settings) if processes.is_main_process else None
@@ -207,13 +207,13 @@ def _validation(prediction: EvalPrediction) -> dict[str, float]:
     }
 
 
-def checkpoints(settings: params.Params) -> Path:
-    """The folder of one training: the same settings on the same split go on, anything else starts anew."""
+def checkpoints(settings: params.Params, parts: dict[str, pd.DataFrame]) -> Path:
+    """The folder of one training: the same settings on the same images go on, anything else starts anew."""
     digest = hashlib.sha256()
     for section in (settings.model, settings.train, settings.augment):
         digest.update(section.model_dump_json().encode())
     for part in ("train", "val"):
-        digest.update((manifest.SPLITS / f"{part}.parquet").read_bytes())
+        digest.update(manifest.digest(parts[part]).encode())
     return CHECKPOINTS / digest.hexdigest()[:16]
 
 

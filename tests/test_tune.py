@@ -22,7 +22,7 @@ def test_the_flow_says_what_it_found(finished: Path, copy_workspace, tmp_path: P
     before = (folder / "params.yaml").read_text()
     assert "Completed" in run(folder, sys.executable, "-c", FLOW)
 
-    found = json.loads((folder / "reports/tune.json").read_text())
+    found = json.loads((folder / "reports/sweep.json").read_text())
     assert found["trials"] == 2 and set(found["best"]["values"]) == set(space)
     assert (folder / "params.yaml").read_text() == before
     run(folder, *found["best"]["command"].replace("python", sys.executable, 1).split())

@@ -63,7 +63,7 @@ def test_a_run_from_the_command_line_is_registered_and_seen_everywhere(up, works
     with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
         assert client.read_automations_by_name(NAME)[0].enabled
         assert {deployment.name for deployment in client.read_deployments()} == {"default"}
-        for name in ("deploy/default", "score/default", "tune/default"):
+        for name in ("deploy/default", "score/default", "tune/default", "leave-one-out/default"):
             assert client.read_deployment_by_name(name)
         drift = client.read_deployment_by_name("drift/default")
         assert [schedule.schedule.cron for schedule in drift.schedules] == ["0 * * * *"]

@@ -3,27 +3,25 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from safetensors.numpy import load_file
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from pipeline import labels, manifest, model, sweep, train, tuning
+from pipeline import manifest, model, train, tuning
 from pipeline.adversarial import attacked
 from pipeline.convert import to_openvino
 from pipeline.dataset import pixels
 from pipeline.errors import StageError
 from pipeline.explain import WithEmbedding
 from pipeline.metrics import judge
-from pipeline.params import Model, Params, ParamsError, check_params, load_params
+from pipeline.params import Model, Params, check_params, load_params
 from pipeline.params_train import Adversarial, Train
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import runtime
@@ -31,72 +29,7 @@ from pipeline.scoring import labels as scoring_labels
 from pipeline.scoring import score
 from pipeline.settings import preset
 from tests.conftest import ROOT, run
-
-SIDE = 32
-VIT = {"image_size": SIDE, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
-ZOO: dict[str, dict[str, Any]] = {
-    "vit": VIT,
-    "deit": VIT,
-    "dinov2": VIT | {"mlp_ratio": 2},
-    "clip": {"vision_config": VIT, "text_config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}},
-    "swin": {"image_size": SIDE, "patch_size": 4, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4},
-    "cvt": {"image_size": SIDE, "embed_dim": [8, 16, 16], "num_heads": [1, 2, 2], "depth": [1, 2, 3]},
-    "convnextv2": {"image_size": SIDE, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 2, 1]},
-    "mobilevit": {"image_size": SIDE, "hidden_sizes": [16, 16, 16], "neck_hidden_sizes": [8, 8, 8, 8, 8, 8, 16], "mlp_ratio": 2.0}
-    | {"num_attention_heads": 2},
-}
-"""Networks of a few thousand weights."""
-
-
-def table(folder: Path, pairs: int, seed: int) -> pd.DataFrame:
-    """Pairs of pictures, the fake with a block in its middle, as a part of a manifest."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for index in range(pairs):
-        pixels = np.kron(rng.integers(40, 215, (8, 8, 3)), np.ones((4, 4, 1))).astype(np.uint8)
-        for label in labels.LABELS:
-            path = folder / label / f"{seed}-{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if label == "fake":
-                pixels = pixels.copy()
-                pixels[12:20, 12:20] = rng.integers(0, 255, (8, 8, 3))
-            Image.fromarray(pixels).save(path)
-            row = {name: "none" if kind == "str" else 0 for name, kind in manifest.COLUMNS.items()}
-            rows.append(row | {"image_id": f"{label}{seed}{index}", "path": str(path), "label": label, "group": f"g{seed}-{index}"})
-    return pd.DataFrame(rows)
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a split data set in it, which the tests are in."""
-    folder = tmp_path_factory.mktemp("recipes")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        for seed, (part, pairs) in enumerate({"train": 12, "val": 6, "test": 4}.items()):
-            manifest.write(table(Path("data/raw"), pairs, seed), manifest.SPLITS / f"{part}.parquet")
-        yield folder
-
-
-@pytest.fixture
-def settings(workspace: Path) -> Callable[..., Params]:
-    """A function that gives settings of a training of two epochs; its arguments are of the section `train`."""
-
-    def make(name: str = "vit", augment: dict[str, Any] | None = None, **recipe: Any) -> Params:
-        content = load_params(ROOT / "params.yaml").model_dump(by_alias=True, mode="json")
-        content["model"] = {"name": name, "init": "scratch", "config": ZOO[name]}
-        small = {"epochs": 2, "batch_size": 8, "lr": 0.01, "bf16": False, "checkpoints_per_epoch": 3}
-        content["train"] |= small | recipe
-        content["augment"] |= augment or {}
-        return check_params(content, Path("params.yaml"))
-
-    return make
-
-
-def fit(settings: Params, *callbacks: TrainerCallback) -> train.Trained:
-    trained = train.fit(settings, manifest.read_parts(), callbacks=callbacks)
-    assert trained is not None
-    return trained
+from tests.recipes.small import SIDE, VIT, ZOO, fit, table
 
 
 def moved(settings: Params, network: PreTrainedModel) -> set[str]:
@@ -206,7 +139,7 @@ def test_the_epoch_that_is_named_is_the_one_whose_weights_are_kept(settings: Cal
     assert three.report["best_epoch"] == 1 and len({epoch["val_auc"] for epoch in three.report["epochs"]}) == 1
     for name, weight in one.network.state_dict().items():
         assert torch.equal(three.network.state_dict()[name], weight), name
-    last = load_file(max(train.checkpoints(settings(epochs=3, **alike)).glob("checkpoint-*")) / "model.safetensors")
+    last = load_file(max(train.checkpoints(settings(epochs=3, **alike), manifest.read_parts()).glob("checkpoint-*")) / "model.safetensors")
     assert any(not np.array_equal(last[name], weight) for name, weight in three.network.state_dict().items())
 
 
@@ -289,50 +222,6 @@ def test_presets_are_valid(name: str):
         section, _, field = key.partition(".")
         content[section][field] = value
     assert isinstance(check_params(content, Path("params.yaml")).train, Train)
-
-
-class Killed(BaseException):
-    """What Optuna does not catch, so that its storage is left as a kill leaves it."""
-
-
-def test_a_search_goes_on_where_it_was_cut_short(settings: Callable[..., Params], monkeypatch: pytest.MonkeyPatch):
-    space = {"train.lr": {"low": 0.001, "high": 0.1, "log": True}, "train.tune": {"choices": ["head", "layernorm"]}}
-    content = settings(epochs=3).model_dump(by_alias=True, mode="json") | {"tune": {"trials": 4, "space": space, "seed": 7}}
-    chosen = check_params(content, Path("params.yaml"))
-    fit_ = train.fit
-    begun: list[Params] = []
-
-    def fit_twice(candidate: Params, *rest: Any, **more: Any) -> train.Trained | None:
-        begun.append(candidate)
-        if len(begun) == 2:
-            raise Killed
-        return fit_(candidate, *rest, **more)
-
-    monkeypatch.setattr(train, "fit", fit_twice)
-    with pytest.raises(Killed):
-        sweep.run(chosen)
-    found = sweep.run(chosen)
-
-    assert begun[2].train == begun[1].train and len(begun) == 5
-    assert len({candidate.train.lr for candidate in begun}) == 4  # none is tried twice but the one that was cut short
-    assert found["trials"] == 4 and found["pruned"] < 4
-    client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name("unmask").experiment_id
-    runs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{found['run_id']}'")
-    assert len(runs) == 4
-    assert found["best"]["run_id"] in {run.info.run_id for run in runs}
-    best = client.get_metric_history(found["best"]["run_id"], "val_auc")
-    assert max(point.value for point in best) == found["best"]["val_auc"] and len(best) == 3
-    for key in space:
-        assert f"{key}=" in found["best"]["command"]
-
-    spoilt = {"trials": 4, "space": {"train.lr": {"choices": [0.01, 1e38]}}, "seed": 7}
-    found = sweep.run(check_params(content | {"tune": spoilt}, Path("params.yaml")))
-    assert found["pruned"] and found["best"]["values"] == {"train.lr": 0.01}
-
-    wrong = check_params(content | {"tune": {"trials": 1, "space": {"train.rate": {"choices": [1, 2]}}, "seed": 7}}, Path("params.yaml"))
-    with pytest.raises(ParamsError, match=r"train\.rate"):
-        sweep.run(wrong)
 
 
 @pytest.mark.long

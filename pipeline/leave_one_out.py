@@ -1,0 +1,134 @@
+"""How a recipe does on kinds of forgery that it was not shown: for each generator a training without it, judged on its fakes.
+
+The parts stay as they were split: the fakes are those of the test part; temperature and thresholds come from the validation part without
+the generator. Killed, it goes on when it is run again.
+"""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline import manifest, train
+from pipeline.calibration import probability
+from pipeline.dataset import pixels
+from pipeline.errors import StageError
+from pipeline.evaluate import calibrate
+from pipeline.explain import WithEmbedding
+from pipeline.manifest import NO_GENERATOR
+from pipeline.metrics import Figure, figure_text, group_weights, judge_drawn
+from pipeline.params import Params
+from pipeline.preprocess import Preprocess
+from pipeline.record import child_of, parent_run
+from pipeline.runtime import runtime
+from pipeline.scoring import labels, score
+
+FOLDER = Path("var/leave_one_out")
+REPORT = Path("reports/leave_one_out.json")
+log = logging.getLogger(__name__)
+
+
+def run(settings: Params) -> dict[str, Any]:
+    """Write reports/leave_one_out.json, and a run in MLflow with the trainings nested in it.
+
+    Returns:
+        run_id; generators: name -> n, auc, recall and fpr, each with its interval; mean_auc, worst, worst_auc; pooled_auc: of all images,
+        each fake with its probability by the training that did not see its kind.
+
+    Raises:
+        StageError: if there are fewer than two generators to learn from, or a training fails.
+    """
+    parts = manifest.read_parts()
+    generators = _generators(parts)
+    owner = parent_run("leave-one-out", train.checkpoints(settings, parts).name)
+    judged = {name: _judged(name, settings, parts, owner) for name in generators}
+
+    draws, seed = settings.evaluate.bootstrap, settings.evaluate.seed
+    found: dict[str, dict[str, Any]] = {}
+    for name, (table, threshold) in judged.items():
+        figures = _figures(table, threshold, draws, seed)
+        found[name] = {"n": len(table), **{figure: figures[figure] for figure in ("auc", "recall", "fpr")}}
+    aucs = {name: float(figures["auc"]["value"] or 0.0) for name, figures in found.items()}
+    worst = min(aucs, key=lambda name: aucs[name])
+    result = {
+        "run_id": owner,
+        "generators": found,
+        "mean_auc": round(float(np.mean(list(aucs.values()))), 5),
+        "worst": worst,
+        "worst_auc": aucs[worst],
+        "pooled_auc": _figures(pd.concat([table for table, _ in judged.values()]), 0.5, draws, seed)["auc"],
+    }
+    _note(result)
+    return result
+
+
+def _generators(parts: dict[str, pd.DataFrame]) -> list[str]:
+    """Those that can be left out, and leave others to learn from and to choose by."""
+    held = [set(parts[part]["generator"]) - {NO_GENERATOR} for part in manifest.PARTS]
+    found = sorted(set.intersection(*held))
+    if len(found) < 2:
+        raise StageError(
+            f"leave-one-out: train, val and test have {', '.join(found) or 'no generator'} in common, and it takes two. "
+            "Name what made each fake (the column `generator` of manifest.csv), and let none be kept out of training: "
+            "python -m pipeline.settings -S 'split.holdout_generators=[]'"
+        )
+    return found
+
+
+def _judged(generator: str, settings: Params, parts: dict[str, pd.DataFrame], owner: str) -> tuple[pd.DataFrame, float]:
+    """The reals of the test part and the generator's fakes with `probability_fake` by a training without it, and its F1 threshold."""
+    rest = {part: parts[part][parts[part]["generator"] != generator].reset_index(drop=True) for part in ("train", "val")}
+    test = parts["test"][parts["test"]["generator"].isin([NO_GENERATOR, generator])]
+    folder = train.checkpoints(settings, rest)
+    scores = FOLDER / f"{folder.name}-{manifest.digest(test)[:16]}.parquet"
+    if not scores.is_file():
+        log.info("training without %s", generator)
+        with child_of(owner, left_out=generator):
+            trained = train.fit(settings, rest)
+        assert trained is not None
+        preprocess = Preprocess.from_processor(trained.processor)
+        running = runtime(WithEmbedding(trained.network).eval(), preprocess.size)
+        scored = [
+            table.assign(part=part, score=score(running, preprocess, pixels(table, preprocess)))
+            for part, table in (("val", rest["val"]), ("test", test))
+        ]
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        pd.concat(scored)[["part", "image_id", "label", "group", "score"]].to_parquet(scores.with_suffix(".part"), index=False)
+        scores.with_suffix(".part").replace(scores)
+    shutil.rmtree(folder, ignore_errors=True)  # weights and optimizer states of many trainings fill a disk
+    table = pd.read_parquet(scores)
+    val, test = (table[table["part"] == part] for part in ("val", "test"))
+    temperature, thresholds = calibrate(val, settings.evaluate)
+    return test.assign(probability_fake=probability(test["score"].to_numpy(), temperature)), thresholds.f1
+
+
+def _figures(table: pd.DataFrame, threshold: float, draws: int, seed: int) -> dict[str, Figure]:
+    weights = group_weights(table["group"].to_numpy(), draws, seed)
+    return judge_drawn(labels(table), table["probability_fake"].to_numpy(), threshold, weights)
+
+
+def _note(result: dict[str, Any]) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    for name in ("mean_auc", "worst_auc"):
+        client.log_metric(result["run_id"], name, result[name])
+    client.set_terminated(result["run_id"])
+    REPORT.parent.mkdir(parents=True, exist_ok=True)
+    REPORT.write_text(json.dumps(result, indent=2) + "\n")
+    for name, figures in result["generators"].items():
+        log.info("without %s: AUC %s", name, figure_text(figures["auc"]))
+    text = figure_text(result["pooled_auc"])
+    log.info("mean AUC %.3f, worst %.3f (%s), pooled %s", result["mean_auc"], result["worst_auc"], result["worst"], text)
+
+
+if __name__ == "__main__":
+    from pipeline.cli import stage
+    from pipeline.memory import keep_freed
+
+    keep_freed()
+    stage(run)
