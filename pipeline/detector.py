@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 
 from pipeline import quality
+from pipeline.activation import GraphActivation
 from pipeline.attention import Explanation, GraphAttention
 from pipeline.calibration import probability
 from pipeline.faces import FaceBox, FaceDetector, surroundings
@@ -103,7 +104,7 @@ class Detector:
         self.package, self.runtime = package, runtime
         self.preprocess = Preprocess.load(package.path)
         self._lock, self._loading, self._finder = threading.Lock(), threading.Lock(), threading.local()
-        self._attention: GraphAttention | None = None
+        self._maps: list[GraphAttention | GraphActivation] = []
         self._loaded: PreTrainedModel | None = None
         self._faces = faces
         if faces is not None:
@@ -216,10 +217,10 @@ class Detector:
     def _look(self, values: np.ndarray) -> Explanation:
         """The heat map of one input. What it takes is read at the first one: a verdict needs neither its memory nor its seconds."""
         with self._loading:
-            if self._attention is None:
-                served = self.runtime.graph if isinstance(self.runtime, OpenVinoRuntime) else None
-                self._attention = GraphAttention(served or read_graph(self.package.path / GRAPH))
-        found = self._attention(values)
+            if not self._maps:
+                graph = self.runtime.graph if isinstance(self.runtime, OpenVinoRuntime) else read_graph(self.package.path / GRAPH)
+                self._maps = [GraphAttention(graph), GraphActivation(graph)]
+        found = next(filter(None, (look(values) for look in self._maps)), None)
         return found if found is not None else self._look_with_gradients(values)
 
     def _look_with_gradients(self, values: np.ndarray) -> Explanation:

@@ -82,12 +82,17 @@ def relevance(attentions: Sequence[torch.Tensor], slopes: Sequence[torch.Tensor]
 
 def grad_cam(network: PreTrainedModel, tensor: torch.Tensor) -> np.ndarray:
     """Grad-CAM (Selvaraju et al., ICCV 2017) on the last map of features that has more than one place, for the score of "fake"."""
-    with torch.enable_grad():
-        outputs = network(pixel_values=tensor, output_hidden_states=True)
-        maps = [state for state in outputs.hidden_states if state.requires_grad]
-        last = next((state for state in reversed(maps) if _is_map(state)), maps[-1])
-        # Some networks return a map that the logits do not come from: its gradient is missing, and the map says nothing.
-        (slope,) = torch.autograd.grad(_score(outputs.logits), last, allow_unused=True)
+    seen: list[torch.Tensor | None] = []
+    hook = network.base_model.register_forward_hook(lambda module, inputs, output: seen.append(getattr(output, "last_hidden_state", None)))
+    try:
+        with torch.enable_grad():
+            outputs = network(pixel_values=tensor, output_hidden_states=True)
+            maps = [state for state in (*outputs.hidden_states, *seen) if state is not None and state.requires_grad]
+            last = next((state for state in reversed(maps) if _is_map(state)), maps[-1])
+            # Some networks return a map that the logits do not come from: its gradient is missing, and the map says nothing.
+            (slope,) = torch.autograd.grad(_score(outputs.logits), last, allow_unused=True)
+    finally:
+        hook.remove()
     slope = torch.zeros_like(last) if slope is None else slope
     if last.ndim == 4:
         weight = slope.mean((2, 3), keepdim=True)

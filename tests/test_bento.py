@@ -84,7 +84,7 @@ def answers(folder: Path, bento: str, home: Path, python: Path | str = sys.execu
 
 
 def explains_with_gradients(home: Path, python: Path | str = sys.executable, path: str = "") -> None:
-    """Import from the bento what explains a network without attention, and runs any on a GPU: in PyTorch."""
+    """Import from the bento what explains a network whose graph does not, and runs any on a GPU: in PyTorch."""
     sources = next(home.glob("bentos/*/*/src"))
     command = [python, "-c", "import pipeline.explain; print(pipeline.explain.__file__)"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([path, str(sources)])}

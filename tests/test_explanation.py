@@ -1,5 +1,6 @@
 """Heat maps: by a method that fits the network, the same from the exported graph, and worth more than noise."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from pipeline import faithfulness, model
+from pipeline.activation import GraphActivation
 from pipeline.attention import GraphAttention
 from pipeline.convert import to_openvino
 from pipeline.explain import WithEmbedding, heat_maps
@@ -21,7 +23,7 @@ from pipeline.preprocess import Preprocess
 from pipeline.runtime import read as read_graph
 from pipeline.runtime import runtime
 from pipeline.scoring import Subject
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run
 from tests.package_helpers import CONFIG, SIDE
 
 
@@ -51,29 +53,57 @@ def test_each_kind_of_network_is_explained_by_a_method_that_fits_it(kind: str, c
         assert seen.heat.min() >= 0 and seen.heat.max() <= 1
 
 
-@pytest.mark.parametrize("kind", ["vit", "deit", "dinov2", "beit", "convnextv2", "swin"])
-def test_the_exported_graph_shows_the_same_rollout_as_the_network(kind: str, tmp_path: Path):
-    small = {"swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4, "patch_size": 4, "image_size": SIDE}}
-    small |= {"convnextv2": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 4}}
-    small |= {"beit": CONFIG | {"use_relative_position_bias": True, "layer_scale_init_value": 1.0}}
+CONVOLUTIONS: dict[str, dict[str, object]] = {
+    "convnextv2": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 4},
+    "mobilenet_v2": {"image_size": 96, "depth_multiplier": 0.25},
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+    "swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4, "patch_size": 4, "image_size": SIDE},
+    "cvt": {"image_size": SIDE, "embed_dim": [8, 16, 16], "num_heads": [1, 2, 2], "depth": [1, 2, 3]},
+}
+
+
+@pytest.mark.parametrize("kind", ["vit", "deit", "dinov2", "beit", *CONVOLUTIONS])
+def test_the_exported_graph_shows_the_same_map_as_the_network(kind: str, tmp_path: Path):
+    beit = {"beit": CONFIG | {"use_relative_position_bias": True, "layer_scale_init_value": 1.0}}
     torch.manual_seed(0)
-    network, processor = model.build(ModelSettings(name=kind, init="scratch", config=small.get(kind, CONFIG)))
+    network, processor = model.build(ModelSettings(name=kind, init="scratch", config=(CONVOLUTIONS | beit).get(kind, CONFIG)))
     for weights in network.parameters():
         weights.data += 0.1 * torch.randn_like(weights)  # a fresh network looks everywhere alike
     model.save(network, processor, tmp_path / "model")
     values = np.random.default_rng(0).normal(0, 1, (2, 3, processor.size["height"], processor.size["width"])).astype(np.float32)
     to_openvino(tmp_path / "model", tmp_path / "graph.xml", values)
-    found = GraphAttention(read_graph(tmp_path / "graph.xml"))(values[:1])
+    graph = read_graph(tmp_path / "graph.xml")
+    attention, activation = GraphAttention(graph)(values[:1]), GraphActivation(graph)(values[:1])
     expected = heat_maps(model.load(tmp_path / "model"), values[:1])[0]
-    if kind in ("convnextv2", "swin"):
-        assert found is None and expected.method == "grad_cam"
-    else:
-        assert found is not None and found.method == expected.method == "attention_rollout"
-        assert found.heat == pytest.approx(expected.heat, abs=1e-4)
+    if kind == "cvt":  # whose class token sees the places in windows, and is all that is averaged
+        assert attention is None and activation is None and expected.method == "grad_cam"
+        return
+    found = activation if kind in CONVOLUTIONS else attention
+    assert (attention is None) is (kind in CONVOLUTIONS) and found is not None
+    assert found.method == expected.method == ("grad_cam" if kind in CONVOLUTIONS else "attention_rollout")
+    assert found.heat.std() > 0.05 and found.heat == pytest.approx(expected.heat, abs=2e-3 if kind in CONVOLUTIONS else 1e-4)
+
+
+def test_the_starter_shows_its_maps_without_pytorch(tmp_path: Path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (240, 240, 3), dtype=np.uint8)).save(tmp_path / "noise.png")
+    script = """
+import sys
+from pathlib import Path
+from pipeline.detector import Detector
+from pipeline.images import read
+detector = Detector.load(Path(sys.argv[1]), "cpu")
+found, _ = detector.explain(detector.prepare(read(Path(sys.argv[2]))))
+print(found.method, found.heat.shape, "torch" in sys.modules)
+"""
+    assert run(ROOT, sys.executable, "-c", script, str(ROOT / "models/starter"), str(tmp_path / "noise.png")) == "grad_cam (7, 7) False\n"
 
 
 class Corner(torch.nn.Module):
     """Calls fake what is bright in the upper left quarter, and has a map of features that is lit there alone."""
+
+    @property
+    def base_model(self) -> torch.nn.Module:
+        return self
 
     def forward(self, pixel_values: torch.Tensor, output_hidden_states: bool = False, output_attentions: bool = False):
         if output_attentions:

@@ -80,7 +80,7 @@ async function explain(item) {
   if (!item.answer || item.map || item.mapState === "mapWaiting") return;
   item.mapState = "mapWaiting";
   show();
-  // The first map after the service's start may wait for PyTorch longer than the service lets it; the second does not.
+  // The first map of some networks waits for PyTorch, which on a busy machine takes longer than the service lets it; the second does not.
   for (let tries = 2; tries > 0; tries -= 1) {
     try {
       item.map = await ask("explain", item);
