@@ -34,7 +34,7 @@ def augment(pictures: Sequence[np.ndarray], settings: Augment, rng: np.random.Ge
         (settings.resize, _resize, settings.resize_factor),
         (settings.blur, _blur, settings.blur_sigma),
         (settings.noise, _noise, settings.noise_sigma),
-        (settings.jpeg, _jpeg, settings.jpeg_quality),
+        (settings.jpeg, jpeg, settings.jpeg_quality),
     ]
     more: list[tuple[float, Maker, tuple[float, float]]] = [
         (settings.webp, _webp, settings.webp_quality),
@@ -135,8 +135,12 @@ def _noise(sigma: float, rng: np.random.Generator) -> Change:
     return change
 
 
-def _jpeg(quality: float, rng: np.random.Generator) -> Change:
-    """Half the time libjpeg through Pillow, half through OpenCV, which subsample colour differently."""
+def jpeg(quality: float, rng: np.random.Generator) -> Change:
+    """Stored as JPEG: half the time by libjpeg through Pillow, half through OpenCV, which subsample colour differently.
+
+    Args:
+        quality: 1..100.
+    """
     if rng.random() < 0.5:
 
         def with_pillow(picture: np.ndarray) -> np.ndarray:
@@ -161,7 +165,7 @@ def _with_opencv(picture: np.ndarray, suffix: str, setting: int, quality: float)
 
 def _thumbnail(qualities: tuple[int, int], factor: float, rng: np.random.Generator) -> Change:
     """A small copy, stored as such copies are, and shown large again."""
-    store, up = _jpeg(rng.uniform(*qualities), rng), int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
+    store, up = jpeg(rng.uniform(*qualities), rng), int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
 
     def change(picture: np.ndarray) -> np.ndarray:
         side = picture.shape[0]

@@ -13,9 +13,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from pipeline.augment import augment
+from pipeline.augment import augment, jpeg
 from pipeline.errors import StageError
-from pipeline.forge import METHODS, Face
+from pipeline.forge import METHODS, Face, changed
 from pipeline.images import OWN, read
 from pipeline.labels import LABEL2ID
 from pipeline.params_train import Augment, Forging
@@ -24,6 +24,8 @@ from pipeline.preprocess import Preprocess
 CACHE = Path("var/cache")
 TRIES = 3
 """Forgeries that change nothing before the fake of the data set is taken."""
+STORED = (60, 95)
+"""JPEG qualities of a pair whose fake was forged on the spot."""
 
 
 def pixels(table: pd.DataFrame, preprocess: Preprocess) -> np.ndarray:
@@ -117,9 +119,8 @@ class Pairs(Dataset):
         rng = self.draw(index)
         real, fake = self.choose(index, rng)
         forged = self.forge(index, real) if self.forging else None
-        pictures = [self.images[real], self.images[fake] if forged is None else forged]
-        changed = augment(pictures, self.settings, rng)
-        return {"pixel_values": torch.from_numpy(np.stack(changed)), "labels": torch.tensor([0, 1])}
+        shown = augment(forged or [self.images[real], self.images[fake]], self.settings, rng)
+        return {"pixel_values": torch.from_numpy(np.stack(shown)), "labels": torch.tensor([0, 1])}
 
     def draw(self, index: int) -> np.random.Generator:
         """The source of an example's draws in this epoch."""
@@ -133,20 +134,28 @@ class Pairs(Dataset):
         second = int(rng.choice(same or candidates))
         return (first, second) if self.larger == 0 else (second, first)
 
-    def forge(self, index: int, real: int) -> np.ndarray | None:
-        """A fake of a real for this example, uint8 (size, size, 3); None for those that keep the fake of the data set."""
+    def forge(self, index: int, real: int) -> list[np.ndarray] | None:
+        """The real of this example and a fake made of it, each uint8 (size, size, 3); None for those that keep the fake of the data set.
+
+        Half of the reals are changed themselves before they are forged (Shiohara and Yamasaki 2022 change the one or the other): another
+        colour or sharpness alone makes no fake. Both are stored as JPEG alike: in a fake that is not, the blocks of its real end where the
+        forgery begins, which no forgery in the world shows.
+        """
         assert self.forging is not None
         # A generator of its own: the other draws of an example are then the same with and without forging.
         rng = np.random.default_rng([self.seed, self.epoch, index, 1])
         if rng.random() >= self.forging.share:
             return None
         target, donor = self.images[real], self.images[int(rng.choice(self.of_class[0]))]
+        if rng.random() < 0.5:
+            target = changed(target, rng)
         face = Face.centred(target.shape[1], target.shape[0])
         method = METHODS[str(rng.choice(list(self.forging.methods), p=list(self.forging.methods.values())))]
         for _ in range(TRIES):
             fake, mask = method(target, face, donor, face, rng)
             if mask.max() > 0 and not np.array_equal(fake, target):
-                return fake
+                store = jpeg(rng.uniform(*STORED), rng)
+                return [store(target), store(fake)]
         return None
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.forge.face import Face
 from pipeline.forge.resynthesis import resynthesis
-from pipeline.forge.self_blend import self_blend
+from pipeline.forge.self_blend import changed, self_blend
 from pipeline.forge.swap import swap
 
 Forged = tuple[np.ndarray, np.ndarray]
@@ -18,4 +18,4 @@ Method = Callable[[np.ndarray, Face, np.ndarray, Face, np.random.Generator], For
 METHODS: dict[str, Method] = {"self_blend": self_blend, "swap": swap, "resynthesis": resynthesis}
 """Name of a generator -> the function that makes its fakes."""
 
-__all__ = ["METHODS", "Face", "Forged", "Method", "resynthesis", "self_blend", "swap"]
+__all__ = ["METHODS", "Face", "Forged", "Method", "changed", "resynthesis", "self_blend", "swap"]

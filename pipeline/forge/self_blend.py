@@ -16,7 +16,7 @@ def self_blend(
     """
     del donor, donor_face
     height, width = target.shape[:2]
-    source = _sharpness(_colour(target, rng), rng)
+    source = changed(target, rng)
     shift = rng.uniform(-1, 1, 2) * (0.03 * width, 0.015 * height)
     move = cv2.getRotationMatrix2D((face.x, face.y), 0, rng.uniform(0.95, 1.05))
     move[:, 2] += shift
@@ -26,15 +26,20 @@ def self_blend(
     return blend(source, target, mask), mask
 
 
+def changed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A copy that differs in colour, light and sharpness, uint8 like the image (source-target augmentation, section 3.2)."""
+    return _sharpness(_colour(image, rng), rng)
+
+
 def _colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    changed = image.astype(np.float32)
+    shifted = image.astype(np.float32)
     if rng.random() < 0.3:
-        changed += rng.uniform(-20, 20, 3)
-    hsv = cv2.cvtColor(np.clip(changed, 0, 255).astype(np.uint8), cv2.COLOR_RGB2HSV).astype(np.float32)
+        shifted += rng.uniform(-20, 20, 3)
+    hsv = cv2.cvtColor(np.clip(shifted, 0, 255).astype(np.uint8), cv2.COLOR_RGB2HSV).astype(np.float32)
     hsv[..., 0] = (hsv[..., 0] + rng.uniform(-4, 4)) % 180
     hsv[..., 1:] *= rng.uniform(0.8, 1.2, 2)
-    changed = cv2.cvtColor(np.clip(hsv, 0, 255).astype(np.uint8), cv2.COLOR_HSV2RGB).astype(np.float32)
-    return np.clip((changed - 128) * rng.uniform(0.9, 1.1) + 128 + rng.uniform(-25, 25), 0, 255).astype(np.uint8)
+    shifted = cv2.cvtColor(np.clip(hsv, 0, 255).astype(np.uint8), cv2.COLOR_HSV2RGB).astype(np.float32)
+    return np.clip((shifted - 128) * rng.uniform(0.9, 1.1) + 128 + rng.uniform(-25, 25), 0, 255).astype(np.uint8)
 
 
 def _sharpness(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
