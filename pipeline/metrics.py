@@ -90,14 +90,34 @@ def judge_drawn(labels: np.ndarray, probabilities: np.ndarray, threshold: float,
     """Every figure of `figures` with its 95% interval from draws that were made before, see `group_weights`."""
     value, drawn = figures(labels, probabilities, threshold), figures(labels, probabilities, threshold, weights)
     drawn["ece"] = _centred(value["ece"], drawn["ece"])
-    return {name: interval(value[name], drawn[name]) for name in value}
+    fake, called = np.asarray(labels) == 1, np.asarray(probabilities) >= threshold
+    shares = {
+        "precision": (fake, called),
+        "recall": (called, fake),
+        "fpr": (called, ~fake),
+        "accuracy": (called == fake, np.full(len(fake), True)),
+    }
+    found = {name: interval(value[name], drawn[name]) for name in value}
+    return found | {name: _exact(found[name], hits[of], weights[:, of]) for name, (hits, of) in shares.items()}
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> Figure:
-    """The mean of values, float (n,), with its 95% interval from draws (draws, n); null without values."""
-    values = np.asarray(values, np.float64)
+    """The mean of values, float or bool (n,), with its 95% interval from draws (draws, n); null without values."""
+    values = np.asarray(values)
     with np.errstate(invalid="ignore"):
-        return interval(values.sum(keepdims=True) / np.float64(len(values)), weights @ values / weights.sum(1))
+        found = interval(values.sum(keepdims=True) / np.float64(len(values)), weights @ values / weights.sum(1))
+    return _exact(found, values, weights) if values.dtype == bool else found
+
+
+def _exact(share: Figure, hits: np.ndarray, weights: np.ndarray) -> Figure:
+    """The interval of a share of hits, bool (n,), that is 0 or 1: resampling draws nothing else, and would call that certain.
+
+    It is that of Clopper and Pearson (Biometrika 1934), with groups for images: as many as there are different columns of weights.
+    """
+    if share["low"] is None or not len(hits) or 0 < hits.sum() < len(hits):
+        return share
+    rest = round(1 - 0.025 ** (1 / np.unique(weights, axis=1).shape[1]), 5)
+    return {"value": share["value"], "low": 1 - rest, "high": 1.0} if hits[0] else {"value": share["value"], "low": 0.0, "high": rest}
 
 
 def figure_text(figure: Figure) -> str:

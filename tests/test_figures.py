@@ -7,7 +7,7 @@ from sklearn import metrics as sklearn_metrics
 
 from pipeline.calibration import choose_thresholds, fit_temperature, probability
 from pipeline.evaluate import calibrate
-from pipeline.metrics import confusion, figure_text, figures, group_weights, judge
+from pipeline.metrics import confusion, figure_text, figures, group_weights, judge, mean
 from pipeline.params import load_params
 from tests.conftest import ROOT
 
@@ -64,6 +64,22 @@ def test_one_group_says_nothing_of_how_sure_a_figure_is():
     for name, figure in judge(labels, scores, np.zeros(50), 0.5, draws=100, seed=0).items():
         assert figure["value"] is not None and figure["low"] is None and figure["high"] is None, name
     assert "no interval" in figure_text(judge(labels, scores, np.zeros(50), 0.5, draws=100, seed=0)["auc"])
+
+
+def test_a_share_of_nothing_or_all_is_not_called_certain():
+    truth, called = np.repeat([0, 1], 16), np.repeat([0.1, 0.9], 16)
+    found = judge(truth, called, np.arange(32), 0.5, 200, 0)
+    assert found["recall"]["value"] == found["precision"]["value"] == 1 and found["fpr"]["value"] == 0
+    exact = 1 - 0.025 ** (1 / 16)  # Clopper and Pearson's bound for none of 16
+    assert found["fpr"]["high"] == pytest.approx(exact, abs=1e-5) and found["fpr"]["low"] == 0
+    assert found["recall"]["low"] == found["precision"]["low"] == pytest.approx(1 - exact, abs=1e-5)
+    assert found["accuracy"]["low"] > found["recall"]["low"]
+    by_fours = judge(truth, called, np.arange(32) // 4, 0.5, 200, 0)
+    assert by_fours["fpr"]["high"] == pytest.approx(1 - 0.025 ** (1 / 4), abs=1e-5)
+    weights = group_weights(np.arange(16), 200, 0)
+    assert mean(np.full(16, False), weights)["high"] == pytest.approx(exact, abs=1e-5)
+    assert mean(np.zeros(16), weights) == {"value": 0.0, "low": 0.0, "high": 0.0}  # figures that are no shares
+    assert mean(np.full(16, False), group_weights(np.zeros(16), 200, 0)) == {"value": 0.0, "low": None, "high": None}
 
 
 def test_a_calibration_error_lies_in_its_interval():
