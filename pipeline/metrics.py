@@ -116,8 +116,9 @@ def _exact(share: Figure, hits: np.ndarray, weights: np.ndarray) -> Figure:
     """
     if share["low"] is None or not len(hits) or 0 < hits.sum() < len(hits):
         return share
-    rest = round(1 - 0.025 ** (1 / np.unique(weights, axis=1).shape[1]), 5)
-    return {"value": share["value"], "low": 1 - rest, "high": 1.0} if hits[0] else {"value": share["value"], "low": 0.0, "high": rest}
+    rest = 1 - 0.025 ** (1 / np.unique(weights, axis=1).shape[1])
+    low, high = (1 - rest, 1.0) if hits[0] else (0.0, rest)
+    return {"value": share["value"], "low": round(low, 5), "high": round(high, 5)}
 
 
 def figure_text(figure: Figure) -> str:

@@ -66,6 +66,7 @@ def training(epochs: pd.DataFrame, axes: Axes) -> None:
     axes.plot(epochs["epoch"], epochs["val_f1"], color=FAKE, label="validation F1")
     axes.plot(epochs["epoch"], epochs["val_auc"], color=FAKE, linestyle="--", label="validation AUC")
     axes.set(xlabel="epoch", title="Training", ylim=(0, None))
+    axes.locator_params(axis="x", integer=True)
     axes.legend(frameon=False)
 
 
