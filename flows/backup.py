@@ -7,6 +7,7 @@ import filecmp
 import gzip
 import io
 import json
+import os
 import shutil
 import socket
 import sqlite3
@@ -205,7 +206,8 @@ def _unpack(file: Path, folder: Path) -> dict[str, Any]:
     try:
         with gzip.open(file) as packed:
             with tarfile.open(fileobj=packed, mode="r|") as archive:
-                archive.extractall(folder, filter="data")
+                for member in archive:
+                    _extract(archive, member, folder)
             while packed.read(1 << 20):  # to the end, where the checksum is
                 pass
         index: dict[str, Any] = json.loads((folder / INDEX).read_text())
@@ -219,6 +221,17 @@ def _unpack(file: Path, folder: Path) -> dict[str, Any]:
             f"{file} has the format {index.get('format')}, this release reads {FORMAT}: restore it with the release that wrote it"
         )
     return index
+
+
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """What the filter "data" of tarfile does, which Python has from 3.11.4 on and Debian 12 has not. Raises tarfile.ReadError."""
+    target = folder / member.name
+    if not (member.isfile() or member.isdir()) or ".." in Path(member.name).parts or not target.is_relative_to(folder):
+        raise tarfile.ReadError(f"it holds {member.name!r}, which is no plain file or folder below where it is unpacked")
+    archive.extract(member, folder, set_attrs=False)  # nobody else's ownership
+    if member.isfile():
+        target.chmod(member.mode & 0o755 | 0o600)
+        os.utime(target, (member.mtime, member.mtime))
 
 
 def _relocate(database: Path, old: Path, new: Path) -> None:

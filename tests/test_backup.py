@@ -199,8 +199,12 @@ def test_a_running_server_and_a_wrong_archive_are_refused(project: Path, tmp_pat
             member = tarfile.TarInfo(name)
             member.size = 2
             archive.addfile(member, io.BytesIO(b"{}"))
+    with tarfile.open(tmp_path / "link.tar.gz", "w:gz") as archive:
+        link = tarfile.TarInfo("mlflow.db")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
     (tmp_path / "text.tar.gz").write_text("no archive")
-    for name in ("cut", "damaged", "outside", "text", "missing"):
+    for name in ("cut", "damaged", "outside", "link", "text", "missing"):
         with pytest.raises(StageError, match=name):
             backup.restore(tmp_path / f"{name}.tar.gz", force=True)
     assert not (tmp_path / "escaped").exists() and not (project / "escaped").exists()
