@@ -57,15 +57,18 @@ def faithfulness(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> di
             kept = measured.setdefault(name, {"deletion": [], "insertion": [], "pointing": []})
             kept["deletion"].append(one)
             kept["insertion"].append(other)
-            # A random map points into the mask as often as the mask is large.
-            kept["pointing"].append(np.nan if mask is None else float(mask.mean()) if name == RANDOM else points_into(found[name], mask))
+            if name == RANDOM:  # points into the mask as often as the mask is large
+                kept["pointing"].append(0.0 if mask is None else float(mask.mean()))
+            else:
+                kept["pointing"].append(mask is not None and points_into(found[name], mask))
     noise = measured.pop(RANDOM)
     paired = sum(source is not None for source in sources)
     result: dict[str, Any] = {"n": len(rows), "n_paired": paired, "n_masked": int(known.sum()), "methods": {}}
     for name, values in measured.items():
         against = {figure: list(np.subtract(values[figure], noise[figure])) for figure in values}
         result["methods"][name] = _figures(values, known, weights) | {"vs_random": _figures(against, known, weights)}
-    middle = {**noise, "pointing": [np.nan if mask is None else float(mask[len(mask) // 2, len(mask) // 2]) for mask in masks]}
+    centre: list[float] = [mask is not None and bool(mask[len(mask) // 2, len(mask) // 2]) for mask in masks]
+    middle = {**noise, "pointing": centre}
     return result | {RANDOM: _figures(noise, known, weights), "middle": {"pointing": _figures(middle, known, weights)["pointing"]}}
 
 
@@ -120,11 +123,11 @@ def changed(fake: np.ndarray, origin: np.ndarray) -> np.ndarray | None:
     return mask if 0 < mask.mean() <= LARGEST else None
 
 
-def points_into(heat: np.ndarray, mask: np.ndarray) -> float:
-    """1 if the middle of the hottest cell of a map lies in the mask, else 0."""
+def points_into(heat: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether the middle of the hottest cell of a map lies in the mask."""
     row, column = np.unravel_index(int(np.argmax(heat)), heat.shape)
     y, x = (int((index + 0.5) * side / cells) for index, side, cells in zip((row, column), mask.shape, heat.shape, strict=True))
-    return float(mask[y, x])
+    return bool(mask[y, x])
 
 
 def _source(image: np.ndarray, path: str | None, subject: Subject) -> np.ndarray | None:

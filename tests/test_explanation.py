@@ -136,6 +136,7 @@ def test_a_map_that_looks_where_the_forgery_is_beats_a_random_one(tmp_path: Path
     found = faithfulness.faithfulness(subject, pd.DataFrame(rows), settings)
     assert found["n"] == found["n_paired"] == found["n_masked"] == 20
     map_ = found["methods"]["grad_cam"]
-    assert map_["pointing"]["value"] == 1 and 0.2 < found["random"]["pointing"]["value"] < 0.4  # a quarter, with its soft border
+    assert map_["pointing"]["value"] == 1 and 0.7 < map_["pointing"]["low"] < 1  # 20 of 20 is not certain
+    assert 0.2 < found["random"]["pointing"]["value"] < 0.4  # a quarter, with its soft border
     against = map_["vs_random"]
     assert against["deletion"]["high"] < 0 < against["insertion"]["low"] and against["pointing"]["low"] > 0

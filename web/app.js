@@ -1,4 +1,4 @@
-// Pictures in, verdicts out. All words are in words.js; what one picture's answer looks like is in detail.js.
+// Pictures in, verdicts out. All words are in words.en.js and words.zh.js; what one picture's answer looks like is in detail.js.
 
 import { call } from "./api.js";
 import { fill } from "./card.js";

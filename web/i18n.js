@@ -1,7 +1,9 @@
 // The page's language, and how figures, dates and problems are put into words.
 
-import { WORDS } from "./words.js";
+import en from "./words.en.js";
+import zh from "./words.zh.js";
 
+export const WORDS = { en, zh };
 const KEY = "unmask-language";
 const FURTHER = 4;  // the service gives no more digits
 let language = WORDS[localStorage.getItem(KEY)] ? localStorage.getItem(KEY) : navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en";

@@ -67,7 +67,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(promoted: str, browser: Bro
 
 def test_every_problem_has_words_in_both_languages(page: Page):
     words = page.evaluate(
-        "async () => Object.entries((await import('/words.js')).WORDS).map(([language, words]) => [language, Object.keys(words)])"
+        "async () => Object.entries((await import('/i18n.js')).WORDS).map(([language, words]) => [language, Object.keys(words)])"
     )
     assert [language for language, _ in words] == ["en", "zh"] and set(words[0][1]) == set(words[1][1])
     needed = {f"{part}_{code}" for code in STATUS.keys() - OTHERWISE - MISTAKES for part in ("error", "hint")}
