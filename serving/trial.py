@@ -55,7 +55,8 @@ class Trial:
         """Its own: the champion's pictures do not wait for the challenger."""
         self._record, self._metrics = record, metrics
         self._guarded: tuple[Version, Guard] | None = None
-        self._ended: tuple[Version, str] | None = None
+        self._untold: tuple[Version, str] | None = None
+        """What ended, and why, where the file that says so to everybody could not be written."""
         self._shadowed: queue.Queue[tuple[str, Served, bytes]] = queue.Queue(WAITING)
 
     def start(self) -> None:
@@ -75,8 +76,8 @@ class Trial:
         now = self.challenger.now
         if self.mode != "canary" or now is None:
             return None
-        if self._ended is not None and self._ended[0] == now:
-            return self._ended[1]
+        if self._untold is not None and self._untold[0] == now:
+            return self._untold[1]
         file = self.settings.var / STOPPED
         try:
             found = json.loads(file.read_text())
@@ -107,7 +108,9 @@ class Trial:
         """An answer went out: count it for the canary, or let the challenger judge its picture in the shadow."""
         if self.mode == "canary" and self.challenger.served is not None:
             by_challenger = served is self.challenger.served
-            if by_challenger or served is self.champion.served:  # and not one that was replaced meanwhile
+            if self.ended() is not None:
+                self._guarded = None  # should it begin again, it begins with nothing against it
+            elif by_challenger or served is self.champion.served:  # and not one that was replaced meanwhile
                 self._guard().note(picture.lot, by_challenger, verdict)
                 self._look()
         elif self.mode == "shadow" and (challenger := self.judge_of(picture)) is not None:
@@ -135,13 +138,14 @@ class Trial:
         if now is None or self.ended() is not None or (wrong := self._guard().wrong()) is None:
             return
         why = f"version {now.number} {wrong}"
-        self._ended = now, why
+        self._guarded = None
         log.error("the canary has ended, and the champion answers everything: %s", why)
         self._metrics.canary_ended()
         content = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "version": now.number, "made": now.made, "why": why}
         try:
             write(self.settings.var / STOPPED, json.dumps(content).encode())
         except OSError as error:
+            self._untold = now, why
             log.warning("other workers were not told: %s", error)
 
     def _judge_on(self) -> None:

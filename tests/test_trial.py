@@ -124,6 +124,10 @@ def test_a_canary_answers_its_share_and_ends_when_it_goes_wrong(tmp_path, packag
         assert metric(client, "unmask_canaries_ended_total") == 1 and metric(client, "unmask_challenger_share") == 0
         assert "the canary has ended" in (tmp_path / "service.log").read_text()
 
+        (tmp_path / "var" / STOPPED).unlink()
+        assert challenger(client)["ended"] is None
+        assert until_it_ends(client) >= 20  # with nothing left against it of what was counted before
+
         challenge(store, packages["broken"])
         wait_for(lambda: challenger(client)["version"] == "4")
         assert challenger(client)["ended"] is None
