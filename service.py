@@ -4,7 +4,11 @@ The routes are a Starlette application that BentoML mounts, and not `@bentoml.ap
 size, before a method sees it, and answer a bad file or a wrong field with bodies of their own.
 """
 
+import atexit
 import logging
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from pipeline.memory import give_back_large
 from pipeline.tracking import MODEL
 from serving import app
 from serving.access import is_loopback
+from serving.connections import bound
 from serving.context import Context
 from serving.front import Front
 from serving.settings import Settings
@@ -38,8 +43,13 @@ CONFIG: dict[str, Any] = {
 }
 """What BentoML does around the routes; BENTOML_CONFIG_OPTIONS="services.unmask.tracing.excluded_urls=none" and the like change it."""
 
+COUNTERS = "UNMASK_COUNTERS"
+"""Variable with the folder of this service's counters, which its workers share. BentoML would take one for all services of a user, and
+empty it whenever one of them starts, even one that does not come up."""
+
 log = logging.getLogger("pipeline.service")
 routes = app.make()
+bound()
 
 
 def _champion() -> Champion:
@@ -87,6 +97,8 @@ class Unmask:
                 f"without UNMASK_API_KEYS the service listens only on this machine, and not on {host}. "
                 "Start it with --host 127.0.0.1, or make a key: export UNMASK_API_KEYS=$(openssl rand -hex 24); echo $UNMASK_API_KEYS"
             )
+        os.environ[COUNTERS] = tempfile.mkdtemp(prefix="unmask-counters-")
+        atexit.register(shutil.rmtree, os.environ[COUNTERS], ignore_errors=True)
 
     def __init__(self) -> None:
         logging.getLogger("pipeline").setLevel(logging.INFO)
@@ -94,6 +106,8 @@ class Unmask:
         give_back_large()
         cv2.setNumThreads(1)  # requests run side by side: threads of their own would only wait for each other
         settings = Settings.from_environment()
+        if COUNTERS in os.environ:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ[COUNTERS]
         if not settings.api_keys:
             log.warning("UNMASK_API_KEYS is not set: only this machine is answered")
         self.context = routes.state.context = Context(settings, _champion())

@@ -29,7 +29,7 @@ def smoke(bento: Path, package: Package) -> str | None:
         spare.bind((HOST, 0))
         port = spare.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="unmask-smoke-") as folder:
-        # A service that starts wipes the metrics of any other one with the same home.
+        # BentoML empties a folder of metrics there, which another service of this user may count in.
         own = {"BENTOML_HOME": folder, "UNMASK_VAR": folder}
         env = {name: value for name, value in environment().items() if not name.startswith(("UNMASK_", "PROMETHEUS_"))} | own
         log = Path(folder) / "log"

@@ -25,7 +25,6 @@ def served(folder: Path, target: str = "service:Unmask", python: str | Path = sy
     port = free_port()
     command = [python, "-m", "bentoml", "serve", target, "--host", "127.0.0.1", "--port", str(port)]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "UNMASK_"))}
-    # A service that starts wipes the metrics of any other one with the same home.
     inherited["BENTOML_HOME"] = str(folder / "bentoml")
     log = (folder / "service.log").open("w+")
     process = subprocess.Popen(command, cwd=folder, env=inherited | environment, stdout=log, stderr=log, start_new_session=True)

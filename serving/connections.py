@@ -1,0 +1,63 @@
+"""Connections: how long and how large a request may be before its first route sees it, which uvicorn leaves open."""
+
+import asyncio
+from typing import Any
+
+from uvicorn.config import HTTP_PROTOCOLS
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEADER_BYTES = 65_536
+"""What uvicorn's other parser, h11, takes. This one would go on collecting, and copy all of it with each packet."""
+
+HEADER_SECONDS = 30.0
+"""From the connection, or from a request's first byte, to the end of its headers. After them the settings' limits hold."""
+
+
+class Bounded(HttpToolsProtocol):
+    """HTTP whose headers end: a client that says nothing, or goes on for ever, is hung up on."""
+
+    _clock: asyncio.TimerHandle | None = None
+    _received = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._wait()
+
+    def on_message_begin(self) -> None:
+        """Wait for the headers of the next request of the same connection."""
+        super().on_message_begin()
+        if self._clock is None:
+            self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, up to HEADER_BYTES before the body."""
+        self._received += len(data)
+        super().data_received(data)
+        if self._clock is not None and self._received > HEADER_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"The headers of the request are larger than {HEADER_BYTES} bytes")
+
+    def on_headers_complete(self) -> None:
+        """Hand the request over."""
+        self._come()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is waited for any more."""
+        self._come()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._received = 0
+        self._clock = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+
+    def _come(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+
+def bound() -> None:
+    """Let uvicorn use it, of which BentoML passes no choice on. To be called before a server is made."""
+    chosen: dict[Any, str] = HTTP_PROTOCOLS  # type: ignore[assignment]
+    chosen["auto"] = f"{Bounded.__module__}:{Bounded.__qualname__}"
