@@ -56,7 +56,8 @@ class ApiError(Exception):
 
 def internal() -> ApiError:
     """What a client hears of a mistake of ours."""
-    return ApiError("internal", "Something went wrong inside", "Try again; the service's log says more.")
+    # The server closes the connection after it, and a client that was not told would send its next request there.
+    return ApiError("internal", "Something went wrong inside", "Try again; the service's log says more.", {"Connection": "close"})
 
 
 def http_error(status: int, headers: Mapping[str, str] | None = None) -> ApiError:

@@ -185,10 +185,12 @@ async def drift(request: Request) -> Response:
     """GET /drift: what the drift flow found when it last ran."""
     path = _context(request).settings.var / DRIFT_REPORT
     try:
-        report, checked = json.loads(path.read_text()), datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        checked = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+        return JSONResponse({"checked": checked, **json.loads(path.read_text())})
     except FileNotFoundError:
         raise ApiError("no_report", "Drift was not checked yet", "The flow `drift` does it every hour where `make up` runs.") from None
-    return JSONResponse({"checked": checked.isoformat(timespec="seconds")} | report)
+    except (OSError, ValueError, TypeError):  # not JSON, not an object, or with a figure that JSON does not have
+        raise ApiError("no_report", "The last drift report cannot be read", "The next run of the flow `drift` writes it anew.") from None
 
 
 async def schema(request: Request) -> Response:

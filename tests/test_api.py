@@ -185,6 +185,9 @@ def test_the_last_drift_check_is_shown(client, workspace):
     (workspace / "var" / "drift" / "report.json").write_text(json.dumps(report))
     found = client.get("/drift").json()
     assert found.pop("checked").startswith("20") and found == report
+    for broken in ("", '{"version": "3", "dri', "[]", '{"p_value": NaN}'):
+        (workspace / "var" / "drift" / "report.json").write_text(broken)
+        assert refusal(client.get("/drift")) == (404, "no_report"), broken
 
 
 def test_the_description_names_every_address_and_every_error(client, document):
