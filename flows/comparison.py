@@ -16,6 +16,7 @@ from flows.store import find_champion, retried
 from pipeline import compare, package
 from pipeline.errors import StageError
 from pipeline.lineage import lineage
+from pipeline.metrics import figure_text
 from pipeline.package import PACKAGE, Package, PackageError
 
 COMPARED_WITH = "compared_with"
@@ -58,7 +59,7 @@ def note(version: Version, found: Package, comparison: dict[str, Any] | None) ->
             registry.describe(version, description(version, found))
         return
     differences = {
-        f"{DIFFERENCE}{part}.{name}": _sentence(values[name]["difference"])
+        f"{DIFFERENCE}{part}.{name}": figure_text(values[name]["difference"], digits=4, sign="+")
         for part, values in comparison["parts"].items()
         for name in compare.COMPARED
     }
@@ -104,9 +105,3 @@ def _compare(champion: Version) -> dict[str, Any]:
         raise StageError(ended.message())
     result: dict[str, Any] = json.loads(compare.REPORT.read_text())
     return result
-
-
-def _sentence(difference: dict[str, float | None]) -> str:
-    if difference["value"] is None:
-        return "not defined"
-    return f"{difference['value']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import cast
 
 from prefect.settings import PREFECT_API_URL
 
@@ -17,7 +17,9 @@ from flows.registry import CHAMPION, Version
 from flows.train import train
 from pipeline import package
 from pipeline.lineage import lineage
+from pipeline.metrics import Figure, figure_text
 from pipeline.package import PACKAGE
+from pipeline.servable import failed_gates
 
 
 def main() -> None:
@@ -63,11 +65,11 @@ def run() -> None:
 
 def summary(version: Version, champion: Version | None, promoted: bool) -> str:
     """The table at the end, and what to type next."""
-    figures = package.verify(PACKAGE).meta.figures
+    figures = cast(dict[str, Figure], package.verify(PACKAGE).meta.figures)
     rows = {
         "data version": lineage()["data_md5"] or "unknown",
-        "test F1": _figure(figures["f1"]),
-        "test AUC": _figure(figures["auc"]),
+        "test F1 (95% interval)": figure_text(figures["f1"]),
+        "test AUC (95% interval)": figure_text(figures["auc"]),
         "gate": verdict(version),
         "model version": f"{version.number} of {registry.MODEL}{_role(version, champion, promoted)}",
         "bento": champion.tags[BENTO] + ("" if champion == version else f" (version {champion.number})")
@@ -86,14 +88,8 @@ def summary(version: Version, champion: Version | None, promoted: bool) -> str:
 
 def verdict(version: Version) -> str:
     """`passed`, or what failed."""
-    failed = [f"{name.removeprefix('gate.')} {value}" for name, value in sorted(version.tags.items()) if value.startswith("failed:")]
+    failed = failed_gates(version.tags)
     return "failed: " + "; ".join(line.replace(" failed:", "") for line in failed) if failed else version.tags["gate"]
-
-
-def _figure(figure: dict[str, Any]) -> str:
-    return (
-        "not defined" if figure["value"] is None else f"{figure['value']:.3f}  (95% interval {figure['low']:.3f} to {figure['high']:.3f})"
-    )
 
 
 def _role(version: Version, champion: Version | None, promoted: bool) -> str:

@@ -3,7 +3,7 @@
 All figures take weights, one row a bootstrap draw, so that a thousand draws are a few matrix products instead of a thousand passes.
 """
 
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 
@@ -125,13 +125,14 @@ def _exact(share: Figure, hits: np.ndarray, weights: np.ndarray) -> Figure:
     return {"value": share["value"], "low": round(float(exact.low), 5), "high": round(float(exact.high), 5)}
 
 
-def figure_text(figure: Figure) -> str:
-    """A figure in words: its value with the interval in brackets."""
+def figure_text(figure: Figure, digits: int = 3, sign: Literal["", "+"] = "") -> str:
+    """A figure in words: its value with the interval in brackets; `+` gives a difference its sign."""
     if figure["value"] is None:
         return "not defined"
-    if figure["low"] is None:
-        return f"{figure['value']:.3f} (one group: no interval)"
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+    kind = f"{sign}.{digits}f"
+    if figure["low"] is None or figure["high"] is None:
+        return f"{figure['value']:{kind}} (one group: no interval)"
+    return f"{figure['value']:{kind}} ({figure['low']:{kind}} to {figure['high']:{kind}})"
 
 
 def percent_text(figure: Figure) -> str:

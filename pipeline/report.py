@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from pipeline import plots
 from pipeline.explain import explain
 from pipeline.images import OWN, read
-from pipeline.metrics import Figure, figure_text, percent_text
+from pipeline.metrics import figure_text, percent_text
 from pipeline.scoring import Subject, labels
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -52,7 +53,7 @@ def page(
     worst = [index for index in np.argsort(-error) if wrong[index]][:SHOWN]
     surest = [index for index in np.argsort(error) if not wrong[index]][:SHOWN]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"figure": figure_text, "percent": percent_text, "number": _number, "signed": _signed}
+    environment.filters |= {"figure": figure_text, "percent": percent_text, "number": _number, "signed": partial(figure_text, sign="+")}
     return environment.get_template("evaluation.html").render(
         result=result,
         drawings=drawings,
@@ -91,11 +92,3 @@ def _data_uri(image: Image.Image) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def _signed(figure: Figure) -> str:
-    if figure["value"] is None:
-        return "not defined"
-    if figure["low"] is None:
-        return f"{figure['value']:+.3f} (one group: no interval)"
-    return f"{figure['value']:+.3f} ({figure['low']:+.3f} to {figure['high']:+.3f})"

@@ -19,11 +19,17 @@ def obstacle(number: int | str, tags: Mapping[str, str]) -> str | None:
     override = tags.get(OVERRIDE)
     if tags.get("gate") == "passed" or (override is not None and _names_who_and_why(override)):
         return None
-    failed = [f"{name.removeprefix('gate.')} {value}" for name, value in sorted(tags.items()) if value.startswith("failed:")]
+    failed = failed_gates(tags)
     reason = f"version {number} did not pass its gate: {'; '.join(failed) or tags.get('gate', 'it has none')}"
     if override is not None:
         reason += f". Its tag {OVERRIDE} says {override!r}, which is not `who: why`"
     return reason
+
+
+def failed_gates(tags: Mapping[str, str]) -> list[str]:
+    """What each gate that failed found, in words, from the tags of a version."""
+    gates = {name.removeprefix("gate."): value for name, value in sorted(tags.items()) if name.startswith("gate.")}
+    return [f"{name} {value}" for name, value in gates.items() if value.startswith("failed:")]
 
 
 def _names_who_and_why(override: str) -> bool:

@@ -59,5 +59,5 @@ class Bounded(HttpToolsProtocol):
 
 def bound() -> None:
     """Let uvicorn use it, of which BentoML passes no choice on. To be called before a server is made."""
-    chosen: dict[Any, str] = HTTP_PROTOCOLS  # type: ignore[assignment]
+    chosen: dict[Any, str] = HTTP_PROTOCOLS
     chosen["auto"] = f"{Bounded.__module__}:{Bounded.__qualname__}"

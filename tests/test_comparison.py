@@ -8,15 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import f1_score, roc_auc_score
 
 from flows import registry
 from flows.comparison import MOST, description
-from pipeline import compare
-from pipeline.package import Package, verify
+from pipeline import compare, manifest
+from pipeline.detector import Detector
+from pipeline.images import read
+from pipeline.package import Package, seal, verify
+from pipeline.params import load_params
 from pipeline.settings import apply
-from tests.conftest import run
-from tests.package_helpers import tiny_package
+from tests.conftest import ROOT, run
+from tests.package_helpers import META, SIDE, tiny_package
 from tests.service_helpers import aliases, client
+from tests.validation.use import row, table_of
 
 RUN = (sys.executable, "-m", "flows.run")
 
@@ -59,6 +66,32 @@ def test_of_one_class_there_is_no_difference_in_auc():
     found = compare.difference(labels, np.arange(20), side, side, 100, 7)
     assert found["auc"] == {"challenger": None, "champion": None, "difference": {"value": None, "low": None, "high": None}}
     assert found["f1"]["difference"]["value"] == 0
+
+
+def test_each_package_judges_with_its_own_network_and_threshold(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)  # two networks whose figures differ
+    rng = np.random.default_rng(2)
+    paths = [tmp_path / f"{index:02}.png" for index in range(40)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)).save(path)
+    rows = table_of([row(path, ("real", "fake")[index % 2], str(index)) for index, path in enumerate(paths)])
+    manifest.SPLITS.mkdir(parents=True)
+    for part in manifest.PARTS:
+        rows.to_parquet(manifest.SPLITS / f"{part}.parquet")
+    expected, packages, pictures = {}, {}, [read(path) for path in paths]
+    for side, share in (("challenger", 0.2), ("champion", 0.7)):  # of the pictures, that it calls real
+        package = tiny_package(tmp_path / side)
+        scores = np.array([answer.probability_fake for answer in Detector.load(package, "cpu").predict(pictures)])
+        threshold = float(np.quantile(scores, share))
+        packages[side] = seal(package, META | {"thresholds": META["thresholds"] | {"f1": threshold}}).path
+        truth = rows["label"] == "fake"
+        expected[side] = {"f1": f1_score(truth, scores >= threshold), "auc": roc_auc_score(truth, scores)}
+    assert min(abs(expected["challenger"][name] - expected["champion"][name]) for name in ("f1", "auc")) > 0.01
+    found = compare.run(load_params(ROOT / "params.yaml"), packages["champion"], "1", packages["challenger"])["parts"]["test"]
+    for side, figures in expected.items():
+        for name, value in figures.items():
+            assert found[name][side] == pytest.approx(value, abs=1e-4), (side, name)
 
 
 def test_a_long_card_is_cut_where_mlflow_has_no_more_room(tmp_path):

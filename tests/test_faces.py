@@ -117,6 +117,9 @@ def test_a_crowd_is_warned_of_and_bounded(package):
     boxes = [FaceBox(10 + index, 10, 80, 80, 0.9) for index in range(50)]
     answer = with_faces(package, *boxes).predict([Picture(noise(), "PNG")])[0]
     assert "many_faces" in answer.warnings and len(answer.faces) == 32
+    for number in (4, 5):  # from the fifth on
+        answer = with_faces(package, *boxes[:number]).predict([Picture(noise(), "PNG")])[0]
+        assert ("many_faces" in answer.warnings) == (number == 5)
 
 
 def test_surroundings_are_a_square_inside_the_picture():

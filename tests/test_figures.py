@@ -7,7 +7,7 @@ from sklearn import metrics as sklearn_metrics
 
 from pipeline.calibration import choose_thresholds, fit_temperature, probability
 from pipeline.evaluate import calibrate
-from pipeline.metrics import confusion, figure_text, figures, group_weights, judge, mean
+from pipeline.metrics import Figure, confusion, figure_text, figures, group_weights, judge, mean
 from pipeline.params import load_params
 from tests.conftest import ROOT
 
@@ -66,6 +66,14 @@ def test_one_group_says_nothing_of_how_sure_a_figure_is():
     assert "no interval" in figure_text(judge(labels, scores, np.zeros(50), 0.5, draws=100, seed=0)["auc"])
 
 
+def test_a_figure_in_words_says_what_is_not_known():
+    whole = Figure(value=0.91234, low=0.88, high=0.93)
+    assert figure_text(whole) == "0.912 (0.880 to 0.930)"
+    assert figure_text(whole, digits=4, sign="+") == "+0.9123 (+0.8800 to +0.9300)"
+    assert figure_text(Figure(value=0.91, low=None, high=None), sign="+") == "+0.910 (one group: no interval)"
+    assert figure_text(Figure(value=None, low=None, high=None)) == "not defined"
+
+
 def test_a_share_of_nothing_or_all_is_not_called_certain():
     truth, called = np.repeat([0, 1], 16), np.repeat([0.1, 0.9], 16)
     found = judge(truth, called, np.arange(32), 0.5, 200, 0)
@@ -95,6 +103,23 @@ def test_one_validation_group_gives_temperature_and_thresholds():
     val = pd.DataFrame({"label": np.where(labels == 1, "fake", "real"), "score": scores, "group": "g"})
     temperature, thresholds = calibrate(val, load_params(ROOT / "params.yaml").evaluate)
     assert temperature > 0 and 0 <= thresholds.real_below <= thresholds.fake_above <= 1
+
+
+def test_temperature_and_thresholds_come_from_different_groups():
+    rng = np.random.default_rng(8)
+    labels = np.tile([0, 1], 200)
+    scores = rng.normal(2.0 * labels - 1, 1.5) * np.repeat([1.0, 6.0], 200)  # one group's are six times as sure
+    val = pd.DataFrame({"label": np.where(labels == 1, "fake", "real"), "score": scores, "group": np.repeat(["calm", "sure"], 200)})
+    settings = load_params(ROOT / "params.yaml").evaluate
+    found = calibrate(val, settings)
+    halves = [slice(200), slice(200, 400)]
+    for fit, choose in (halves, halves[::-1]):
+        temperature = fit_temperature(scores[fit], labels[fit])
+        chosen = choose_thresholds(labels[choose], probability(scores[choose], temperature), settings.max_fpr, settings.max_fnr)
+        if found == (pytest.approx(temperature), chosen):
+            break
+    else:
+        pytest.fail("both came from the same images")
 
 
 def test_images_of_a_group_count_as_one():

@@ -74,3 +74,10 @@ def test_fewer_bits_are_allowed_where_they_cost_next_to_nothing(noise: float, al
     found = cost(pd.DataFrame({"label": labels, "score": scores}), scores + noise * rng.normal(size=500), 1.0, 0.5)
     assert found["n"] == 500 and found["allowed"] is allowed
     assert (found["flips"] > 0.05) is not allowed
+
+
+def test_fewer_bits_that_only_spoil_the_calibration_are_not_allowed():
+    labels = np.repeat(["real", "fake"], 250)
+    scores = 2 * np.random.default_rng(0).normal(np.where(labels == "fake", 1.0, -1.0), 1.0)  # the true odds
+    found = cost(pd.DataFrame({"label": labels, "score": scores}), scores * 4, 1.0, 0.5)
+    assert found["auc_drop"] == 0 and found["flips"] == 0 and found["ece_rise"] > 0.005 and not found["allowed"]

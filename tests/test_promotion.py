@@ -12,6 +12,7 @@ import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 
 from flows import cli, notifications, promotion, registry
+from flows.run import verdict
 from pipeline.package import seal, verify
 from pipeline.params import Promotion
 from pipeline.settings import apply
@@ -163,6 +164,13 @@ def test_an_override_names_who_and_why(store, tiny):
         reason = promotion.obstacle(registry.known(1))
         assert (reason is None) == may
         assert may or override is None or "`who: why`" in reason
+
+
+def test_what_failed_beside_the_gate_is_not_called_a_gate():
+    tags = {"gate": "passed", "gate.test.f1.low": "passed: 0.8, at least 0.75", "smoke_test": "failed: it does not come up"}
+    assert verdict(registry.Version(1, "run", tags)) == "passed"
+    failed = tags | {"gate": "failed", "gate.test.f1.low": "failed: 0.7, at least 0.75"}
+    assert verdict(registry.Version(1, "run", failed)) == "failed: test.f1.low 0.7, at least 0.75"
 
 
 def test_the_record_survives_a_registry_that_was_made_anew(store, tiny):

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -52,6 +53,16 @@ def test_the_proposal_fits_the_lesser_class(clean: pd.DataFrame):
     fake = clean["label"] == "fake"
     table = clean.assign(width=clean["width"].mask(fake, 300).mask(~fake, 1000), jpeg_quality=clean["jpeg_quality"].mask(~fake, 75.0))
     assert shortcut.proposal(table) == {"size": 64, "jpeg_quality": 75} | {"size": 296}
+
+
+@pytest.mark.parametrize("number", [6, 200])
+def test_no_group_is_judged_by_what_was_learned_from_it(number: int):
+    groups = np.repeat(np.arange(number), 10)
+    labels = np.tile([0, 1], 5 * number)
+    folds = shortcut.group_folds(labels, groups, seed=0)
+    assert not isinstance(folds, str) and sorted(index for _, judged in folds for index in judged) == list(range(10 * number))
+    for fitted, judged in folds:
+        assert not set(groups[fitted]) & set(groups[judged])
 
 
 def test_groups_that_allow_no_folds_are_said_and_do_not_crash(clean: pd.DataFrame, workspace):
