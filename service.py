@@ -85,7 +85,7 @@ class Unmask:
     """The detector behind HTTP: the champion of MLflow, or the package inside the bento."""
 
     @bentoml.on_deployment
-    def may_start() -> None:  # type: ignore[misc]
+    def may_start() -> None:
         """Before any worker: wrong settings, or a door that is open to everybody, end the start here."""
         try:
             settings = Settings.from_environment()

@@ -1,0 +1,35 @@
+"""What is imported is asked for by name: what another package happens to bring may be gone with its next release."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+
+from tests.conftest import ROOT
+
+OWN = ("pipeline", "flows", "serving", "service")
+
+
+def imported() -> set[str]:
+    """Packages that the program's modules import, wherever in them."""
+    files = [*(path for folder in OWN for path in (ROOT / folder).rglob("*.py")), ROOT / "service.py"]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.partition(".")[0] for name in plain | named} - sys.stdlib_module_names - set(OWN)
+
+
+def normal(name: str) -> str:
+    """As PEP 503 compares names."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_import_is_of_a_declared_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = project["dependencies"] + [line for name, extra in project["optional-dependencies"].items() if name != "dev" for line in extra]
+    declared = {normal(re.split(r"[\[<>=! ]", line)[0]) for line in lines}
+    brought = packages_distributions()
+    packages = imported()
+    assert {"torch", "prefect", "yaml"} <= packages
+    assert {name for name in packages if not declared & {normal(package) for package in brought[name]}} == set()
