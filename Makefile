@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Settings and secrets of this machine, where there are any: deploy/env.example. The environment comes before the file.
 WITH_ENV := $(if $(wildcard .env),dotenv run --no-override --)
 export PATH := $(abspath $(BIN)):$(PATH)
-# Hub downloads, telemetry and progress bars of the tools: pipeline/telemetry.py says which are off.
+# Telemetry of the tools that are called from here; pipeline/telemetry.py turns off the rest.
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1

@@ -51,7 +51,7 @@ class ImageError(ValueError):
     """A file that cannot be used as an image.
 
     Attributes:
-        code: stable name for programs: empty, too_large, not_an_image, too_many_pixels, truncated.
+        code: stable name for programs: empty, too_large, not_an_image, too_many_pixels, truncated; of ingest too_small as well.
         message: what is wrong.
         hint: what to do.
     """

@@ -41,7 +41,6 @@ SCHEMA = f"""CREATE TABLE IF NOT EXISTS predictions (
     probability_fake REAL, embedding BLOB, {", ".join(f"{name} REAL" for name in STATISTICS)});
 CREATE INDEX IF NOT EXISTS arrival ON predictions (package);
 CREATE TABLE IF NOT EXISTS shadows (id TEXT PRIMARY KEY, time TEXT, package TEXT, version TEXT, verdict TEXT, probability_fake REAL);"""
-TABLES = ("predictions", "shadows")
 
 log = logging.getLogger(__name__)
 

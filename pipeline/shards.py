@@ -40,7 +40,7 @@ def members(shard: Path) -> tuple[str, ...]:
 
 
 def pack(shard: Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """Write a shard; equal members give equal bytes, whoever writes them and when. It is there as a whole or not at all."""
+    """Write a shard; equal members give equal bytes, whoever writes them and when. Interrupted, it leaves a part."""
     with tarfile.open(shard, "w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)

@@ -28,8 +28,11 @@ def judge(statements: Iterable[Statement], source: FeedbackSource) -> Judged:
     1. A client that called a golden example of the champion what it is not is in quarantine: nothing that it ever said counts.
     2. Of one client the first `a_day` statements within 24 hours count.
     3. Statements on one image (those without one are on their answer's): a client has one vote, its newest; the majority of the clients
-       decides, and statements against it do not count. Where the votes are equal none of them does. Of nobody's name, each is a client.
+       decides, and statements against it do not count. Where the votes are equal none of them does. A statement without a client is a
+       vote by itself.
     4. Where there are several clients, one brings at most `max_share` of the images, but never fewer than `a_day`: its newest go.
+
+    In the bounds of 2 and 4 all statements without a client are one client's: who leaves the name out gets around neither.
 
     Args:
         statements: the newest of each id.

@@ -14,7 +14,7 @@ from pipeline.images import read, statistics
 from pipeline.manifest import COLUMNS, MANIFEST
 from pipeline.params import Validate
 
-REALS = FAKES = 30
+REALS = 30
 REAL, FAKE = "real/07.jpg", "fake/07.jpg"
 
 
