@@ -24,13 +24,13 @@ function form(fields) {
 /** Take pictures in, and look at the first of them. */
 function choose(files) {
   const items = [...(files ?? [])].map((file) => ({ file, url: URL.createObjectURL(file) }));
-  if (!items.length || state.served === null) return;
+  if (!items.length) return;
   state.items.push(...items);
   select(items[0]);
   begin();
 }
 
-/** Judge what waits; pictures may come before the service has said what it serves. */
+/** Judge what waits; pictures may come before the service has said what it serves, and while it is away. */
 function begin() {
   while (state.served && state.working < AT_ONCE && waiting().length) work();
 }
@@ -113,7 +113,6 @@ function show() {
   $("trouble").hidden = !trouble;
   if (trouble) showTrouble(trouble);
   $("model").hidden = !served;
-  for (const button of document.querySelectorAll("[data-choose]")) button.disabled = !served;
   for (const button of document.querySelectorAll("[data-card]")) button.disabled = !served;
   if (served) {
     const { megabytes, formats } = served.limits;

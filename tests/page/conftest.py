@@ -47,12 +47,12 @@ def promoted(address: str, workspace: Path, browser: Browser, tmp_path_factory: 
     page.goto(address)
     expect(page.get_by_role("heading", name="No model is served yet")).to_be_visible()
     expect(page.get_by_text("make run", exact=True)).to_be_visible()
-    expect(page.get_by_role("button", name="Choose pictures")).to_be_disabled()
+    expect(page.locator("#model")).to_be_hidden()
     package = tiny_package(
         tmp_path_factory.mktemp("packages") / "tiny", thresholds=META["thresholds"] | {"real_below": 0.0, "fake_above": 0.01}
     )
     register(f"sqlite:///{workspace / 'mlflow.db'}", package)
-    expect(page.get_by_role("button", name="Choose pictures")).to_be_enabled(timeout=30_000)
+    expect(page.locator("#model")).to_be_visible(timeout=30_000)
     expect(page.get_by_role("heading", name="No model is served yet")).to_be_hidden()
     page.close()
     return address

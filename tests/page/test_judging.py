@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 from pipeline import feedback
 from serving.errors import ApiError
 from tests.package_helpers import META, tiny_package
-from tests.page.use import choose, failing, needs_chromium, picture
+from tests.page.use import choose, failing, hand_over, needs_chromium, picture
 from tests.service_helpers import register, wait_for
 
 pytestmark = needs_chromium
@@ -48,15 +48,8 @@ def test_the_map_fades_with_the_slider(page: Page):
 
 
 def test_a_picture_can_be_dropped_and_pasted(page: Page):
-    put = """([name, kind, bytes]) => {
-        const transfer = new DataTransfer();
-        transfer.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
-        const pasted = kind === "paste";
-        const event = pasted ? new ClipboardEvent(kind, { clipboardData: transfer }) : new DragEvent(kind, { dataTransfer: transfer });
-        window.dispatchEvent(event);
-    }"""
     for kind in ("paste", "drop"):
-        page.evaluate(put, [f"{kind}.png", kind, list(picture())])
+        hand_over(page, kind, f"{kind}.png", picture())
         expect(page.locator("#name")).to_have_text(f"{kind}.png", timeout=20_000)
         expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
 
@@ -77,38 +70,6 @@ def test_a_bad_file_is_explained_and_the_next_one_works(page: Page, tmp_path: Pa
     choose(page, "me.png", picture())
     expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
     expect(page.get_by_role("alert")).to_be_hidden()
-
-
-def test_a_picture_waits_for_a_model_that_went_away(page: Page):
-    expect(page.get_by_role("button", name="Choose pictures")).to_be_enabled()
-    gone = failing(ApiError("no_model", "No model is promoted", "Run `make run`.", {"Retry-After": "1"}))
-    page.route("**/predict", gone)
-    page.route("**/model", gone)
-    choose(page, "me.png", picture())
-    expect(page.get_by_role("heading", name="No model is served yet")).to_be_visible()
-    with page.expect_response("**/model"):  # it goes on asking
-        pass
-    expect(page.get_by_text("Looking at the picture…")).to_be_visible()
-    page.unroute_all()
-    expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
-    expect(page.get_by_role("heading", name="No model is served yet")).to_be_hidden()
-
-
-def test_a_service_that_cannot_be_reached_is_said_and_waited_for(page: Page):
-    silent = page.get_by_role("heading", name="The service does not answer.")
-    page.route("**/model", lambda route: route.abort())
-    page.reload()
-    expect(silent).to_be_visible()
-    expect(page.get_by_role("button", name="Choose pictures")).to_be_disabled()
-    page.unroute_all()
-    expect(page.get_by_role("button", name="Choose pictures")).to_be_enabled(timeout=20_000)
-    expect(silent).to_be_hidden()
-    page.context.set_offline(True)
-    choose(page, "me.png", picture())
-    expect(silent).to_be_visible(timeout=20_000)
-    page.context.set_offline(False)
-    expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
-    expect(silent).to_be_hidden()
 
 
 def test_warnings_are_in_plain_words(page: Page):

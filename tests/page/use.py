@@ -27,6 +27,18 @@ def choose(page: Page, name: str, data: bytes) -> None:
     page.locator("#file").set_input_files({"name": name, "mimeType": "application/octet-stream", "buffer": data})
 
 
+def hand_over(page: Page, kind: str, name: str, data: bytes) -> None:
+    """Let a `paste` or a `drop` bring a picture."""
+    put = """([name, kind, bytes]) => {
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
+        const pasted = kind === "paste";
+        const event = pasted ? new ClipboardEvent(kind, { clipboardData: transfer }) : new DragEvent(kind, { dataTransfer: transfer });
+        window.dispatchEvent(event);
+    }"""
+    page.evaluate(put, [name, kind, list(data)])
+
+
 def failing(error: ApiError) -> Callable[[Route], None]:
     """What answers with an error of the service, as it would."""
     answer = error.response()
