@@ -4,6 +4,7 @@ import { Problem, text } from "./i18n.js";
 
 const KEY = "unmask-key";
 const SENDABLE = /^[\x21-\x7e]+$/;  // a header with anything else in it makes fetch throw
+const AWAY = [502, 503, 504];  // without an error of ours: what a proxy answers for a service that does not
 const $ = (id) => document.getElementById(id);
 let asking = null;
 
@@ -20,7 +21,8 @@ export async function request(path, options = {}) {
     }
     if (response.ok) return response;
     const { error } = await response.json().catch(() => ({}));
-    if (response.status !== 401) throw new Problem(error?.code ?? "other", error?.message, error?.hint, Number(response.headers.get("Retry-After")));
+    const code = error?.code ?? (AWAY.includes(response.status) ? "network" : "other");
+    if (response.status !== 401) throw new Problem(code, error?.message, error?.hint, Number(response.headers.get("Retry-After")));
     // Another request may have asked for the key meanwhile.
     if (sessionStorage.getItem(KEY) === key) await (asking ??= ask(key !== null));
   }

@@ -8,7 +8,8 @@ import { draw } from "./map.js";
 import { exportCsv, showRows } from "./rows.js";
 
 const AT_ONCE = 3;
-const LATER = ["busy", "too_many_requests", "no_model"];
+const LATER = ["busy", "too_many_requests", "no_model", "network"];
+const LONGEST = 60;  // a proxy may ask for hours of patience, and the service be back in seconds
 const $ = (id) => document.getElementById(id);
 
 // `served` is what /model says: undefined until the service was asked, null if it has no model or cannot be asked; why is `trouble`.
@@ -61,18 +62,26 @@ async function judge(item) {
 
 /** What the service answers to a picture, however long it has to be waited for; nothing if the picture was taken away. Throws Problem. */
 async function ask(path, item) {
+  let before = null;
   while (state.items.includes(item)) {
     try {
       return await call(path, form({ image: item.file }));
-    } catch (problem) {
-      if (["no_model", "network"].includes(problem.code)) await watch();
-      // Where the service can be reached, it was this one upload that failed.
-      if (!LATER.includes(problem.code) && !(problem.code === "network" && state.trouble)) throw problem;
+    } catch (error) {
+      const problem = await cause(error);
+      // An upload breaks as the service starts anew, too; one that breaks twice is itself to blame.
+      if (!LATER.includes(problem.code) && (problem.code !== "unsent" || before === "unsent")) throw problem;
+      before = problem.code;
       do {
-        await new Promise((resolve) => setTimeout(resolve, 1000 * (problem.wait || 1)));
+        await new Promise((resolve) => setTimeout(resolve, 1000 * Math.min(problem.wait || 1, LONGEST)));
       } while (state.trouble);
     }
   }
+}
+
+/** What is behind a problem: where nothing was answered the service is away or, if it can be asked, this one upload did not get through. */
+async function cause(problem) {
+  if (["no_model", "network"].includes(problem.code)) await watch();
+  return problem.code === "network" && !state.trouble ? new Problem("unsent", "", "", problem.wait) : problem;
 }
 
 /** Ask for the heat map of a picture that is looked at, unless it is there or on its way. */
@@ -97,6 +106,13 @@ function select(item) {
   state.selected = item;
   explain(item);
   show();
+}
+
+/** Judge the picture that is looked at once more, which failed. */
+function again() {
+  Object.assign(state.selected, { problem: null, started: false });
+  select(state.selected);
+  begin();
 }
 
 /** Look at a picture of the list, and see to it that there is something to see: on a phone the list fills the screen. */
@@ -199,6 +215,7 @@ for (const button of document.querySelectorAll("[data-language]")) {
 for (const button of document.querySelectorAll("[data-card]")) button.addEventListener("click", openCard);
 $("opacity").addEventListener("input", () => draw(state.selected));
 $("feedback").addEventListener("submit", tell);
+$("again").addEventListener("click", again);
 $("csv").addEventListener("click", () => exportCsv(state.items));
 $("clear").addEventListener("click", () => {
   for (const item of state.items) URL.revokeObjectURL(item.url);

@@ -3,6 +3,7 @@
 import { date, describe, has, percents, say, text } from "./i18n.js";
 import { draw, side } from "./map.js";
 
+const OF_THE_FILE = ["empty", "not_an_image", "too_large", "too_many_pixels", "truncated"];  // which trying again would not change
 const $ = (id) => document.getElementById(id);
 
 /** Show an item, or nothing. */
@@ -14,6 +15,7 @@ export function showDetail(item) {
     const { title, hint } = describe(problem);
     say("error-title", `${item.file.name}: ${title}`);
     say("error-hint", hint);
+    $("again").hidden = OF_THE_FILE.includes(problem.code);
   }
   if (!item || problem) return;
   preview(item);

@@ -27,15 +27,17 @@ export function text(name, values = {}) {
 /** Put the page's language into every element that names a text. */
 export function translate() {
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
-  for (const element of document.querySelectorAll("[data-i18n]")) element.textContent = text(element.dataset.i18n);
+  for (const element of document.querySelectorAll("[data-i18n]")) put(element, text(element.dataset.i18n));
   for (const button of document.querySelectorAll("[data-language]")) {
     button.setAttribute("aria-pressed", String(button.dataset.language === language));
   }
 }
 
-/** Let an element say this. What it says already stays untouched: a live region would be read out again. */
-export function say(id, words) {
-  const element = document.getElementById(id);
+/** Let the element with this id say this. */
+export const say = (id, words) => put(document.getElementById(id), words);
+
+/** What an element says already stays untouched: a live region would be read out again. */
+function put(element, words) {
   if (element.textContent !== words) element.textContent = words;
 }
 

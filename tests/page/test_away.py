@@ -1,6 +1,9 @@
 """What the page does while the service is away, and with uploads that do not arrive."""
 
-from playwright.sync_api import Page, expect
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, Route, expect
 
 from serving.errors import ApiError
 from tests.page.use import choose, failing, hand_over, needs_chromium, picture
@@ -43,3 +46,53 @@ def test_a_service_that_cannot_be_reached_is_said_and_waited_for(page: Page):
     page.context.set_offline(False)
     expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
     expect(silent).to_be_hidden()
+
+
+@pytest.mark.parametrize(("status", "headers"), [(502, {"Content-Type": "text/html"}), (503, {"Retry-After": "3600"})])
+def test_a_restart_behind_a_proxy_costs_no_picture(page: Page, status: int, headers: dict[str, str]):
+    silent = page.get_by_role("heading", name="The service does not answer.")
+    expect(page.locator("#model")).to_be_visible()
+    page.clock.install()
+
+    def gateway(route: Route) -> None:
+        route.fulfill(status=status, headers=headers, body="<h1>Bad Gateway</h1>")
+
+    page.route("**/predict", gateway)
+    page.route("**/model", gateway)
+    page.locator("#file").set_input_files([{"name": f"{index}.png", "mimeType": "image/png", "buffer": picture()} for index in range(5)])
+    expect(silent).to_be_visible()
+    expect(page.get_by_text("0 of 5 done", exact=True)).to_be_visible()
+    page.unroute_all()
+    page.clock.fast_forward(2_000)
+    expect(silent).to_be_hidden()
+    page.clock.fast_forward(60_000)
+    expect(page.get_by_text("5 of 5 done", exact=True).first).to_be_visible(timeout=20_000)
+    expect(page.locator("#rows .said.fake")).to_have_count(5)
+
+
+def test_an_upload_that_breaks_is_no_service_that_is_away(page: Page):
+    expect(page.locator("#model")).to_be_visible()
+    page.route("**/predict", lambda route: route.abort(), times=1)
+    choose(page, "once.png", picture())
+    expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
+    page.route("**/predict", lambda route: route.abort())
+    choose(page, "twice.png", picture())
+    expect(page.get_by_role("alert")).to_contain_text("twice.png: The picture did not reach the service.", timeout=20_000)
+    expect(page.get_by_role("heading", name="The service does not answer.")).to_be_hidden()
+    page.unroute_all()
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#name")).to_have_text("twice.png")
+    expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_file_that_went_away_is_said_to_have(page: Page, tmp_path: Path):
+    page.route("**/model", lambda route: route.abort())
+    page.reload()
+    (tmp_path / "gone.png").write_bytes(picture())
+    page.locator("#file").set_input_files(tmp_path / "gone.png")
+    expect(page.locator("#name")).to_have_text("gone.png")
+    (tmp_path / "gone.png").unlink()
+    page.unroute_all()
+    expect(page.get_by_role("alert")).to_contain_text("gone.png: The picture did not reach the service.", timeout=20_000)
+    expect(page.get_by_role("heading", name="The service does not answer.")).to_be_hidden()

@@ -67,6 +67,7 @@ def test_a_bad_file_is_explained_and_the_next_one_works(page: Page, tmp_path: Pa
     (tmp_path / "big.png").write_bytes(bytes(20_000_001))
     page.locator("#file").set_input_files(tmp_path / "big.png")
     expect(page.get_by_role("alert")).to_contain_text("larger than the service takes")
+    expect(page.get_by_role("button", name="Try again")).to_be_hidden()  # it would be as large
     choose(page, "me.png", picture())
     expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
     expect(page.get_by_role("alert")).to_be_hidden()
