@@ -26,9 +26,18 @@ function form(fields) {
 function choose(files) {
   const items = [...(files ?? [])].map((file) => ({ file, url: URL.createObjectURL(file) }));
   if (!items.length) return;
+  $("folders").hidden = true;
   state.items.push(...items);
   select(items[0]);
   begin();
+}
+
+/** The files of a drop or a paste. A folder among them would be one that cannot be read; where there is nothing else, it is said. */
+function unpack({ items }) {
+  const all = [...items].filter(({ kind }) => kind === "file");
+  const files = all.filter((item) => !item.webkitGetAsEntry()?.isDirectory).map((item) => item.getAsFile());
+  $("folders").hidden = !all.length || files.length > 0;
+  return files;
 }
 
 /** Judge what waits; pictures may come before the service has said what it serves, and while it is away. */
@@ -226,7 +235,7 @@ $("copy").addEventListener("click", async () => {
   await navigator.clipboard.writeText("make run");
   $("copy").textContent = text("copied");
 });
-addEventListener("paste", (event) => choose(event.clipboardData.files));
+addEventListener("paste", (event) => choose(unpack(event.clipboardData)));
 addEventListener("resize", () => draw(state.selected));
 addEventListener("dragover", (event) => {
   event.preventDefault();
@@ -236,7 +245,7 @@ addEventListener("dragleave", (event) => event.relatedTarget ?? document.body.cl
 addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dragging");
-  choose(event.dataTransfer.files);
+  choose(unpack(event.dataTransfer));
 });
 
 $("curl").textContent = `curl -F image=@photo.jpg ${location.origin}/predict`;

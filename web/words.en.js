@@ -11,6 +11,7 @@ export default {
   progress: "{done} of {all} done",
   csv: "Save as CSV",
   clear: "Clear",
+  folders: "A folder cannot be taken in. Open it, and drop the pictures in it.",
   again: "Try again",
   waitingShort: "waiting…",
   limits: "{formats}; up to {megabytes} MB each. One face that fills the picture works best.",

@@ -11,6 +11,7 @@ export default {
   progress: "已完成 {done} / {all}",
   csv: "导出 CSV",
   clear: "清空",
+  folders: "无法放入文件夹。请打开它，拖入其中的图片。",
   again: "重试",
   waitingShort: "等待中……",
   limits: "支持 {formats}，每张最大 {megabytes} MB。单张人脸占满画面时效果最好。",

@@ -96,3 +96,29 @@ def test_a_file_that_went_away_is_said_to_have(page: Page, tmp_path: Path):
     page.unroute_all()
     expect(page.get_by_role("alert")).to_contain_text("gone.png: The picture did not reach the service.", timeout=20_000)
     expect(page.get_by_role("heading", name="The service does not answer.")).to_be_hidden()
+
+
+def test_a_dropped_folder_is_left_out(page: Page, tmp_path: Path):
+    expect(page.locator("#model")).to_be_visible()
+    (tmp_path / "album").mkdir()
+    (tmp_path / "me.png").write_bytes(picture())
+    folders = page.get_by_role("alert").filter(has_text="A folder cannot be taken in.")
+    _drop(page, tmp_path / "album")
+    expect(folders).to_be_visible()
+    expect(page.locator("#result")).to_be_hidden()
+    page.get_by_role("button", name="中文").click()
+    expect(page.get_by_role("alert")).to_contain_text("无法放入文件夹")
+    page.get_by_role("button", name="EN").click()
+    _drop(page, tmp_path / "album", tmp_path / "me.png")
+    expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
+    expect(page.locator("#name")).to_have_text("me.png")
+    expect(page.locator("#rows li")).to_have_count(1)
+    expect(folders).to_be_hidden()
+
+
+def _drop(page: Page, *paths: Path) -> None:
+    """Drop files from the disk, as a file manager does: a script cannot make a folder."""
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 300, "data": data})
