@@ -20,7 +20,8 @@ export function draw(item) {
   const width = image.naturalWidth * scale, height = image.naturalHeight * scale;
   const left = image.offsetLeft + (image.clientWidth - width) / 2, top = image.offsetTop + (image.clientHeight - height) / 2;
   if (item?.map) heat(canvas, item.map, { left, top, width, height });
-  for (const face of item?.answer?.faces ?? []) {
+  const faces = item?.answer?.faces ?? [];
+  faces.forEach((face, index) => {
     const box = document.createElement("div");
     box.className = `box ${side(face.probability_fake, item.answer.thresholds)}`;
     Object.assign(box.style, {
@@ -29,11 +30,21 @@ export function draw(item) {
       width: `${face.box.width * scale}px`,
       height: `${face.box.height * scale}px`,
     });
+    const [figure] = percents(face.probability_fake, item.answer.thresholds);
     const label = document.createElement("span");
-    [label.textContent] = percents(face.probability_fake, item.answer.thresholds);
+    label.textContent = faces.length > 1 ? `${index + 1} · ${figure}` : figure;
     box.append(label);
     $("boxes").append(box);
-  }
+    place(label, box);
+  });
+}
+
+/** Put a label above its box, or as near as it can be seen: nothing shows outside of the stage. */
+function place(label, box) {
+  const left = box.offsetLeft + box.clientLeft, top = box.offsetTop + box.clientTop;
+  const right = Math.max(0, $("stage").clientWidth - label.offsetWidth);
+  label.style.left = `${Math.min(Math.max(box.offsetLeft, 0), right) - left}px`;
+  label.style.top = `${Math.max(box.offsetTop - label.offsetHeight, 0) - top}px`;
 }
 
 /** On which side of the thresholds a probability lies. */

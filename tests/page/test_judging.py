@@ -54,6 +54,28 @@ def test_a_picture_can_be_dropped_and_pasted(page: Page):
         expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
 
 
+def test_every_face_has_its_figure_in_sight_and_the_number_of_the_list(page: Page):
+    boxes = [(2, 0, 30, 40), (-5, 4, 20, 30), (80, 60, 10, 40)]  # at the top, out of the left, narrow at the right
+    _choose_with_faces(page, "many.png", boxes)
+    expect(page.locator("#boxes span")).to_have_text(["1 · 90%", "2 · 80%", "3 · 70%"], timeout=20_000)
+    expect(page.locator("#faces li")).to_have_text(["Face 1: 90% likely fake", "Face 2: 80% likely fake", "Face 3: 70% likely fake"])
+    seen = """labels => labels.map((label) => {
+        const inner = label.getBoundingClientRect(), outer = document.getElementById("stage").getBoundingClientRect();
+        return inner.left >= outer.left && inner.right <= outer.right && inner.top >= outer.top && inner.bottom <= outer.bottom;
+    })"""
+    assert page.locator("#boxes span").evaluate_all(seen) == [True] * 3
+    _choose_with_faces(page, "one.png", boxes[:1])
+    expect(page.locator("#boxes span")).to_have_text(["90%"], timeout=20_000)
+
+
+def _choose_with_faces(page: Page, name: str, boxes: list[tuple[int, int, int, int]]) -> None:
+    """Choose a picture in which faces are found; each is a little less suspicious than the one before."""
+    places = [dict(zip(("x", "y", "width", "height"), box, strict=True)) for box in boxes]
+    faces = [{"box": place, "score": 0.9, "probability_fake": 0.9 - index / 10} for index, place in enumerate(places)]
+    page.route("**/predict", lambda route: route.fulfill(json=route.fetch().json() | {"faces": faces}), times=1)
+    choose(page, name, picture())
+
+
 def test_a_bad_file_is_explained_and_the_next_one_works(page: Page, tmp_path: Path):
     choose(page, "notes.txt", b"hello")
     expect(page.get_by_role("alert")).to_contain_text("This file is not a picture")
