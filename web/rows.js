@@ -68,8 +68,9 @@ export function exportCsv(items) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-/** A value as a cell; a name that a spreadsheet would run as a formula is made text. */
+/** A value as a cell. Text is quoted, whatever a spreadsheet takes for a separator, and a name that it would run as a formula made text. */
 function cell(value) {
-  const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
-  return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  if (typeof value !== "string") return String(value);
+  const safe = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
+  return `"${safe.replaceAll('"', '""')}"`;
 }

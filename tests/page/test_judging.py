@@ -101,7 +101,7 @@ def test_warnings_are_in_plain_words(page: Page):
 
 
 def test_many_pictures_get_a_row_each_and_a_csv_file(page: Page):
-    kinds = {"=a.png": picture(), "b.txt": b"hello", 'c, "d".png': picture(size=(40, 40))}
+    kinds = {"=a.png": picture(), "b;=1+1.txt": b"hello", 'c, "d".png': picture(size=(40, 40))}
     page.locator("#file").set_input_files([{"name": name, "mimeType": "image/png", "buffer": data} for name, data in kinds.items()])
     rows = page.locator("#rows li")
     expect(rows).to_have_count(3)
@@ -115,12 +115,15 @@ def test_many_pictures_get_a_row_each_and_a_csv_file(page: Page):
     expect(page.locator("#name")).to_have_text('c, "d".png')
     expect(page.get_by_text("The picture is very small")).to_be_visible()
     rows.nth(1).get_by_role("button").click()
-    expect(page.get_by_role("alert")).to_contain_text("b.txt: This file is not a picture")
+    expect(page.get_by_role("alert")).to_contain_text("b;=1+1.txt: This file is not a picture")
 
     with page.expect_download() as download:
         page.get_by_role("button", name="Save as CSV").click()
-    saved = list(csv.DictReader(download.value.path().read_text("utf-8-sig").splitlines()))
-    assert [row["file"] for row in saved] == ["'=a.png", "b.txt", 'c, "d".png']  # no formula for a spreadsheet
+    lines = download.value.path().read_text("utf-8-sig").splitlines()
+    saved = list(csv.DictReader(lines))
+    assert [row["file"] for row in saved] == ["'=a.png", "b;=1+1.txt", 'c, "d".png']
+    cells = [cell for separator in ",;\t" for row in csv.reader(lines, delimiter=separator) for cell in row]
+    assert not any(cell.startswith("=") for cell in cells)  # no formula for a spreadsheet, whatever separates its cells
     assert saved[0]["verdict"] in ("real", "fake", "uncertain") and 0 <= float(saved[0]["probability_fake"]) <= 1
     assert saved[1]["error"] == "not_an_image" and "too_small" in saved[2]["warnings"]
 
