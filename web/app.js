@@ -13,7 +13,7 @@ const LONGEST = 60;  // a proxy may ask for hours of patience, and the service b
 const $ = (id) => document.getElementById(id);
 
 // `served` is what /model says: undefined until the service was asked, null if it has no model or cannot be asked; why is `trouble`.
-// An item: file, url; later answer or problem; map and mapState for what was looked at; told or tellProblem for feedback.
+// An item: file, url; later answer or problem; map and mapState for what was looked at; telling, told or tellProblem for feedback.
 const state = { items: [], selected: null, served: undefined, trouble: null, watching: 0, working: 0 };
 
 function form(fields) {
@@ -183,7 +183,7 @@ async function tell(event) {
   const item = state.selected, values = new FormData($("feedback"));
   const fields = { id: item.answer.id, label: values.get("label"), comment: values.get("comment") };
   if (values.has("keep")) Object.assign(fields, { keep_image: "true", image: item.file });
-  item.tellProblem = null;
+  Object.assign(item, { telling: true, tellProblem: null });
   show();
   try {
     await call("feedback", form(fields));
@@ -191,6 +191,7 @@ async function tell(event) {
   } catch (problem) {
     item.tellProblem = problem;
   }
+  item.telling = false;
   show();
 }
 

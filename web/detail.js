@@ -100,6 +100,7 @@ function showFeedback(item) {
     $("wrong").open = false;
   }
   $("feedback").hidden = Boolean(item.told);
+  $("send").disabled = Boolean(item.telling);
   const failed = item.tellProblem && describe(item.tellProblem);
   say("feedback-said", item.told ? text("wrong_thanks") : failed ? `${text("wrong_failed")} ${failed.title} ${failed.hint}` : "");
 }

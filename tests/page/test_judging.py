@@ -132,7 +132,8 @@ def test_many_pictures_get_a_row_each_and_a_csv_file(page: Page):
 
 
 def test_feedback_keeps_the_picture_only_if_asked_to(page: Page, workspace: Path):
-    folder = workspace / "var" / "feedback"
+    folder, sent = workspace / "var" / "feedback", []
+    page.on("request", lambda request: sent.append(request) if request.url.endswith("/feedback") else None)
     for keep in (False, True):
         choose(page, f"{keep}.png", picture())
         expect(page.locator("#name")).to_have_text(f"{keep}.png")
@@ -144,10 +145,11 @@ def test_feedback_keeps_the_picture_only_if_asked_to(page: Page, workspace: Path
         expect(consent).not_to_be_checked()
         if keep:
             consent.check()
-        page.get_by_role("button", name="Send").click()
+        page.get_by_role("button", name="Send").dblclick()
         expect(page.get_by_text("Thank you. It is noted.")).to_be_visible(timeout=20_000)
         said = feedback.read(folder)[-1]
         assert said.label == "real" and said.comment == "I took it" and (said.image is not None) == keep
+    assert len(sent) == 2  # one a picture
     assert [path.read_bytes() for path in (folder / "images").iterdir()] == [picture()]
 
 
