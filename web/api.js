@@ -28,6 +28,9 @@ export async function request(path, options = {}) {
   }
 }
 
+/** Whether the service wanted a key, and there is one. */
+export const keyed = () => sessionStorage.getItem(KEY) !== null;
+
 /** Ask, and read the answer as JSON. Throws Problem. */
 export async function call(path, options) {
   const response = await request(path, options);

@@ -1,6 +1,6 @@
 // Pictures in, verdicts out. All words are in words.en.js and words.zh.js; what one picture's answer looks like is in detail.js.
 
-import { call } from "./api.js";
+import { call, keyed } from "./api.js";
 import { fill } from "./card.js";
 import { showDetail } from "./detail.js";
 import { Problem, announceable, date, describe, say, speak, text, translate } from "./i18n.js";
@@ -145,6 +145,8 @@ function show() {
     $("model").title = date(served.created);
     $("limits").textContent = text("limits", { megabytes, formats: formats.join(", ") });
   }
+  const key = keyed() ? '-H "Authorization: Bearer $UNMASK_KEY" ' : "";
+  $("curl").textContent = `curl ${key}-F image=@photo.jpg ${location.origin}/predict`;
   showRows(items, selected, pick);
   showDetail(selected);
 }
@@ -249,7 +251,6 @@ addEventListener("drop", (event) => {
   choose(unpack(event.dataTransfer));
 });
 
-$("curl").textContent = `curl -F image=@photo.jpg ${location.origin}/predict`;
 $("copy").hidden = !navigator.clipboard;
 translate();
 show();

@@ -154,6 +154,9 @@ def test_the_page_asks_for_the_key_once(guarded: str, browser: Browser):
         if key.strip() != KEY:
             expect(page.get_by_text("did not take that key")).to_be_visible()
     expect(page.get_by_label("API key")).to_be_hidden()
+    expect(page.locator("#curl")).to_have_text(
+        f'curl -H "Authorization: Bearer $UNMASK_KEY" -F image=@photo.jpg {guarded}/predict', timeout=20_000
+    )
     choose(page, "me.png", picture())
     expect(page.locator("#said")).to_be_visible(timeout=20_000)
     page.get_by_role("link", name="Status of the service").click()
