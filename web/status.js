@@ -7,17 +7,20 @@ const SECONDS = 10;
 const QUANTILES = [0.5, 0.9, 0.99];
 const $ = (id) => document.getElementById(id);
 const EXPECTED = ["no_model", "no_report"];  // which say something of the service
-// `seen` is when everything was last answered, and `failed` why it is not now.
+// `seen` is when everything was last answered, and `failed` why it is not now. The report of the drift check may fail by itself.
 let known = { samples: [] };
 
 async function look() {
   const [model, metrics, drift] = await Promise.allSettled([call("model"), request("metrics", { headers: { Accept: "text/plain" } }).then((found) => found.text()), call("drift")]);
-  const failed = [model, metrics, drift].map(({ reason }) => reason).find((reason) => reason && !EXPECTED.includes(reason.code));
+  const failed = unexpected(model) ?? unexpected(metrics);
   if (failed) known.failed = failed;
-  else known = { model: model.value, problem: model.reason, samples: parse(metrics.value), drift: drift.value, seen: new Date() };
+  else known = { model: model.value, problem: model.reason, samples: parse(metrics.value), drift: drift.value, driftFailed: unexpected(drift), seen: new Date() };
   show();
   setTimeout(look, 1000 * SECONDS);
 }
+
+/** Why nothing was answered, unless that is an answer itself. */
+const unexpected = ({ reason }) => (reason && !EXPECTED.includes(reason.code) ? reason : null);
 
 /** Samples of Prometheus' text format: name, labels, value. */
 function parse(content) {
@@ -48,7 +51,7 @@ function quantile(buckets, share) {
 }
 
 function show() {
-  const { model, problem, drift, seen, failed } = known;
+  const { model, problem, seen, failed } = known;
   $("failed").hidden = !failed;
   if (failed) {
     const { title, hint } = describe(failed);
@@ -92,11 +95,21 @@ function show() {
   list("told", [...told]);
   $("no-feedback").textContent = told.size ? "" : text("statusNone");
 
-  $("drift").textContent = text(drift ? (drift.drift ? "statusDriftYes" : "statusDriftNo") : "statusDriftNever");
+  showDrift();
+}
+
+function showDrift() {
+  const { drift, driftFailed } = known;
+  $("drift-tile").classList.toggle("old", Boolean(driftFailed));
   $("drift").className = drift?.drift ? "verdict-text fake" : "";
-  $("drift-about").textContent = drift
-    ? text("statusDriftAbout", { window: drift.window, version: drift.version, p: drift.p_value.toPrecision(2), date: date(drift.checked, true) })
-    : "";
+  if (drift) {
+    const { window, version, p_value, checked } = drift;
+    $("drift").textContent = text(drift.drift ? "statusDriftYes" : "statusDriftNo");
+    $("drift-about").textContent = text("statusDriftAbout", { window, version, p: p_value.toPrecision(2), date: date(checked, true) });
+  } else {
+    $("drift").textContent = text(driftFailed ? "statusDriftFailed" : "statusDriftNever");
+    $("drift-about").textContent = driftFailed ? describe(driftFailed).title : "";
+  }
 }
 
 function list(id, rows) {

@@ -151,6 +151,7 @@ export default {
   statusDrift: "Last drift check",
   statusDriftYes: "Traffic no longer looks like what the model was judged on.",
   statusDriftNo: "Traffic looks like what the model was judged on.",
+  statusDriftFailed: "What the last check found cannot be shown.",
   statusDriftNever: "Not checked yet.",
   statusDriftAbout: "{window} answers of version {version}, p = {p}, {date}",
   label_real: "real",

@@ -150,6 +150,7 @@ export default {
   statusDrift: "最近一次漂移检查",
   statusDriftYes: "流量已不再像评估模型时的数据。",
   statusDriftNo: "流量与评估模型时的数据相似。",
+  statusDriftFailed: "无法显示最近一次检查的结果。",
   statusDriftNever: "尚未检查。",
   statusDriftAbout: "版本 {version} 的 {window} 次回答，p = {p}，{date}",
   label_real: "真实",

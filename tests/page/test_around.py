@@ -1,16 +1,16 @@
 """Around the verdict: languages, screens, accessibility, the card, the status, the key."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from pipeline.package import GOLDEN, STARTER
-from serving.errors import STATUS
-from tests.page.use import choose, needs_chromium, picture
+from serving.errors import STATUS, internal
+from tests.page.use import choose, failing, needs_chromium, picture
 from tests.service_helpers import ROOT, served, wait_for
 
 pytestmark = needs_chromium
@@ -143,6 +143,20 @@ def test_the_status_page_shows_what_is_served_and_how_it_goes(page: Page, promot
     expect(page.get_by_text("The figures below are old")).to_be_hidden()
     page.get_by_role("button", name="中文").click()
     assert page.title() == "Unmask：状态"
+
+
+@pytest.mark.parametrize("broken", [failing(internal()), lambda route: route.fulfill(body="{")])
+def test_a_drift_report_that_cannot_be_had_leaves_the_other_figures(page: Page, promoted: str, broken: Callable[[Route], None]):
+    page.route("**/drift", broken)
+    page.goto(f"{promoted}/status")
+    drift = page.get_by_role("region", name="Last drift check")
+    expect(drift).to_contain_text("What the last check found cannot be shown.")
+    expect(drift).to_have_css("border-style", "dashed")
+    expect(page.locator("#model-version")).to_contain_text("Model version")
+    expect(page.get_by_role("region", name="Verdicts")).to_have_css("border-style", "solid")
+    expect(page.locator("#failed")).to_be_hidden()
+    page.get_by_role("button", name="中文").click()
+    expect(page.get_by_text("无法显示最近一次检查的结果。")).to_be_visible()
 
 
 def test_the_page_asks_for_the_key_once(guarded: str, browser: Browser):
