@@ -1,6 +1,7 @@
 """Around the verdict: languages, screens, accessibility, the card, the status, the key."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -114,6 +115,25 @@ def test_the_model_card_is_a_page_of_its_own_in_both_languages(page: Page, promo
     expect(page.get_by_text("信任该模型之前应当了解的内容")).to_be_visible()
     page.get_by_role("link", name="返回主页").click()
     expect(page.get_by_role("heading", name="这张脸是真的吗")).to_be_visible()
+
+
+def test_a_phone_breaks_no_figure_of_the_card(guarded: str, browser: Browser):
+    context = browser.new_context(locale="en-US", viewport={"width": 320, "height": 640})
+    context.add_init_script(f"sessionStorage.setItem('unmask-key', '{KEY}')")
+    page = context.new_page()
+    page.goto(guarded)
+    page.locator("footer").get_by_role("button", name="Model card").click()
+    figures = page.get_by_role("dialog").get_by_role("cell").filter(has_text=re.compile(r"^[\d.]+$"))
+    expect(figures.first).to_be_visible()
+    lines = """cells => cells.map((cell) => {
+        const range = document.createRange();
+        range.selectNodeContents(cell);
+        return new Set([...range.getClientRects()].map(({ top }) => top)).size;
+    })"""
+    assert set(figures.evaluate_all(lines)) == {1}
+    page.locator("tr").evaluate_all("rows => rows.forEach((row) => row.insertCell().textContent = '0.1234567890123456789')")
+    assert page.get_by_role("dialog").evaluate("card => card.scrollWidth <= card.clientWidth")  # its table scrolls
+    context.close()
 
 
 def test_the_status_page_shows_what_is_served_and_how_it_goes(page: Page, promoted: str, workspace: Path):
