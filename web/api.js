@@ -16,8 +16,8 @@ export async function request(path, options = {}) {
     let response;
     try {
       response = await fetch(path, { ...options, headers });
-    } catch (error) {
-      throw error.name === "AbortError" ? error : new Problem("network");
+    } catch {
+      throw new Problem("network");
     }
     if (response.ok) return response;
     const { error } = await response.json().catch(() => ({}));
