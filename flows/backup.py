@@ -9,7 +9,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import postgres
-from flows.ports import HOST, PORTS, number
+from flows.ports import running
 from flows.state import State, here
 from pipeline.errors import StageError
 from pipeline.lineage import lineage
@@ -95,10 +94,9 @@ def restore(file: Path, force: bool = False) -> dict[str, Any]:
             does not answer.
     """
     state = here()
-    for name in PORTS:
-        with closing(socket.socket()) as probe:
-            if probe.connect_ex((HOST, number(name))) == 0:
-                raise StageError(f"something listens on port {number(name)} ({name}): stop the servers before a restore")
+    if found := running():
+        where = ", ".join(f"{place} ({name})" for name, place in found.items())
+        raise StageError(f"something listens on {where}: stop it before a restore, or unset what names a server that keeps nothing here")
     with ExitStack() as tidy:
         staging = _room(Path.cwd(), tidy)
         index = _unpack(file, staging)

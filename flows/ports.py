@@ -3,10 +3,18 @@
 import os
 import socket
 import sys
+from contextlib import suppress
+from urllib.parse import urlsplit
 
 HOST = "127.0.0.1"
 PORTS = {"MLFLOW_PORT": 5000, "PREFECT_PORT": 4200, "SERVICE_PORT": 3000}
 """Environment variable -> port without it."""
+
+ADDRESSES = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "SERVICE_URL")
+"""Environment variables that name a server which listens elsewhere than PORTS say: on another port, or on another host."""
+
+HTTP = {"http": 80, "https": 443}
+"""Scheme of such an address -> port where it names none."""
 
 HOOK = {"HOOK_PORT": 3100}
 """The same for the receiver of MLflow's webhooks, which runs where HOOK_SECRET is set."""
@@ -34,6 +42,23 @@ def free(name: str) -> int:
         except OSError as error:
             sys.exit(f"error: port {port} cannot be used ({error.strerror}); stop what listens there, or choose another with {name}=...")
     return port
+
+
+def running() -> dict[str, str]:
+    """Variable -> HOST:PORT of each server that the settings name and that takes connections now."""
+    places = {name: (HOST, number(name)) for name in PORTS}
+    for name in ADDRESSES:
+        try:
+            address = urlsplit(os.environ.get(name) or "")
+            if address.hostname and address.scheme in HTTP:
+                places[name] = (address.hostname, address.port or HTTP[address.scheme])
+        except ValueError:  # whose words would show the password
+            sys.exit(f"error: {name} is no address like http://{HOST}:5000")
+    found = {}
+    for name, place in places.items():
+        with suppress(OSError), socket.create_connection(place, timeout=5):
+            found[name] = f"{place[0]}:{place[1]}"
+    return found
 
 
 if __name__ == "__main__":

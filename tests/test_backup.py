@@ -63,6 +63,8 @@ def project(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for name in PORTS:
         monkeypatch.setenv(name, str(free_port()))
+    for name in ("PREFECT_API_URL", "SERVICE_URL"):
+        monkeypatch.delenv(name, raising=False)
     alone(monkeypatch)
     return folder
 
@@ -215,6 +217,20 @@ def test_a_running_server_and_a_wrong_archive_are_refused(project: Path, tmp_pat
     with socket.create_server(("127.0.0.1", int(os.environ["PREFECT_PORT"]))), pytest.raises(StageError, match="PREFECT_PORT"):
         backup.restore(file, force=True)
     assert content(project) == everything
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "PREFECT_API_URL", "SERVICE_URL"])
+def test_a_server_that_an_address_names_is_found_on_any_port(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    file = tmp_path / "a.tar.gz"
+    backup.backup(file)
+    everything = content(project)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"localhost:{server.getsockname()[1]}"
+        monkeypatch.setenv(name, f"http://ada:hidden@{place}/api")
+        with pytest.raises(StageError, match=f"{place} \\({name}\\)") as caught:
+            backup.restore(file, force=True)
+    assert "hidden" not in str(caught.value) and content(project) == everything
+    backup.restore(file, force=True)  # it was stopped
 
 
 def test_the_command_reads_the_settings_file_and_shows_no_password(project: Path, tmp_path: Path):
