@@ -1,5 +1,6 @@
 """Where images come from besides a folder: hub datasets, LFW, feedback, and fakes forged from reals."""
 
+import hashlib
 import io
 import shutil
 import tarfile
@@ -161,6 +162,20 @@ def test_forging_depends_on_the_images_alone_and_new_reals_change_few_fakes(face
     ingest.run(settings)
     fakes, before = (set(table.loc[table["source"] == "forge", "image_id"]) for table in (read(MANIFEST), first))
     assert len(fakes) == 33 and len(before - fakes) <= 3
+
+
+def test_the_forgeries_of_a_picture_leave_with_it_whatever_they_were_made_with(faces: Path, prepare: Callable[..., Params]):
+    ingest.run(prepare(data__forge=FORGE | {"seed": 1}))
+    settings = prepare(data__forge=FORGE)
+    ingest.run(settings)
+    reals = read(MANIFEST).query("label == 'real'")
+    (faces / "real/0.jpg").unlink()
+    (left,) = reals.loc[reals["path"].str.endswith("real/0.jpg"), "image_id"]
+    ingest.run(settings)
+    fakes = read(MANIFEST).query("source == 'forge'")
+    assert len(fakes) and not fakes["parents"].str.contains(left).any()
+    kept = [*Path("var/sources").rglob("*.jpg"), *Path("data/raw/forge").rglob("*.jpg")]
+    assert {hashlib.sha256(file.read_bytes()).hexdigest() for file in kept} == set(fakes["image_id"])
 
 
 def test_parents_and_fakes_are_never_parted(faces: Path, prepare: Callable[..., Params]):

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -42,13 +43,14 @@ class Task:
 def listing(
     reals: pd.DataFrame, settings: Forge, staging: Path, *, lossless: bool, detector: Path | None, where: engine.Engine
 ) -> pd.DataFrame:
-    """Make what is not there yet, and list the fakes.
+    """Make what is not there yet, drop what is no longer wanted, and list the fakes.
 
     Which real gets a fake, by which method and from which donor follows from the seed and the images alone: it does not depend on the
     order, the workers or on what was there before. A new real may become the donor of a few swaps, which are then made anew.
 
     Args:
         reals: file, image_id, group of each real image.
+        staging: where the fakes are kept; what is not of this listing is deleted from it.
         lossless: keep fakes as PNG, because they are re-encoded like everything else later; otherwise each is stored as its real is.
         detector: YuNet's ONNX file; without one, a face is taken to fill the middle of its picture.
 
@@ -70,6 +72,7 @@ def listing(
     with tqdm(total=len(tasks), initial=len(tasks) - len(missing), desc="forge", unit="image") as progress:
         for done in engine.run(partial(_forge_batch, lossless=lossless, detector=detector), batches, where):
             progress.update(done)
+    _drop_others(staging, {path for task in tasks for path in (task.out, _marker(task.out))})
     made = plan[[Path(file).exists() for file in plan["file"]]]
     made = made.assign(path=made["generator"] + "/" + made["name"], label="fake").sort_values("path", ignore_index=True)
     return made[["file", "path", "label", "generator", "group", "parents", "seed"]]
@@ -174,6 +177,13 @@ def _subsampling(image: Image.Image) -> int:
     from PIL.JpegImagePlugin import get_sampling
 
     return max(get_sampling(image), 0)
+
+
+def _drop_others(staging: Path, wanted: Collection[Path]) -> None:
+    """Delete all other fakes, also those of earlier settings: one that was made from a picture which has left still shows it."""
+    for path in list(staging.rglob("*")):
+        if path.is_file() and path not in wanted:
+            path.unlink()
 
 
 def _marker(out: Path) -> Path:
