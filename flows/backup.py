@@ -31,7 +31,7 @@ FORMAT = 1
 INDEX = "backup.json"
 """Last in the archive: one that was cut off has none."""
 
-MADE_AGAIN = ("checkpoints", "served")
+MADE_AGAIN = ("cache", "checkpoints", "served")
 """Folders of var that are worth no room: what they hold is made or downloaded again."""
 
 MADE_BY_SYSTEM = "lost+found"

@@ -50,6 +50,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
         database.execute("CREATE TABLE flow_run (name)")
         database.commit()
     made(folder / "var/served/1/weights").write_text("downloaded again")
+    made(folder / "var/cache/pixels.npy").write_text("decoded again")
     made(folder / "reports/train.json").write_text('{"run_id": "0123"}')
     return folder
 
@@ -131,7 +132,7 @@ def test_what_was_wiped_is_as_before(project: Path, tmp_path: Path):
     assert source.wanted() == served and served is not None
     assert (source.fetch(served) / "card.md").is_file()
     assert [said.id for said in feedback.read(project / "var" / feedback.FOLDER)] == ["an answer"]
-    assert not (project / "var/served").exists()
+    assert not (project / "var/served").exists() and not (project / "var/cache").exists()
     run(project, sys.executable, "-m", "dvc", "checkout", "--quiet")
     assert (project / "data/raw/a").read_text() == "face\n"
     assert not list(project.rglob(".restore-*"))

@@ -9,12 +9,14 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pandas as pd
 import pytest
 
+from flows.monitoring import MONITORING
 from pipeline import feedback, predictions
 from pipeline.package import verify
 from tests.conftest import ROOT, SMALL
@@ -90,6 +92,18 @@ def before_forgotten(site: Site) -> None:
     site.bash("dvc repro ingest")
 
 
+def before_gone(site: Site) -> None:
+    store = client(site.machine.store)
+    for run in store.search_runs([store.get_experiment_by_name(MONITORING).experiment_id]):
+        store.delete_run(run.info.run_id)
+    assert pages(site)
+
+
+def pages(site: Site) -> list[Path]:
+    experiment = client(site.machine.store).get_experiment_by_name(MONITORING).experiment_id
+    return list((site.folder / "mlartifacts" / experiment).rglob("report.html"))
+
+
 def before_lost_database(site: Site) -> None:
     site.bash("unmask backup /backups/today.tar.gz")
     site.lose("mlflow.db*", "mlartifacts", "var", "reports", ".dvc/cache", "data", "models")
@@ -140,6 +154,10 @@ def after_forgotten(site: Site) -> None:
     assert len(list((site.var / feedback.FOLDER / feedback.IMAGES).iterdir())) == 1
 
 
+def after_gone(site: Site) -> None:
+    assert not pages(site)
+
+
 def after_lost_database(site: Site) -> None:
     assert aliases(site.machine.store)["champion"] == "2" and last_promotion(site)["version"] == 2
     wait_for(lambda: site.served() == "2")
@@ -164,6 +182,7 @@ BEFORE: dict[str, Callable[[Site], None]] = {
     "Drift alarm": before_drift,
     "Poisoned feedback": before_poisoned,
     "A user wants to be forgotten": before_forgotten,
+    "A user wants to be forgotten, 2": before_gone,
     "Lost database": before_lost_database,
     "Lost database, 2": before_lost_without_backup,
     "A new GPU machine": before_gpu_machine,
@@ -177,6 +196,7 @@ AFTER: dict[str, Callable[[Site], None]] = {
     "Drift alarm": after_drift,
     "Poisoned feedback": after_poisoned,
     "A user wants to be forgotten": after_forgotten,
+    "A user wants to be forgotten, 2": after_gone,
     "Lost database": after_lost_database,
     "Lost database, 2": after_lost_without_backup,
     "Notifications": after_notifications,
