@@ -37,8 +37,8 @@ MOST = 400
 def deploy(by: str | None = None) -> State[Any]:
     """Build the champion's bento and try it out, unless that was done, and record that it is the champion.
 
-    Ends as Completed (named Cached if there was nothing to do, NoChampion if there is none), as Refused if the champion may not be
-    served, or as StageFailed. A canary that the service ended is announced too.
+    Ends as Completed (named Cached if there was nothing to do, NoChampion if there is none, Superseded if the alias was moved
+    meanwhile), as Refused if the champion may not be served, or as StageFailed. A canary that the service ended is announced too.
     The alias is never moved back: it says what a person wants, and the tag `refused` says why that cannot be.
 
     Args:
@@ -71,6 +71,9 @@ def _follow(by: str | None) -> State[Any]:
         reason = f"{promotion.obstacle(replace(version, tags=version.tags | {SMOKE_TEST: wrong}))}. {ADVICE}"
         refuse(version, reason)
         return Failed(name="Refused", message=reason)
+    now = find_champion()  # again: what was built and tried out took minutes
+    if now is None or now.number != version.number:
+        return Completed(name="Superseded", message=f"version {version.number} is not the champion any more: nothing is recorded of it")
     new = note(replace(version, tags=version.tags | {BENTO: tag}), by)
     return Completed(name="Cached" if built and not new else None, message=tag)
 

@@ -251,6 +251,25 @@ def test_deploy_refuses_once_and_packs_what_may_be_served(store, tiny, messages,
     assert "2.png" in messages[-1]["text"] and "by the test" in messages[0]["text"]
 
 
+def test_a_roll_back_while_a_bento_is_built_is_what_stays_recorded(store, tiny, messages, monkeypatch):
+    from flows.deploy import deploy
+
+    def building(version: registry.Version) -> bool:
+        promotion.roll_back("Ada")
+        return True
+
+    versions(store, tiny, "passed", "passed")
+    promote(store, "1")
+    promotion.record(registry.known(1))
+    client(store).set_model_version_tag("unmask", "2", "bento", "unmask:two")
+    promote(store, "2")
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.deploy.is_built", building)
+        assert deploy(return_state=True).name == "Superseded"
+    assert aliases(store)["champion"] == "1" and messages == []
+    assert [(line["version"], line["by"]) for line in promotion.history()][1:] == [(2, promotion.SOMEBODY), (1, "Ada")]
+
+
 def test_a_canary_that_ended_is_announced_once(store, tiny, messages):
     from flows.deploy import deploy
 
