@@ -5,6 +5,7 @@ MLflow keeps no history of its aliases: the record is an append-only file of JSO
 
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ REFUSED = "refused"
 
 BENTO = "bento"
 """Tag of a version: the bento it was packed into."""
+
+ROLL_BACK = "roll_back"
+"""In the record: whether the version took the place of one that somebody went back from."""
 
 SOMEBODY = "unknown: the alias was moved in MLflow"
 
@@ -48,12 +52,13 @@ def earned(settings: Promotion, comparison: Mapping[str, Any] | None, version: V
     return f"promotion.auto: {settings.auto}; against version {comparison['champion']['version']}: {shown}"
 
 
-def record(version: Version, by: str | None = None) -> dict[str, Any] | None:
+def record(version: Version, by: str | None = None, back: bool = False) -> dict[str, Any] | None:
     """Note that a version has become the champion, and put `previous` on the one before; nothing if that was noted already.
 
     Args:
         version: the champion, which may be served.
         by: who or what moved the alias.
+        back: whether it was a roll-back.
 
     Returns:
         The new line of the record.
@@ -72,6 +77,7 @@ def record(version: Version, by: str | None = None) -> dict[str, Any] | None:
         OVERRIDE: version.tags.get(OVERRIDE),
         BENTO: version.tags.get(BENTO),
         "package": version.digest,
+        ROLL_BACK: back,
     }
     return journal.append(_file(), line)
 
@@ -85,7 +91,7 @@ def promote(version: Version) -> None:
 
 
 def roll_back(by: str) -> dict[str, int | None]:
-    """Put `champion` back on the version that was served before.
+    """Put `champion` back on the version that was served before; one that somebody went back from counts only if it was promoted since.
 
     Args:
         by: who does it.
@@ -97,16 +103,18 @@ def roll_back(by: str) -> dict[str, int | None]:
         StageError: if there is no such version, or it may not be served any more.
     """
     champion = registry.holder(CHAMPION)
-    target = _before(champion, history()) or registry.holder(PREVIOUS)
-    if target is None or target == champion:
+    lines = history()
+    left = _left(lines)
+    target = _before(champion, [line for line in lines if _key(line) not in left]) or registry.holder(PREVIOUS)
+    if target is None or target == champion or (target.number, target.digest) in left:
         raise StageError(
-            "there is no version to go back to: none but the champion was ever promoted, or it is no longer registered. "
+            "there is no version to go back to: none but the champion was ever promoted, it is no longer registered, or you came from it. "
             f"Move the alias `{CHAMPION}` of {registry.MODEL} in MLflow."
         )
     if (reason := obstacle(target)) is not None:
         raise StageError(f"cannot go back: {reason}. {ADVICE}")
     promote(target)
-    record(target, by)
+    record(target, by, back=True)
     return {"from": champion.number if champion else None, "to": target.number}
 
 
@@ -125,8 +133,22 @@ def _before(version: Version | None, lines: list[dict[str, Any]]) -> Version | N
     return None
 
 
+def _left(lines: list[dict[str, Any]]) -> set[tuple[int, str]]:
+    """Number and digest of the versions that somebody went back from and that were not promoted since."""
+    left: set[tuple[int, str]] = set()
+    for before, line in pairwise(lines):
+        left.discard(_key(line))
+        if line.get(ROLL_BACK):
+            left.add(_key(before))
+    return left
+
+
 def _is(line: Mapping[str, Any], version: Version) -> bool:
-    return (line["version"], line["package"]) == (version.number, version.digest)
+    return _key(line) == (version.number, version.digest)
+
+
+def _key(line: Mapping[str, Any]) -> tuple[int, str]:
+    return line["version"], line["package"]
 
 
 def _file() -> Path:

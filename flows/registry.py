@@ -28,7 +28,7 @@ from pipeline.tracking import MODEL, connect
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 PREVIOUS = "previous"
-"""Alias of the version to go back to: what was served before the champion."""
+"""Alias of the version that was served before the champion."""
 
 DIGEST = "package"
 REPORTS = Path("reports")

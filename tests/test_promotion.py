@@ -145,6 +145,23 @@ def test_rollback_leaves_a_refused_champion_and_never_goes_to_one(store, tiny):
         promotion.roll_back("me")
 
 
+def test_a_second_roll_back_goes_further_back_and_not_forth(store, tiny):
+    versions(store, tiny, *["passed"] * 3)
+    for number in (1, 2, 3):
+        promote(store, str(number))
+        promotion.record(registry.known(number))
+    assert promotion.roll_back("me") == {"from": 3, "to": 2}
+    assert promotion.roll_back("me") == {"from": 2, "to": 1}
+    with pytest.raises(promotion.StageError, match="no version to go back to"):
+        promotion.roll_back("me")
+    promote(store, "2")  # somebody wants it after all
+    promotion.record(registry.known(2))
+    promote(store, "3")
+    assert promotion.roll_back("me") == {"from": 3, "to": 2}
+    assert promotion.roll_back("me") == {"from": 2, "to": 1}
+    assert [line["roll_back"] for line in promotion.history()] == [False] * 3 + [True] * 2 + [False] * 2 + [True] * 2
+
+
 def test_a_version_that_was_taken_back_is_not_promoted_again_by_itself(store, tiny):
     versions(store, tiny, "passed", "passed", "passed")
     for number in (1, 2):
