@@ -1,5 +1,6 @@
 """Where runs are recorded: an MLflow server, or a SQLite file in the project's folder."""
 
+import logging
 import os
 import re
 import tempfile
@@ -9,6 +10,8 @@ from pathlib import Path
 EXPERIMENT = "unmask"
 MODEL = "unmask"
 """Name of the registered model."""
+
+log = logging.getLogger(__name__)
 
 
 def tracking_uri() -> str:
@@ -28,10 +31,13 @@ def without_secrets(text: str) -> str:
 def connect(experiment: str = EXPERIMENT) -> str:
     """Point MLflow at the store and make the experiment if it is new. Returns the experiment's id.
 
+    One that was deleted, and is kept by MLflow as such, is restored with its runs: there can be no other of its name.
+
     Raises:
         mlflow.exceptions.MlflowException: if a server does not answer.
     """
     import mlflow
+    from mlflow.entities import LifecycleStage
 
     uri = tracking_uri()
     if uri.startswith("sqlite:"):
@@ -42,6 +48,9 @@ def connect(experiment: str = EXPERIMENT) -> str:
         # A server says itself where artifacts go; a bare SQLite file needs a folder.
         folder = (Path.cwd() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
         return mlflow.create_experiment(experiment, artifact_location=folder)
+    if found.lifecycle_stage == LifecycleStage.DELETED:
+        mlflow.MlflowClient().restore_experiment(found.experiment_id)
+        log.warning("MLflow's experiment %s had been deleted: it is restored with its runs, to record in. Delete runs instead", experiment)
     return found.experiment_id
 
 

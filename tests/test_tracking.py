@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mlflow import MlflowClient
+
+from pipeline import tracking
 from tests.conftest import ROOT
 
 CONNECT = "from pipeline.tracking import connect; connect()"
@@ -23,6 +26,18 @@ def test_a_store_that_finds_no_room_is_not_left_half_made(tmp_path: Path):
     done = connect(CONNECT)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_a_deleted_experiment_is_restored_and_records_again(new_store, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store())
+    experiment, client = tracking.connect("unmask-monitoring"), MlflowClient()
+    before = client.create_run(experiment).info.run_id
+    client.delete_experiment(experiment)
+    assert tracking.connect("unmask-monitoring") == experiment and "unmask-monitoring had been deleted" in caplog.text
+    assert {run.info.run_id for run in client.search_runs([experiment])} == {before}
+    client.create_run(experiment)
+    caplog.clear()
+    assert tracking.connect("unmask-monitoring") == experiment and not caplog.text
 
 
 def test_a_store_that_does_not_answer_is_named_without_its_password(tmp_path: Path):
