@@ -23,7 +23,7 @@ from pipeline.lineage import lineage
 from pipeline.package import Package
 from pipeline.params import Params
 from pipeline.record import Record
-from pipeline.tracking import MODEL, connect
+from pipeline.tracking import EXPERIMENT, MODEL, connect, reach
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -111,7 +111,8 @@ def passed() -> list[Version]:
 
 def holder(alias: str) -> Version | None:
     """The version that an alias is on."""
-    connect()
+    if not reach():
+        return None
     try:
         return _version(MlflowClient().get_model_version_by_alias(MODEL, alias))
     except MlflowException as error:
@@ -122,7 +123,8 @@ def holder(alias: str) -> Version | None:
 
 def known(number: int) -> Version | None:
     """The version with this number, if there is one."""
-    connect()
+    if not reach():
+        return None
     try:
         return _version(MlflowClient().get_model_version(MODEL, str(number)))
     except MlflowException as error:
@@ -139,7 +141,9 @@ def newest() -> Version | None:
 
 def last_run() -> dict[str, str | None]:
     """The run that was started last: run_id, status, and when it was started, in UTC; all None if there is none."""
-    runs = MlflowClient().search_runs([connect()], order_by=["attributes.start_time DESC"], max_results=1)
+    experiment = MlflowClient().get_experiment_by_name(EXPERIMENT) if reach() else None
+    ids = [experiment.experiment_id] if experiment else []
+    runs = MlflowClient().search_runs(ids, order_by=["attributes.start_time DESC"], max_results=1) if ids else []
     if not runs:
         return dict.fromkeys(("run_id", "status", "started"))
     info = runs[0].info
@@ -260,7 +264,8 @@ def _move_challenger(client: MlflowClient) -> None:
 
 
 def _search(condition: str = "") -> list[Version]:
-    connect()
+    if not reach():
+        return []
     condition = " and ".join([f"name = '{MODEL}'", *([condition] if condition else [])])
     found = MlflowClient().search_model_versions(condition, order_by=["version_number DESC"])
     return [_version(version) for version in found]

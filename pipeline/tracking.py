@@ -28,6 +28,15 @@ def without_secrets(text: str) -> str:
     return re.sub(r"(?<=://)[^\s/@]+@", "", text)
 
 
+def reach() -> bool:
+    """Point MLflow at the store. Returns whether there is one: a SQLite file that nobody made yet would be made by reading it."""
+    import mlflow
+
+    uri = tracking_uri()
+    mlflow.set_tracking_uri(uri)  # which also sets MLFLOW_TRACKING_URI
+    return not uri.startswith("sqlite:") or _database(uri).exists()
+
+
 def connect(experiment: str = EXPERIMENT) -> str:
     """Point MLflow at the store and make the experiment if it is new. Returns the experiment's id.
 
@@ -39,14 +48,12 @@ def connect(experiment: str = EXPERIMENT) -> str:
     import mlflow
     from mlflow.entities import LifecycleStage
 
-    uri = tracking_uri()
-    if uri.startswith("sqlite:"):
-        _make_tables(uri)
-    mlflow.set_tracking_uri(uri)  # which also sets MLFLOW_TRACKING_URI
+    if not reach():
+        _make_tables(tracking_uri())
     found = mlflow.get_experiment_by_name(experiment)
     if found is None:
         # A server says itself where artifacts go; a bare SQLite file needs a folder.
-        folder = (Path.cwd() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+        folder = (Path.cwd() / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite:") else None
         return mlflow.create_experiment(experiment, artifact_location=folder)
     if found.lifecycle_stage == LifecycleStage.DELETED:
         mlflow.MlflowClient().restore_experiment(found.experiment_id)
@@ -57,13 +64,16 @@ def connect(experiment: str = EXPERIMENT) -> str:
 def _make_tables(uri: str) -> None:
     """Make a SQLite store that is not there yet, with all of its tables or not at all: MLflow cannot go on with a part of them."""
     import mlflow
-    from sqlalchemy.engine import make_url
 
-    database = Path(make_url(uri).database or "")
-    if database.exists():
-        return
+    database = _database(uri)
     with tempfile.TemporaryDirectory(dir=database.parent, prefix=f"{database.name}.") as folder:
         made = Path(folder) / database.name
         mlflow.MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
         with suppress(FileExistsError):  # somebody else was quicker
             os.link(made, database)
+
+
+def _database(uri: str) -> Path:
+    from sqlalchemy.engine import make_url
+
+    return Path(make_url(uri).database or "")

@@ -124,6 +124,8 @@ def test_what_was_wiped_is_as_before(project: Path, tmp_path: Path):
     assert [entry.name for entry in file.parent.iterdir()] == [file.name]
 
     wipe(project)
+    nothing = unmask("status")  # which makes nothing that a restore would have to let go
+    assert nothing["champion"] is None and nothing["last_run"]["run_id"] is None and not (project / "mlflow.db").exists()
     unmask("restore", str(file))
     assert unmask("status") == before
     with closing(sqlite3.connect("var/prefect/prefect.db")) as server:
