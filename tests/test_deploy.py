@@ -95,6 +95,14 @@ def test_one_file_names_every_setting():
         assert subprocess.run(["git", "check-ignore", "--quiet", name], cwd=ROOT).returncode == 0
 
 
+def test_what_documented_commands_write_here_makes_no_version_dirty():
+    text = "".join(path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    written = {*re.findall(r"(?:--out|-o|unmask backup) ([a-z][\w.-]*\.\w+)", text), "dvc_plots/index.html"}
+    assert len(written) > 4
+    for name in written:
+        assert subprocess.run(["git", "check-ignore", "--quiet", name], cwd=ROOT).returncode == 0, name
+
+
 def environment(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {value["name"]: value for container in containers(pod) for value in container.get("env", [])}
 
