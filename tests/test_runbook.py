@@ -66,6 +66,8 @@ def before_drift(site: Site) -> None:
 
 def before_poisoned(site: Site) -> None:
     site.settled()
+    for version in (2, 1):  # the one that learned from it came last
+        promoted(site, version)
     site.settings(**{"data.sources": [*SMALL["data.sources"], {"kind": "feedback", "name": "users"}]})
     golden = site.folder / "models/package/golden"
     first, entry = next(iter(json.loads((golden / "golden.json").read_text()).items()))
@@ -76,6 +78,11 @@ def before_poisoned(site: Site) -> None:
         picture(path, seed=number, quality=95)
         say(site, f"b{number}", who, "fake", path.read_bytes())
     site.bash("dvc repro ingest")
+
+
+def promoted(site: Site, version: int) -> None:
+    site.alias("champion", version)
+    wait_for(lambda: last_promotion(site)["version"] == version, seconds=180)
 
 
 def say(site: Site, id: str, client: str, label: str, image: bytes) -> None:
