@@ -36,13 +36,13 @@ def choose_thresholds(labels: np.ndarray, probabilities: np.ndarray, max_fpr: fl
     """Thresholds on the probability of fake.
 
     `fake_above` lets at most `max_fpr` of the reals through, `real_below` at most `max_fnr` of the fakes. A detector so good that the two
-    cross needs no `uncertain`: both become the F1 threshold.
+    cross needs no `uncertain`: both become the F1 threshold, or what comes closest to it between them, where both promises hold.
     """
     reals, fakes = np.sort(probabilities[labels == 0]), np.sort(probabilities[labels == 1])
     f1 = _best_f1(labels, probabilities)
     fake_above, real_below = _above(reals, max_fpr), float(fakes[int(np.floor(max_fnr * len(fakes)))])
     if real_below >= fake_above:
-        real_below = fake_above = f1
+        real_below = fake_above = float(np.clip(f1, fake_above, real_below))
     return Thresholds(f1=f1, fpr1=_above(reals, 0.01), fpr5=_above(reals, 0.05), real_below=real_below, fake_above=fake_above)
 
 

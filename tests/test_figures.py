@@ -159,3 +159,14 @@ def test_thresholds_keep_their_promises_on_the_data_they_come_from():
     assert found.real_below <= found.f1 <= found.fake_above
     best = max(sklearn_metrics.f1_score(labels, scores >= threshold) for threshold in np.unique(scores))
     assert sklearn_metrics.f1_score(labels, scores >= found.f1) == pytest.approx(best)
+
+
+def test_thresholds_that_cross_keep_both_promises():
+    crossed = 0
+    for seed in range(20):
+        labels, scores = simulated(np.random.default_rng(seed), 200, apart=3.0)
+        found = choose_thresholds(labels, scores, max_fpr=0.1, max_fnr=0.1)
+        assert (scores[labels == 0] >= found.fake_above).mean() <= 0.1
+        assert (scores[labels == 1] < found.real_below).mean() <= 0.1
+        crossed += found.real_below == found.fake_above != found.f1
+    assert crossed > 0  # where the threshold of the highest F1 breaks a promise
