@@ -97,8 +97,9 @@ def judge_drawn(labels: np.ndarray, probabilities: np.ndarray, threshold: float,
         "fpr": (called, ~fake),
         "accuracy": (called == fake, np.full(len(fake), True)),
     }
-    found = {name: interval(value[name], drawn[name]) for name in value}
-    return found | {name: _exact(found[name], hits[of], weights[:, of]) for name, (hits, of) in shares.items()}
+    found, drawn_as = {name: interval(value[name], drawn[name]) for name in value}, _names(weights)
+    found |= {name: _exact(found[name], hits[of], drawn_as[of]) for name, (hits, of) in shares.items()}
+    return found | _bounded(found, min(len(np.unique(drawn_as[of])) for of in (fake, ~fake)))
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> Figure:
@@ -106,23 +107,61 @@ def mean(values: np.ndarray, weights: np.ndarray) -> Figure:
     values = np.asarray(values)
     with np.errstate(invalid="ignore"):
         found = interval(values.sum(keepdims=True) / np.float64(len(values)), weights @ values / weights.sum(1))
-    return _exact(found, values, weights) if values.dtype == bool else found
+    return _exact(found, values, _names(weights)) if values.dtype == bool else found
 
 
-def _exact(share: Figure, hits: np.ndarray, weights: np.ndarray) -> Figure:
+def _names(weights: np.ndarray) -> np.ndarray:
+    """Weights (draws, n) -> float (n,), equal for images that are always drawn together, which are those of a group."""
+    # Sums with whole numbers at random, which floats hold exactly: sorting all draws would take long.
+    names: np.ndarray = np.random.default_rng(0).integers(1, 2**30, len(weights)).astype(np.float64) @ weights
+    return names
+
+
+def _exact(share: Figure, hits: np.ndarray, names: np.ndarray) -> Figure:
     """The interval of a share of hits, bool (n,), that is 0 or 1: resampling draws nothing else, and would call that certain.
 
-    It is that of Clopper and Pearson (Biometrika 1934), with groups for images: as many as there are different columns of weights.
+    It is that of Clopper and Pearson (Biometrika 1934), with groups for images: as many as there are different names (n,).
     """
-    from scipy.stats import binomtest  # which a server does not have
-
     if share["low"] is None or not len(hits) or 0 < hits.sum() < len(hits):
         return share
-    # Equal columns are told by their sums with whole numbers at random, which floats hold exactly: sorting all draws would take long.
-    names = np.random.default_rng(0).integers(1, 2**30, len(weights)).astype(np.float64) @ weights
-    groups = len(np.unique(names))
-    exact = binomtest(groups if hits[0] else 0, groups).proportion_ci()
-    return {"value": share["value"], "low": round(float(exact.low), 5), "high": round(float(exact.high), 5)}
+    low = _all_of(len(np.unique(names)))
+    return _with_end(share, low, 1 - low)
+
+
+def _bounded(found: dict[str, Figure], fewest: int) -> dict[str, Figure]:
+    """The figures that are made of shares, where they are 0 or 1 in every draw: the other end follows from the shares' exact intervals.
+
+    F1 lies between precision and recall, balanced accuracy midway between recall and specificity. A ranking without a mistake, or of
+    mistakes alone, is as sure as a share of the class with the fewest groups.
+    """
+    precision, recall, fpr = (np.array([found[name]["low"], found[name]["high"]], np.float64) for name in ("precision", "recall", "fpr"))
+    ends = {
+        "f1": (float(np.fmin(precision, recall)[0]), float(np.fmax(precision, recall)[1])),
+        "balanced_accuracy": (float(recall[0] + 1 - fpr[1]) / 2, float(recall[1] + 1 - fpr[0]) / 2),
+    }
+    if found["auc"]["value"] is not None:
+        share = _all_of(fewest)
+        ends |= dict.fromkeys(("auc", "ap", "eer"), (share, 1 - share))
+    return {
+        name: _with_end(found[name], low, high)
+        for name, (low, high) in ends.items()
+        if found[name]["low"] is not None and found[name]["low"] == found[name]["high"]
+    }
+
+
+def _all_of(groups: int) -> float:
+    """The lower end of a share for which each of so many groups speaks; 1 minus it is the upper end where none does."""
+    from scipy.stats import binomtest  # which a server does not have
+
+    return float(binomtest(groups, groups).proportion_ci().low)
+
+
+def _with_end(figure: Figure, low: float, high: float) -> Figure:
+    """A figure of 1 with another lower end, one of 0 with another upper end; any other as it is."""
+    if figure["value"] not in (0, 1):
+        return figure
+    ends = (low, 1.0) if figure["value"] else (0.0, high)
+    return {"value": figure["value"], "low": round(ends[0], 5), "high": round(ends[1], 5)}
 
 
 def figure_text(figure: Figure, digits: int = 3, sign: Literal["", "+"] = "") -> str:

@@ -79,7 +79,7 @@ def test_random_labels_give_an_auc_of_a_half_within_its_interval():
 
 
 def test_a_planted_leak_is_found_and_the_report_says_so(subject: Subject, params: Params, here: Path):
-    for index in range(60):  # the fakes are stored with another quality, and nothing else tells them apart
+    for index in range(80):  # the fakes are stored with another quality, and nothing else tells them apart
         for number, (label, quality) in enumerate((("real", 95), ("fake", 60))):
             picture(here / "leak" / label / f"{index}.jpg", seed=1000 * number + index, quality=quality)
     train, test = parted(judged(here / "leak"))
@@ -91,7 +91,7 @@ def test_a_planted_leak_is_found_and_the_report_says_so(subject: Subject, params
 
 
 def test_a_folder_whose_files_give_the_class_away_is_named_in_the_report(package: Path, params: Params, here: Path):
-    for index in range(24):
+    for index in range(40):
         for number, (label, quality) in enumerate((("real", 95), ("fake", 60))):
             picture(here / "leak" / label / f"{index}.jpg", seed=1000 * number + index, quality=quality)
     settings = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"attack_images": 0, "explain_images": 0})})
@@ -138,7 +138,7 @@ def test_files_that_tell_nothing_give_no_warning(subject: Subject, params: Param
 
 def test_statistics_of_the_pixels_tell_what_resampling_leaves(subject: Subject, params: Params, here: Path):
     rng = np.random.default_rng(0)
-    for index in range(60):
+    for index in range(80):
         base = cv2.GaussianBlur(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8), (0, 0), 1)
         again = cv2.resize(cv2.resize(base, (32, 32)), (64, 64), interpolation=cv2.INTER_NEAREST)
         for label, pixels in (("real", base), ("fake", again)):

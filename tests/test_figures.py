@@ -90,6 +90,26 @@ def test_a_share_of_nothing_or_all_is_not_called_certain():
     assert mean(np.full(16, False), group_weights(np.zeros(16), 200, 0)) == {"value": 0.0, "low": None, "high": None}
 
 
+def test_a_figure_made_of_shares_is_no_surer_than_they_are():
+    truth, scores = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.repeat([0.1, 0.9], 4)
+    found = judge(truth, scores, np.arange(8) // 4, 0.5, 200, 0)  # one group of each class
+    assert found["recall"]["low"] == found["f1"]["low"] == found["balanced_accuracy"]["low"] == found["auc"]["low"] == 0.025
+    assert found["ap"]["low"] == 0.025 and found["eer"] == {"value": 0.0, "low": 0.0, "high": 0.975}
+    assert all(found[name]["value"] == found[name]["high"] == 1 for name in ("f1", "balanced_accuracy", "auc", "ap"))
+    turned = judge(truth, 1 - scores, np.arange(8) // 4, 0.5, 200, 0)
+    for name in ("f1", "balanced_accuracy", "auc"):
+        assert turned[name] == {"value": 0.0, "low": 0.0, "high": 0.975}, name
+    uneven = judge(np.repeat([0, 1], [40, 4]), np.repeat([0.1, 0.9], [40, 4]), np.arange(44), 0.5, 200, 0)
+    fakes, reals = 0.025 ** (1 / 4), 0.025 ** (1 / 40)
+    assert uneven["f1"]["low"] == uneven["auc"]["low"] == pytest.approx(fakes, abs=1e-5)
+    assert uneven["balanced_accuracy"]["low"] == pytest.approx((fakes + reals) / 2, abs=1e-5)
+    alone = judge(np.ones(20, int), np.full(20, 0.9), np.arange(20), 0.5, 200, 0)
+    assert alone["f1"]["low"] == pytest.approx(0.025 ** (1 / 20), abs=1e-5) and alone["auc"]["value"] is None
+    labels, scores = simulated(np.random.default_rng(8), 200)
+    unlike = judge(labels, scores, np.arange(200), 0.5, 200, 0)
+    assert all(unlike[name]["low"] < unlike[name]["value"] < unlike[name]["high"] for name in ("f1", "auc", "balanced_accuracy", "ap"))
+
+
 def test_a_calibration_error_lies_in_its_interval():
     rng = np.random.default_rng(5)
     for trial in range(20):  # of a model that is as sure as it may be, where resampling alone makes an error
