@@ -45,7 +45,7 @@ class FaceDetector:
         scale = min(1.0, LONGEST / max(height, width))
         bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
         if scale < 1:
-            bgr = cv2.resize(bgr, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+            bgr = cv2.resize(bgr, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
         self._network.setInputSize((bgr.shape[1], bgr.shape[0]))
         _, found = self._network.detect(bgr)
         rows = np.empty((0, 15)) if found is None else np.asarray(found, float)

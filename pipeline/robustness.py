@@ -29,9 +29,15 @@ EPSILONS = (1, 2, 4, 8)
 ATTACKS = {"fgsm": 1, "pgd10": 10}
 """Steps of FGSM (Goodfellow et al., ICLR 2015) and of PGD (Madry et al., ICLR 2018)."""
 
+LONGEST = {"JPEG": 65_500, "WEBP": 16_383}
+"""Pixels of a side that a format can store."""
+
 
 def _stored(format_: str, quality: int) -> Change:
     def change(image: Image.Image) -> Image.Image:
+        if max(image.size) > LONGEST[format_]:
+            image = image.copy()
+            image.thumbnail((LONGEST[format_], LONGEST[format_]))
         buffer = io.BytesIO()
         image.save(buffer, format_, quality=quality)
         return Image.open(buffer).convert("RGB")

@@ -25,7 +25,7 @@ from pipeline.package import Thresholds, verify
 from pipeline.params import Bound, Params, load_params
 from pipeline.params import Model as ModelSettings
 from pipeline.report import page
-from pipeline.robustness import attack, attacked
+from pipeline.robustness import DEGRADATIONS, attack, attacked
 from pipeline.rounding import Bfloat16, rounded
 from pipeline.scoring import Subject, labels, sample
 from pipeline.slices import slices
@@ -210,6 +210,14 @@ def test_gates_take_every_kind_of_figure():
         assert verdict.passed, verdict
     with pytest.raises(StageError, match=r"slices.generator.swop.auc.*slices.generator.swap.auc"):
         gates.judge({"slices.generator.swop.auc": Bound(min=0)}, evaluation)
+
+
+@pytest.mark.parametrize("size", [(16_400, 20), (20, 16_400), (65_535, 8)])
+def test_a_picture_longer_than_a_format_can_store_is_degraded_like_any_other(size: tuple[int, int]):
+    image = Image.new("RGB", size, (90, 120, 150))
+    for name, change in DEGRADATIONS.items():
+        changed = change(image)
+        assert changed.mode == "RGB" and min(changed.size) > 0 and abs(np.asarray(changed).mean() - 120) < 3, name
 
 
 def test_attacks_stay_within_their_bound_and_transfer_from_another_size(

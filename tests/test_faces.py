@@ -172,6 +172,12 @@ def test_a_package_brings_its_own_face_detector(tmp_path):
     assert FaceDetector(folder / FACES).find(np.zeros((64, 64, 3), np.uint8)) == []
 
 
+@needs_yunet
+@pytest.mark.parametrize("size", [(30_000, 20), (20, 30_000), (65_535, 32)])
+def test_a_strip_of_which_scaling_down_would_leave_nothing_is_looked_at(size):
+    assert FaceDetector(YUNET).find(np.zeros((size[1], size[0], 3), np.uint8)) == []
+
+
 def test_a_good_picture_is_not_warned_of():
     assert warned(noise()) == [] and warned(noise(), "JPEG", quality=90) == []
 
