@@ -39,8 +39,9 @@ def baselines(subject: Subject, train: pd.DataFrame, test: pd.DataFrame, params:
 
     Returns:
         baselines: `metadata` (gradient boosting on how the files are stored), `statistics` (on colour, noise and frequencies of the
-        pixels), `linear_probe` (logistic regression on embeddings of the network as it was before training), each with figures and
-        `of`, what it sees; and the number of images.
+        pixels), `linear_probe` (logistic regression on embeddings of the network as it was before training), and beside them `detector`,
+        judged on the same images, because average precision and Brier score depend on the share of fakes among them: each with figures
+        and `of`, what it sees; and the number of images.
         vs_baseline: `name` of the best baseline, and of the AUC the difference model - baseline with its interval, by a bootstrap in
         which both are judged on the same draws.
     """
@@ -51,7 +52,7 @@ def baselines(subject: Subject, train: pd.DataFrame, test: pd.DataFrame, params:
     fold = (np.arange(len(train)), np.arange(len(train), len(both)))
     scores = {name: found[len(train) :] for name, found in _scores(both, embeddings, [fold], settings.seed).items()}
     weights = group_weights(test["group"].to_numpy(), settings.bootstrap, settings.seed)
-    found = _judged(scores, labels(test), weights, origin)
+    found = _judged(scores, test, weights, origin, subject.thresholds.f1)
     truth, ours = labels(test), test["probability_fake"].to_numpy()
     best = max(scores, key=lambda name: found[name]["auc"]["value"] or 0.0)
     return {
@@ -75,7 +76,8 @@ def cross_validated(subject: Subject, table: pd.DataFrame, settings: Evaluate) -
         return folds
     embeddings = run(subject.runtime, subject.preprocess, pixels(table, subject.preprocess))[1]
     scores = _scores(table, embeddings, folds, settings.seed)
-    found = _judged(scores, truth, group_weights(groups, settings.bootstrap, settings.seed), "package's own network")
+    weights = group_weights(groups, settings.bootstrap, settings.seed)
+    found = _judged(scores, table, weights, "package's own network", subject.thresholds.f1)
     return {"baselines": {"n_train": len(table), "n_test": len(table), **found}}
 
 
@@ -93,12 +95,12 @@ def _scores(table: pd.DataFrame, embeddings: np.ndarray, folds: shortcut.Folds, 
     return scores
 
 
-def _judged(scores: dict[str, np.ndarray], truth: np.ndarray, weights: np.ndarray, origin: str) -> dict[str, Any]:
+def _judged(scores: dict[str, np.ndarray], table: pd.DataFrame, weights: np.ndarray, origin: str, threshold: float) -> dict[str, Any]:
     seen = {"metadata": "how the file is stored, mean colour", "statistics": "colour, noise and frequencies of the pixels"}
-    seen["linear_probe"] = f"embeddings of the {origin}"
+    seen |= {"linear_probe": f"embeddings of the {origin}", "detector": "the picture"}
     found = {}
-    for name, probabilities in scores.items():
-        judged = judge_drawn(truth, probabilities, 0.5, weights)
+    for name, probabilities in (scores | {"detector": table["probability_fake"].to_numpy()}).items():
+        judged = judge_drawn(labels(table), probabilities, threshold if name == "detector" else 0.5, weights)
         found[name] = {"of": seen[name], **{figure: judged[figure] for figure in JUDGED}}
     return found
 

@@ -20,7 +20,7 @@ from pipeline.curves import curves, risk_coverage, selective
 from pipeline.errors import StageError
 from pipeline.evaluate import examine, warnings
 from pipeline.judge_package import describe_folder
-from pipeline.metrics import group_weights, judge, judge_difference
+from pipeline.metrics import figure_text, group_weights, judge, judge_difference
 from pipeline.package import Thresholds, verify
 from pipeline.params import Bound, Params, load_params
 from pipeline.params import Model as ModelSettings
@@ -134,6 +134,22 @@ def test_files_that_tell_nothing_give_no_warning(subject: Subject, params: Param
         "golden": {"broken": 0},
     }
     assert warnings(quiet, most=0.99) == []
+
+
+def test_the_detector_stands_beside_the_baselines_on_the_same_images(package: Path, faces: Path, here: Path, params: Params):
+    for index in range(20, 30):
+        (faces / "real" / f"{index}.jpg").unlink()
+    quick = params.evaluate.model_copy(update={"attack_images": 0, "explain_images": 0, "baseline_images": 40})
+    found = judge_package.judge(package, faces, here / "out", params.model_copy(update={"evaluate": quick}))
+    table = sample(pd.read_parquet(here / "out/scores.parquet"), 40, quick.seed)
+    assert table["label"].value_counts().to_dict() == {"real": 20, "fake": 20} and found["n"] == 50
+    beside = found["baselines"]["detector"]
+    groups = table["group"].to_numpy()
+    same = judge(labels(table), table["probability_fake"].to_numpy(), groups, found["threshold"], quick.bootstrap, quick.seed)
+    assert {name: beside[name] for name in ("auc", "ap", "brier", "balanced_accuracy")}.items() <= same.items()
+    assert beside["ap"] != found["test"]["ap"]
+    row = (here / "out/evaluation.html").read_text().partition("<td>the detector</td>")[2].partition("</tr>")[0]
+    assert figure_text(beside["ap"]) in row and figure_text(beside["brier"]) in row
 
 
 def test_statistics_of_the_pixels_tell_what_resampling_leaves(subject: Subject, params: Params, here: Path):
