@@ -45,6 +45,11 @@ GIVEN = ("path", "label", "generator", "group", "source", "parents", "seed")
 DESCRIBED = {name: kind for name, kind in COLUMNS.items() if name not in GIVEN}
 """Columns that follow from the image file alone; the others are given by its source."""
 
+SCORED = ("part", "score", "probability_fake")
+"""Columns that evaluation puts beside those of a manifest."""
+SIZE = "size"
+"""Of a picture, its longer side: evaluation cuts the images along it too."""
+
 MANIFEST = Path("data/manifest.parquet")
 SPLITS = Path("data/splits")
 Part = Literal["train", "val", "test"]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import manifest
-from pipeline.manifest import NO_GENERATOR
+from pipeline.manifest import NO_GENERATOR, SCORED, SIZE
 from pipeline.metrics import group_weights, judge_drawn
 from pipeline.params import Evaluate
 from pipeline.scoring import labels
@@ -16,10 +16,8 @@ SMALL = 30
 """Images below which the figures of a slice say little."""
 MOST_VALUES = 20
 """Of a column; a number with more is cut into thirds, and of names with more the rarest are `other`."""
-CUT = ("jpeg_quality", "size", "blur", "brightness", "face_share")
+CUT = ("jpeg_quality", SIZE, "blur", "brightness", "face_share")
 JUDGED = ("f1", "recall", "fpr", "auc", "ece", "brier", "nll")
-ADDED = ("part", "score", "probability_fake")
-"""Columns that evaluation puts beside the manifest's."""
 
 
 def slices(table: pd.DataFrame, threshold: float, settings: Evaluate) -> list[dict[str, Any]]:
@@ -55,11 +53,11 @@ def _columns(table: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
     """The columns to cut along, as text."""
     for name in ("generator", "format", "source"):
         yield name, table[name].astype("str")
-    measured = table.assign(size=table[["width", "height"]].max(axis=1))
+    measured = table.assign(**{SIZE: table[["width", "height"]].max(axis=1)})
     for name in CUT:
         yield name, thirds(measured[name].astype("float64"))
     yield "faces", table["faces"].map({0: "none found", 1: "one"}).where(table["faces"].isna() | (table["faces"] < 2), "several")
-    for name in manifest.attributes(table.drop(columns=list(ADDED), errors="ignore")):
+    for name in manifest.attributes(table.drop(columns=list(SCORED), errors="ignore")):
         yield name, _attribute(table[name])
 
 

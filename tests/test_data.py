@@ -68,7 +68,9 @@ def test_a_folder_with_nothing_is_named(faces: Path, prepare):
         ("path,label\n../outside.jpg,real\n", "points out of the folder"),
         ("path,label\nreal/absent.jpg,real\n", "1 listed files do not exist, the first is 'real/absent.jpg'"),
         ("path,label\nreal/0.jpg,real\nreal/0.jpg,real\n", "listed twice"),
-        ("path,label,width,name\nreal/0.jpg,real,64,Ada\n", "column name, width is one that ingest gives itself; rename it"),
+        ("path,label,width,name\nreal/0.jpg,real,64,Ada\n", "column name, width is one that ingest or evaluation gives itself; rename it"),
+        ("path,label,score,part\nreal/0.jpg,real,9,a\n", "data source faces: the name of its column part, score is one that .* gives"),
+        ("path,label,probability_fake,size\nreal/0.jpg,real,.5,S\n", "column probability_fake, size is one .* leave the column out"),
     ],
 )
 def test_a_wrong_manifest_is_named(faces: Path, prepare, content: str, message: str):

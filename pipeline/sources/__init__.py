@@ -11,11 +11,11 @@ import pandas as pd
 
 from pipeline import ledger
 from pipeline.errors import StageError
-from pipeline.manifest import COLUMNS, NO_GENERATOR
+from pipeline.manifest import COLUMNS, NO_GENERATOR, SCORED, SIZE
 from pipeline.params_data import FeedbackSource, FolderSource, HuggingFaceSource, LfwSource, ProceduralSource, Source
 from pipeline.sources import feedback, folder, huggingface, lfw, procedural
 
-MADE_BY_INGEST = set(COLUMNS) - {"path", "label", "generator", "group"} | set(ledger.TYPES)
+TAKEN = set(COLUMNS) - {"path", "label", "generator", "group"} | {*ledger.TYPES, *SCORED, SIZE}
 """Names that no attribute of a source can have."""
 
 
@@ -39,9 +39,12 @@ def listing(source: Source, staging: Path) -> pd.DataFrame:
             table = feedback.listing(source)
         case ProceduralSource():
             table = procedural.listing(source, staging)
-    taken = sorted(MADE_BY_INGEST & set(table))
+    taken = sorted(TAKEN & set(table))
     if taken:
-        raise StageError(f"data source {source.name}: the name of its column {', '.join(taken)} is one that ingest gives itself; rename it")
+        raise StageError(
+            f"data source {source.name}: the name of its column {', '.join(taken)} is one that ingest or evaluation gives itself; "
+            "rename it, or leave the column out"
+        )
     return _completed(table).sort_values("path", ignore_index=True)
 
 
