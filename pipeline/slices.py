@@ -68,11 +68,23 @@ def thirds(values: pd.Series) -> pd.Series:
         Categories in the order of the numbers; missing stays missing. Up to three numbers stand for themselves.
     """
     third = values if values.nunique() <= 3 else pd.qcut(values, 3, labels=False, duplicates="drop")
-    names = {
-        index: f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-        for index, low, high in values.groupby(third).agg(["min", "max"]).itertuples()
-    }
-    return third.map(names).astype(pd.CategoricalDtype(list(dict.fromkeys(names.values())), ordered=True))
+    bounds = values.groupby(third).agg(["min", "max"]).to_numpy()
+    text = _texts(set(bounds.ravel().tolist()))
+    names = [text[low] if low == high else f"{text[low]} to {text[high]}" for low, high in bounds.tolist()]
+    codes, _ = pd.factorize(third, sort=True)
+    return pd.Series(pd.Categorical.from_codes(codes, dtype=pd.CategoricalDtype(names, ordered=True)), values.index)
+
+
+def _texts(numbers: set[float]) -> dict[float, str]:
+    """How each number is written: whole ones as they are, else with as many digits as tell them apart, and at least three."""
+    if all(number.is_integer() for number in numbers):
+        return {number: f"{number:.0f}" for number in numbers}
+    short: dict[float, float] = {}
+    for digits in range(3, 18):
+        short = {number: float(f"{number:.{digits}g}") for number in numbers}
+        if len(set(short.values())) == len(numbers):
+            break
+    return {number: np.format_float_positional(value, trim="-") for number, value in short.items()}
 
 
 def _attribute(column: pd.Series) -> pd.Series:

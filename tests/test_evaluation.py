@@ -28,7 +28,7 @@ from pipeline.report import page
 from pipeline.robustness import DEGRADATIONS, attack, attacked
 from pipeline.rounding import Bfloat16, rounded
 from pipeline.scoring import Subject, labels, sample
-from pipeline.slices import slices
+from pipeline.slices import slices, thirds
 from tests.conftest import ROOT
 from tests.data_helpers import picture
 from tests.package_helpers import CONFIG, SIDE, tiny_package
@@ -189,6 +189,25 @@ def test_every_attribute_and_measured_column_is_a_slice_and_small_ones_say_so(pa
     assert [part["value"] for part in found if part["column"] == "age"] == ["1 to 20", "21 to 39", "40 to 59"]
     generator = next(part for part in found if part["column"] == "generator")
     assert generator["n"] == 30 and generator["auc"]["value"] is not None  # against all reals
+
+
+@pytest.mark.parametrize(
+    ("numbers", "names"),
+    [
+        ([640, 800, 1024, 1280, 1920, 4000], ["640 to 800", "1024 to 1280", "1920 to 4000"]),
+        ([2003, 2004, 2009, 2010, 2021, 2022], ["2003 to 2004", "2009 to 2010", "2021 to 2022"]),
+        ([1_700_000_000 + day for day in range(6)], ["1700000000 to 1700000001", "1700000002 to 1700000003", "1700000004 to 1700000005"]),
+        ([0.01234, 0.02345, 0.5, 0.6, 0.71111, np.nan], ["0.0123 to 0.0234", "0.5", "0.6 to 0.711"]),
+        ([1.00001, 1.00002, 1.00003, 1.00004, 1.00005, 1.00006], ["1.00001 to 1.00002", "1.00003 to 1.00004", "1.00005 to 1.00006"]),
+        ([1e-9, 0.5, 123_456.7], ["0.000000001", "0.5", "123000"]),
+        ([np.nan, np.nan], []),
+    ],
+)
+def test_a_third_is_named_by_numbers_that_tell_it_from_the_others(numbers: list[float], names: list[str]):
+    values = pd.Series(numbers, dtype="float64")[::-1]
+    found = thirds(values)
+    assert found.cat.categories.tolist() == names and (found.isna() == values.isna()).all()
+    assert found.sort_index().dropna().drop_duplicates().tolist() == names
 
 
 def test_the_surest_verdicts_come_first_in_the_risk_curve():
