@@ -20,6 +20,7 @@ from pipeline.images import OWN, read
 from pipeline.labels import LABEL2ID
 from pipeline.params_train import Augment, Forging
 from pipeline.preprocess import Preprocess
+from pipeline.staging import make_once
 
 CACHE = Path("var/cache")
 TRIES = 3
@@ -35,9 +36,8 @@ def pixels(table: pd.DataFrame, preprocess: Preprocess) -> np.ndarray:
     """
     key = hashlib.sha256((preprocess.model_dump_json() + "".join(table["image_id"])).encode()).hexdigest()[:24]
     path = CACHE / f"{key}.npy"
-    if not path.is_file():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
+
+    def decode(part: Path) -> None:
         shape = (len(table), preprocess.size, preprocess.size, 3)
         store = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
         with ThreadPoolExecutor() as pool:
@@ -45,7 +45,8 @@ def pixels(table: pd.DataFrame, preprocess: Preprocess) -> np.ndarray:
             for index, image in enumerate(tqdm(decoded, total=len(table), desc="decode", unit="image")):
                 store[index] = image
         store.flush()
-        part.replace(path)
+
+    make_once(path, decode)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 

@@ -1,6 +1,7 @@
 """A head alone: with a frozen backbone and pictures that stay as they are, what the head sees is computed once."""
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline import model
 from pipeline.dataset import CACHE, Pairs, Singles
 from pipeline.params_train import Augment, Train
 from pipeline.preprocess import Preprocess
+from pipeline.staging import make_once
 
 BATCH = 64
 
@@ -65,12 +67,12 @@ def features(network: PreTrainedModel, table: pd.DataFrame, images: np.ndarray, 
         if not name.startswith("classifier."):
             digest.update(weight.cpu().numpy().tobytes())
     path = CACHE / f"{digest.hexdigest()[:24]}.features.npy"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
+
+    def compute(part: Path) -> None:
         with part.open("wb") as file:
             np.save(file, _computed(network, images, preprocess))
-        part.replace(path)
+
+    make_once(path, compute)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 

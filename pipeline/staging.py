@@ -1,8 +1,10 @@
 """Files that the pipeline writes for itself: there as a whole or not at all, whatever kills the process."""
 
+import fcntl
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 STAGING = Path("var/sources")
@@ -14,6 +16,22 @@ def write(path: Path, data: bytes) -> None:
     part = path.with_name(f"{hashlib.sha256(path.name.encode()).hexdigest()[:16]}.{os.getpid()}-{threading.get_ident()}.part")
     part.write_bytes(data)
     part.replace(path)
+
+
+def make_once(path: Path, make: Callable[[Path], None]) -> None:
+    """Make a large file unless it is there: under another name until it is whole; what a killed process left is written over.
+
+    One process makes it. Another that wants the same waits, and finds it made.
+    """
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # which ends with its process, however that ends
+        if not path.is_file():
+            part = path.with_suffix(".part")
+            make(part)
+            part.replace(path)
 
 
 def keep(folder: Path, data: bytes, suffix: str) -> Path:

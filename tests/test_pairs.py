@@ -1,20 +1,24 @@
 """What training is shown: pairs, forgeries made on the spot, old sources beside new ones."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
-from pipeline.dataset import Pairs, collate, rehearsed
+from pipeline.dataset import Pairs, collate, pixels, rehearsed
 from pipeline.errors import StageError
 from pipeline.params import ParamsError, check_params, load_params
 from pipeline.params_train import Forging
 from pipeline.preprocess import Preprocess
 from pipeline.settings import preset
 from tests.conftest import ROOT
+from tests.data_helpers import picture
 
 SIDE = 32
 
@@ -23,6 +27,30 @@ def test_a_training_sees_the_pixels_that_a_service_sees():
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)
     preprocess = Preprocess(size=SIDE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     assert np.array_equal(preprocess.normalise_tensor(torch.from_numpy(pixels)).numpy(), preprocess.normalise(pixels))
+
+
+def test_images_that_two_want_at_once_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    decoding, release, asked = threading.Semaphore(0), threading.Event(), []
+
+    class Slow(Preprocess):
+        def pixels(self, image: Image.Image) -> np.ndarray:
+            asked.append(image)
+            decoding.release()
+            release.wait(10)
+            return super().pixels(image)
+
+    monkeypatch.chdir(tmp_path)
+    for index in range(3):
+        picture(tmp_path / f"{index}.png", seed=index)
+    table = pd.DataFrame({"image_id": list("abc"), "path": [f"{index}.png" for index in range(3)]})
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(pixels, table, Slow(size=SIDE))
+        decoding.acquire(timeout=10)
+        other = pool.submit(pixels, table, Slow(size=SIDE))
+        other_is_done, _ = wait([other], timeout=0.5)  # in which it would begin to write where the first one writes
+        release.set()
+        assert not other_is_done and np.array_equal(one.result(), other.result())
+    assert len(asked) == 3 and one.result().any(axis=(1, 2, 3)).all()
 
 
 def test_processes_that_prepare_batches_follow_the_epoch():
