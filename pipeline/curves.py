@@ -7,7 +7,7 @@ import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from pipeline.labels import ID2LABEL
-from pipeline.metrics import BINS, Figure, interval, mean
+from pipeline.metrics import BINS, Figure, blocks, interval, mean
 from pipeline.package import Thresholds
 
 
@@ -51,21 +51,22 @@ def selective(labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresho
     """What the two thresholds that make `uncertain` buy.
 
     Args:
-        weights: float (draws, n), see pipeline.metrics.group_weights.
+        weights: (draws, n), see pipeline.metrics.group_weights.
 
     Returns:
         coverage: share of the images with another verdict; error: share of those that is wrong; area: under risk against coverage.
     """
     covered = (probabilities >= thresholds.fake_above) | (probabilities < thresholds.real_below)
     wrong = (probabilities >= thresholds.fake_above) != (labels == 1)
-    areas = []
-    for weighted in (np.ones((1, len(labels))), weights):
+
+    def area(weighted: np.ndarray) -> np.ndarray:
         counted, risk = _risk(labels, probabilities, thresholds.f1, weighted)
-        areas.append((counted * risk).sum(1) / counted.sum(1))
+        return (counted * risk).sum(1) / counted.sum(1)
+
     return {
         "coverage": mean(covered, weights),
         "error": mean(wrong[covered], weights[:, covered]),
-        "area": interval(*areas),
+        "area": interval(area(np.ones((1, len(labels)))), np.concatenate([area(block) for block in blocks(weights)])),
     }
 
 

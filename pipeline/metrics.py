@@ -3,12 +3,15 @@
 All figures take weights, one row a bootstrap draw, so that a thousand draws are a few matrix products instead of a thousand passes.
 """
 
+from collections.abc import Iterator
 from typing import Literal, TypedDict
 
 import numpy as np
 
 BINS = 15
 """Bins of the calibration error."""
+BLOCK = 2**21
+"""Weights that are worked on at a time: of a thousand draws of a hundred thousand images all would take gigabytes."""
 
 
 class Figure(TypedDict):
@@ -26,13 +29,25 @@ def figures(labels: np.ndarray, probabilities: np.ndarray, threshold: float, wei
         labels: int (n,), 1 for fake.
         probabilities: float (n,) of fake, in 0..1.
         threshold: at or above it an image is called fake.
-        weights: float (draws, n), how often each image counts; all once if left out.
+        weights: (draws, n), how often each image counts; all once if left out.
 
     Returns:
         precision, recall, f1, accuracy, balanced_accuracy, fpr, auc, ap, eer, ece, brier, nll, each float (draws,), NaN where undefined.
     """
     labels, probabilities = np.asarray(labels, np.float64), np.asarray(probabilities, np.float64)
-    weights = np.ones((1, len(labels))) if weights is None else np.asarray(weights, np.float64)
+    weights = np.ones((1, len(labels))) if weights is None else weights
+    found = [_figures(labels, probabilities, threshold, block) for block in blocks(weights)]
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+
+def blocks(weights: np.ndarray) -> Iterator[np.ndarray]:
+    """Weights (draws, n) as float, a few draws at a time and at least one block, so that no copy of all is ever made."""
+    rows = max(1, BLOCK // max(1, weights.shape[1]))
+    for start in range(0, max(1, len(weights)), rows):
+        yield weights[start : start + rows].astype(np.float64)
+
+
+def _figures(labels: np.ndarray, probabilities: np.ndarray, threshold: float, weights: np.ndarray) -> dict[str, np.ndarray]:
     called = (probabilities >= threshold).astype(np.float64)
     tp, fp = weights @ (called * labels), weights @ (called * (1 - labels))
     fn, tn = weights @ ((1 - called) * labels), weights @ ((1 - called) * (1 - labels))
@@ -55,14 +70,17 @@ def figures(labels: np.ndarray, probabilities: np.ndarray, threshold: float, wei
 
 
 def group_weights(groups: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """Bootstrap over groups: float (draws, n), how often each image counts when whole groups are drawn with replacement.
+    """Bootstrap over groups: uint8 (draws, n), how often each image counts when whole groups are drawn with replacement.
 
     One group alone gives no draws: it would be the same one each time, and say that every figure is certain.
     """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
-    draws = draws if len(names) > 1 else 0
-    counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
-    return counts[:, index].astype(np.float64)
+    rng, even = np.random.default_rng(seed), np.full(len(names), 1 / len(names))
+    # A byte each: that one group is drawn 256 times at once has a chance of 1 in 256!.
+    counts = np.empty((draws if len(names) > 1 else 0, len(index)), np.uint8)
+    for count in counts:
+        count[:] = rng.multinomial(len(names), even)[index]
+    return counts
 
 
 def interval(value: np.ndarray, draws: np.ndarray) -> Figure:
@@ -103,17 +121,20 @@ def judge_drawn(labels: np.ndarray, probabilities: np.ndarray, threshold: float,
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> Figure:
-    """The mean of values, float or bool (n,), with its 95% interval from draws (draws, n); null without values."""
+    """The mean of values, float or bool (n,), with its 95% interval from weights (draws, n); null without values."""
     values = np.asarray(values)
     with np.errstate(invalid="ignore"):
-        found = interval(values.sum(keepdims=True) / np.float64(len(values)), weights @ values / weights.sum(1))
+        drawn = [block @ values.astype(np.float64) / block.sum(1) for block in blocks(weights)]
+        found = interval(values.sum(keepdims=True) / np.float64(len(values)), np.concatenate(drawn))
     return _exact(found, values, _names(weights)) if values.dtype == bool else found
 
 
 def _names(weights: np.ndarray) -> np.ndarray:
     """Weights (draws, n) -> float (n,), equal for images that are always drawn together, which are those of a group."""
     # Sums with whole numbers at random, which floats hold exactly: sorting all draws would take long.
-    names: np.ndarray = np.random.default_rng(0).integers(1, 2**30, len(weights)).astype(np.float64) @ weights
+    rng, names = np.random.default_rng(0), np.zeros(weights.shape[1])
+    for block in blocks(weights):
+        names += rng.integers(1, 2**30, len(block)).astype(np.float64) @ block
     return names
 
 
@@ -191,7 +212,7 @@ def judge_difference(
     Args:
         labels: int (n,), 1 for fake.
         one, other: probabilities of fake, float (n,), and the threshold from which on an image is called fake.
-        weights: float (draws, n), see `group_weights`.
+        weights: (draws, n), see `group_weights`.
     """
     value, drawn = ([figures(labels, *side, *drawing) for side in (one, other)] for drawing in ((), (weights,)))
     return {name: interval(value[0][name] - value[1][name], drawn[0][name] - drawn[1][name]) for name in value[0]}

@@ -1,13 +1,17 @@
 """Figures, intervals, calibration and thresholds, against scikit-learn and by simulation."""
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics as sklearn_metrics
 
+from pipeline import metrics
 from pipeline.calibration import choose_thresholds, fit_temperature, probability
+from pipeline.curves import selective
 from pipeline.evaluate import calibrate
-from pipeline.metrics import Figure, confusion, figure_text, figures, group_weights, judge, mean
+from pipeline.metrics import Figure, confusion, figure_text, figures, group_weights, judge, judge_drawn, mean
 from pipeline.params import load_params
 from tests.conftest import ROOT
 
@@ -57,6 +61,33 @@ def test_the_interval_holds_the_true_figure_as_often_as_it_says():
         found = judge(labels, scores, np.arange(150), 0.5, draws=200, seed=trial)["auc"]
         held += found["low"] <= truth <= found["high"]
     assert 87 <= held <= 100  # 95 expected; outside it once in a thousand times
+
+
+def test_a_thousand_draws_take_less_memory_than_one_copy_of_them_as_floats():
+    labels, scores = simulated(np.random.default_rng(7), 30_000)
+    thresholds = choose_thresholds(labels, scores, max_fpr=0.05, max_fnr=0.1)
+    tracemalloc.start()
+    try:
+        weights = group_weights(np.arange(30_000), 1000, 0)
+        judge_drawn(labels, scores, thresholds.f1, weights)
+        selective(labels, scores, thresholds, weights)
+        assert tracemalloc.get_traced_memory()[1] < 1000 * 30_000 * 8
+    finally:
+        tracemalloc.stop()
+
+
+def test_figures_are_the_same_however_many_draws_are_worked_on_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    labels, scores = simulated(np.random.default_rng(8), 200)
+    thresholds = choose_thresholds(labels, scores, max_fpr=0.05, max_fnr=0.1)
+    weights = group_weights(np.arange(200) // 2, 50, 0)
+
+    def found() -> list[object]:
+        judged = judge_drawn(labels, scores, thresholds.f1, weights), selective(labels, scores, thresholds, weights)
+        return [*judged, mean(scores, weights), mean(scores > 0.99, weights), mean(np.full(200, True), weights)]
+
+    at_once = found()
+    monkeypatch.setattr(metrics, "BLOCK", 3 * 200)
+    assert found() == at_once
 
 
 def test_one_group_says_nothing_of_how_sure_a_figure_is():
