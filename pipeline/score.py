@@ -4,7 +4,7 @@ import argparse
 import csv
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -32,6 +32,12 @@ def find(paths: Iterable[Path]) -> Iterator[Path]:
         for folder, folders, names in os.walk(path):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
+
+
+def _inputs(paths: Iterable[Path], made: Set[Path]) -> Iterator[Path]:
+    """The files to score without those that this command writes, which may lie in a folder that is scored."""
+    names = {path.name for path in made}
+    return (path for path in find(paths) if path.name not in names or path.resolve() not in made)
 
 
 def score(detector: Detector, paths: Iterable[Path]) -> Iterator[dict[str, str]]:
@@ -74,26 +80,32 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.score", description="Score images; one row an input.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image, or folder of images")
-    made = PACKAGE if PACKAGE.is_dir() else STARTER
-    parser.add_argument("--package", type=Path, default=made, help=f"model package (default {PACKAGE}, and {STARTER} before it is made)")
+    there = PACKAGE if PACKAGE.is_dir() else STARTER
+    parser.add_argument("--package", type=Path, default=there, help=f"model package (default {PACKAGE}, and {STARTER} before it is made)")
     parser.add_argument("--out", type=Path, help="CSV file to write (default: the terminal)")
     arguments = parser.parse_args()
     try:
         detector = Detector.load(arguments.package)
         detector.check()
-        total = sum(1 for _ in find(arguments.paths))
-        rows = tqdm(score(detector, find(arguments.paths)), total=total, desc="score", unit="image")
-        if arguments.out is None:
+        part = arguments.out and arguments.out.with_name(arguments.out.name + ".part")
+        made = {path.resolve() for path in (arguments.out, part) if path}
+        total = sum(1 for _ in _inputs(arguments.paths, made))
+        rows = tqdm(score(detector, _inputs(arguments.paths, made)), total=total, desc="score", unit="image")
+        if part is None:
             _write(rows, sys.stdout)
+            sys.stdout.flush()
             return
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        part.parent.mkdir(parents=True, exist_ok=True)
         # Under another name until it is whole: half a table must not look like all of it.
-        part = arguments.out.with_name(arguments.out.name + ".part")
         with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             _write(rows, file)
         part.replace(arguments.out)
     except PackageError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        # The reader has enough, as `head` does. What is left in the buffer would fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         sys.exit(f"error: {arguments.out}: {error.strerror}")
 

@@ -48,6 +48,24 @@ def test_one_row_an_input_and_an_unreadable_file_is_a_row(tmp_path: Path, packag
     assert float(rows[7]["probability_fake"]) == pytest.approx(alone.probability_fake, abs=2e-6)
 
 
+def test_a_table_in_the_folder_that_is_scored_is_no_input(tmp_path: Path, package: Path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "0.png")
+    for _ in range(2):
+        done = score(f"{tmp_path}/../{tmp_path.name}", "--package", str(package), "--out", str(tmp_path / "scores.csv"))
+        assert done.returncode == 0, done.stderr
+        rows = list(csv.DictReader((tmp_path / "scores.csv").open(encoding="utf-8")))
+        assert [Path(row["path"]).name for row in rows] == ["0.png"]
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, package: Path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "0.png")
+    command = (*SCORE, str(tmp_path), "--package", str(package))
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert "score: 100%" in said and "error" not in said.lower() and "broken pipe" not in said.lower()
+
+
 def test_without_a_package_it_says_what_makes_one(tmp_path: Path):
     done = score(str(tmp_path), "--package", str(tmp_path / "none"))
     assert done.returncode == 1 and "error:" in done.stderr and "dvc repro" in done.stderr and "Traceback" not in done.stderr
