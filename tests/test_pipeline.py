@@ -94,6 +94,19 @@ def test_data_comes_back_from_a_folder(finished: Path, tmp_path: Path):
     push_and_pull(finished)
 
 
+def test_a_clone_that_pulls_has_nothing_to_make(finished: Path, tmp_path: Path):
+    remote = (*DVC, "remote", "add", "--force", "--default", "--local", "storage", str(tmp_path / "storage"))
+    run(finished, *remote)
+    run(finished, *DVC, "push")
+    run(finished, "git", "add", "--all")
+    run(finished, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "what was made")
+    run(finished, "git", "clone", "--quiet", str(finished), str(tmp_path / "clone"))
+    run(tmp_path / "clone", *remote)
+    run(tmp_path / "clone", *DVC, "pull")
+    assert "Running stage" not in run(tmp_path / "clone", *DVC, "repro")
+    assert verify(tmp_path / "clone/models/package").digest == verify(finished / "models/package").digest
+
+
 @pytest.mark.long  # what differs from a folder is within DVC
 def test_data_comes_back_from_s3(finished: Path, monkeypatch: pytest.MonkeyPatch):
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -181,6 +181,7 @@ def after_notifications(site: Site) -> None:
 
 
 def after_gpu_machine(site: Site) -> None:
+    assert "Running stage" not in site.bash("cd FOLDER && dvc repro")  # what was pulled is all that there is to make
     assert verify(site.folder / "new/models/package").digest == verify(site.folder / "models/package").digest
 
 
