@@ -8,7 +8,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-DATA = ("ingest", "data/raw")
+DATA = ("ingest", "data/manifest.parquet")
 SPLITS = ("split", "data/splits")
 
 
@@ -16,8 +16,9 @@ def lineage(root: Path = Path()) -> dict[str, Any]:
     """What the data, the code and the training of the workspace at `root` are, now.
 
     Returns:
-        data_md5, splits_md5: DVC's hashes of data/raw and data/splits. git_commit, git_dirty: dirty means that a file differs from the
-        commit, untracked ones included; dvc.lock does not count, because each run writes it. dvc_lock: SHA-256 of dvc.lock.
+        data_md5: DVC's hash of data/manifest.parquet, where the SHA-256, label and group of each image are: other labels are another
+        data version. splits_md5: that of data/splits. git_commit, git_dirty: dirty means that a file differs from the commit, untracked
+        ones included; dvc.lock does not count, because each run writes it. dvc_lock: SHA-256 of dvc.lock.
         run_id: the MLflow run in reports/train.json. What is not there is None.
     """
     lock, report = root / "dvc.lock", root / "reports" / "train.json"

@@ -19,7 +19,7 @@ EXAMPLE_MODEL: dict[str, Any] = {
     "version": "2",
     "created": "2026-01-02T03:04:05+00:00",
     "run_id": "483e69c70dff42cb85a820fbf70a7260",
-    "data_md5": "8e959940d6b1ed8c30ef0ab3599bd789.dir",
+    "data_md5": "8e959940d6b1ed8c30ef0ab3599bd789",
     "git_commit": "f679211e6879bada01bdadb2a4cc7b5ca741151b",
 }
 EXAMPLE_FACE = {"box": {"x": 120, "y": 64, "width": 210, "height": 260}, "score": 0.93, "probability_fake": 0.920659}
@@ -73,7 +73,7 @@ class Model(Answer):
     version: str
     created: str = Field(description="UTC, ISO 8601")
     run_id: str | None = Field(description="MLflow run of its training")
-    data_md5: str | None = Field(description="hash of its data, as in dvc.lock")
+    data_md5: str | None = Field(description="hash of the manifest of its data, as in dvc.lock")
     git_commit: str | None
 
     @classmethod

@@ -20,7 +20,7 @@ from pipeline.runtime import OpenVinoRuntime
 SIDE = 32
 CONFIG = {"image_size": SIDE, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 LINEAGE = {
-    "data_md5": "0123456789abcdef0123456789abcdef.dir",
+    "data_md5": "0123456789abcdef0123456789abcdef",
     "splits_md5": "fedcba9876543210fedcba9876543210.dir",
     "git_commit": "a" * 40,
     "git_dirty": False,

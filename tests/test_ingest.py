@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -15,15 +16,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
 from pipeline import engine, ingest
 from pipeline.errors import StageError
 from pipeline.images import read as read_image
+from pipeline.lineage import lineage
 from pipeline.manifest import COLUMNS, MANIFEST, read
 from pipeline.params import Params
 from pipeline.settings import apply
 from pipeline.sources.folder import listing as list_folder
+from tests.conftest import run
 from tests.data_helpers import picture, quarantined
 
 
@@ -163,6 +167,23 @@ def test_a_second_run_looks_only_at_what_is_new(faces: Path, prepare: Callable[.
     (faces / "real" / "new.jpg").unlink()
     ingest.run(settings)
     assert MANIFEST.read_bytes() == first
+
+
+def test_other_labels_are_another_data_version(faces: Path, prepare: Callable[..., Params]):
+    prepare()
+    stage = {"cmd": "python -m pipeline.ingest", "outs": [{"data/raw": {"persist": True}}, "data/manifest.parquet"]}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"ingest": stage}}))
+    run(Path.cwd(), "git", "init", "--quiet")
+    run(Path.cwd(), sys.executable, "-m", "dvc", "init", "--quiet")
+
+    def version(labels: list[str]) -> str:
+        rows = [f"{folder}/{index}.jpg,{label}\n" for folder in ("real", "fake") for index, label in enumerate([*labels, *[folder] * 28])]
+        (faces / "manifest.csv").write_text("".join(["path,label\n", *rows]))
+        run(Path.cwd(), sys.executable, "-m", "dvc", "repro", "--force", "--quiet")
+        return str(lineage()["data_md5"])
+
+    first = version(["real", "fake"])
+    assert version(["fake", "real"]) != first == version(["real", "fake"])
 
 
 def test_a_source_is_only_ever_read(faces: Path, prepare: Callable[..., Params]):
