@@ -66,9 +66,9 @@ def bring_batch(batch: Batch, out: Path, settings: Ingest, in_place: bool) -> li
 
 
 def stored_name(name: str, normalise: Normalise | None) -> str:
-    """The name that an image of a source gets in data/raw: its own, if file systems take it there."""
-    if normalise and not name.lower().endswith((".jpg", ".jpeg")):
-        name += ".jpg"
+    """The name that an image of a source gets in data/raw: its own, if file systems take it there, and what is re-encoded says so."""
+    if normalise:
+        name += ".jpg"  # of a JPEG's name too: `a.png` and `a.png.jpg` stay two
     longest = max(len(part.encode()) for part in name.split("/"))
     if longest <= LONGEST_NAME and len(name.encode()) <= 5 * LONGEST_NAME:
         return name

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from pipeline import engine, shards
 from pipeline.batch import Batch, bring_batch
+from pipeline.errors import StageError
 from pipeline.fingerprint import fingerprint
 from pipeline.ledger import Ledger
 from pipeline.params_data import Ingest
@@ -44,6 +45,7 @@ def bring(
     ledger = Ledger(Path("var/ingest") / f"{name}-{mode}-{fingerprint(settings, *CODE, exclude={'max_broken'})}")
     listed = listed.assign(stamp=[stamp_of(file) for file in listed["file"]])
     known = ledger.known(listed)
+    _remove_others(out, set() if in_place else set(known["stored"].dropna()), {"SHA256SUMS"} if in_place else set())
     new = listed.loc[~listed["path"].isin(known["name"]), ["file", "path", "stamp"]]
     batches = _shards(new, known, out) if shard else map(Batch, _batches(new, BATCH))
     work = partial(bring_batch, out=out, settings=settings, in_place=in_place)
@@ -52,6 +54,12 @@ def bring(
             ledger.add(rows)
             progress.update(len(rows))
     described = ledger.known(listed)
+    lost = listed.loc[~listed["path"].isin(described["name"]), "file"]
+    if len(lost):
+        raise StageError(
+            f"{len(lost)} of {len(listed)} images of the source {name} were brought in and are not in {out} as they were stored, the first "
+            f"is {lost.iloc[0][:200]}. Does something else write there? Run it again"
+        )
     ledger.compact(described)
     described = described.drop(columns=["stamp", "stored_stamp"])
     table = listed.drop(columns=["stamp"]).merge(described, left_on="path", right_on="name", validate="1:1")
@@ -59,7 +67,6 @@ def bring(
         sums = table[table["reason"].isna()].sort_values("stored")
         text = "".join(f"{digest}  {path}\n" for digest, path in zip(sums["image_id"], sums["stored"], strict=True))
         write(out / "SHA256SUMS", text.encode())
-    _remove_others(out, set() if in_place else set(table["stored"].dropna()), {"SHA256SUMS"} if in_place else set())
     return table.drop(columns=["path", "name"]).rename(columns={"stored": "path"})
 
 

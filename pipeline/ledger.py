@@ -84,6 +84,6 @@ class Ledger:
 
 
 def _holder(stored: str) -> str:
-    """The shard of a stored image, or the image itself."""
-    head, found, _ = stored.partition(f"{shards.SUFFIX}/")
-    return f"{head}{shards.SUFFIX}" if found else stored
+    """The shard of a stored image, or the image itself: a folder can be called `crops.tar` too."""
+    shard = shards.of(Path(stored)) if f"{shards.SUFFIX}/" in stored else None
+    return stored if shard is None else shard.as_posix()

@@ -64,6 +64,13 @@ def test_a_folder_with_nothing_is_named(faces: Path, prepare):
     ("content", "message"),
     [
         ("path,class\na.jpg,real\n", "column label is missing"),
+        ("path;label\nreal/0.jpg;real\n", "column path, label is missing; .* separated by commas"),
+        ("path,label\nreal/0.jpg,\n", "label ''; allowed are real, fake"),
+        ("path,label\nreal/0.jpg,real,\nreal/1.jpg,real,\n", "more fields than its first line has names: path, label"),
+        ("path,label\nreal/0.jpg,real\nreal/1.jpg,real,90\n", "manifest.csv cannot be read: .*Expected 2 fields in line 3, saw 3"),
+        ('path,label\n"real/0.jpg,real\n', "manifest.csv cannot be read: .*EOF inside string starting at row 1"),
+        ("", "manifest.csv cannot be read: No columns to parse.* Save it as CSV in UTF-8"),
+        ("Label,path,label\nreal,real/0.jpg,real\n", "column label is there twice"),
         ("path,label\nreal/0.jpg,genuine\n", "label 'genuine'; allowed are real, fake"),
         ("path,label\n../outside.jpg,real\n", "points out of the folder"),
         ("path,label\nreal/absent.jpg,real\n", "1 listed files do not exist, the first is 'real/absent.jpg'"),
@@ -77,6 +84,20 @@ def test_a_wrong_manifest_is_named(faces: Path, prepare, content: str, message: 
     (faces / "manifest.csv").write_text(content)
     with pytest.raises(StageError, match=message.replace("(", r"\(")):
         ingest.run(prepare())
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_manifest_that_is_not_utf_8_is_named(faces: Path, prepare, encoding: str):
+    (faces / "manifest.csv").write_text("path,label,group\nreal/0.jpg,real,Müller\n", encoding=encoding)
+    with pytest.raises(StageError, match=r"manifest\.csv cannot be read: 'utf-8' codec.* Save it as CSV in UTF-8"):
+        ingest.run(prepare())
+
+
+def test_capitals_and_blanks_around_names_and_labels_mean_nothing(faces: Path, prepare):
+    rows = [f"{folder}/{i}.jpg, {label},{i}" for folder, label in (("real", "Real"), ("fake", "FAKE ")) for i in range(30)]
+    (faces / "manifest.csv").write_text("Path, Label ,Light\n" + "\n".join(rows) + "\n")
+    assert ingest.run(prepare())["by_label"] == {"real": 30, "fake": 30}
+    assert "Light" in read(Path("data/manifest.parquet"))  # an attribute keeps its name
 
 
 def test_a_manifest_brings_groups_generators_and_attributes(faces: Path, prepare):

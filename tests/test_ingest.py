@@ -243,6 +243,40 @@ def test_shards_hold_the_same_pictures_in_few_files(faces: Path, prepare: Callab
         assert read_image(Path(str(row.path))).format == "JPEG"
 
 
+def test_a_folder_may_be_called_like_a_shard(faces: Path, prepare: Callable[..., Params]):
+    for index in range(20):
+        picture(faces / "real/crops.tar" / f"{index}.jpg", seed=6000 + index, quality=90)
+    for shard in (False, True):
+        for _ in range(2):
+            assert ingest.run(prepare(data__shard=shard))["images"] == 80
+    assert all(read_image(Path(path)).format == "JPEG" for path in read(MANIFEST)["path"])
+
+
+def test_re_encoded_pictures_keep_apart_whatever_their_names(faces: Path, prepare: Callable[..., Params]):
+    for index, name in enumerate(("a.png", "a.png.jpg", "b", "b.jpg")):
+        picture(faces / "real" / "plain.png", seed=6100 + index)
+        (faces / "real" / "plain.png").rename(faces / "real" / name)
+    assert ingest.run(prepare(ingest__normalise={"size": 64, "jpeg_quality": 90}))["images"] == 64
+
+
+def test_a_file_may_become_a_folder_and_a_folder_a_file(faces: Path, prepare: Callable[..., Params]):
+    for seed, name in enumerate(("one", "two/inner.jpg", "one/inner.jpg", "two")):
+        shutil.rmtree(faces / "real" / Path(name).parts[0], ignore_errors=True)
+        (faces / "real" / Path(name).parts[0]).unlink(missing_ok=True)
+        picture(faces / "real" / "plain.jpg", seed=6200 + seed, quality=90)
+        (faces / "real" / name).parent.mkdir(exist_ok=True)
+        (faces / "real" / "plain.jpg").rename(faces / "real" / name)
+        ingest.run(prepare())
+        assert f"data/raw/faces/real/{name}" in set(read(MANIFEST)["path"])
+
+
+def test_a_source_without_an_image_is_no_error_beside_another(faces: Path, prepare: Callable[..., Params], tmp_path: Path):
+    (tmp_path / "labelled").mkdir()
+    (tmp_path / "labelled" / "manifest.csv").write_text("path,label\n")
+    folders = [{"kind": "folder", "name": folder.name, "path": str(folder)} for folder in (faces, tmp_path / "labelled")]
+    assert ingest.run(prepare(data__sources=folders))["by_source"] == {"faces": 60}
+
+
 def test_a_picture_in_two_formats_under_both_labels_is_a_conflict(faces: Path, prepare: Callable[..., Params]):
     with Image.open(faces / "real" / "0.jpg") as image:
         image.save(faces / "fake" / "same.png")

@@ -54,4 +54,4 @@ def _completed(table: pd.DataFrame) -> pd.DataFrame:
     fake = table["label"] == "fake"
     table["generator"] = table["generator"].where(fake, NO_GENERATOR).mask(fake & table["generator"].isin(["", NO_GENERATOR]), "unknown")
     table["group"] = table["group"].mask(table["group"] == "", table["path"])
-    return table
+    return table.astype(dict.fromkeys(("file", "path", "label", "generator", "group"), "str"))  # columns without a row have no type

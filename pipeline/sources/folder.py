@@ -1,37 +1,50 @@
 """A folder of images: `real/` and `fake/` in it, or a `manifest.csv` beside them. It is read, never written."""
 
+import logging
 import os
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from pipeline import labelling
 from pipeline.errors import StageError
 from pipeline.labels import LABELS
 from pipeline.params_data import FolderSource
 
 MANIFEST_NAME = "manifest.csv"
+GIVEN = ("path", "label", "generator", "group")
+"""Columns of it that mean something; the others are attributes."""
+
+log = logging.getLogger(__name__)
 
 
 def listing(source: FolderSource) -> pd.DataFrame:
     """One row an image: file, path, label, generator, group, and the further columns of manifest.csv.
 
     Raises:
-        StageError: if the folder or a listed file is missing, a label is unknown, or there is no image.
+        StageError: if the folder or a listed file is missing, manifest.csv cannot be read or has an unknown label, or there is neither
+            it nor an image.
     """
     if not source.path.is_dir():
         raise StageError(f"data source {source.name}: {source.path} is not a folder")
     table = _listed(source) if (source.path / MANIFEST_NAME).is_file() else _found(source)
     root = source.path.as_posix()
-    return table.assign(file=root + "/" + table["path"])
+    return table.assign(file=[f"{root}/{path}" for path in table["path"]])
 
 
 def _listed(source: FolderSource) -> pd.DataFrame:
     origin = source.path / MANIFEST_NAME
-    table = pd.read_csv(origin, dtype=str, keep_default_na=False)
+    table = _table(origin)
     missing = [column for column in ("path", "label") if column not in table]
     if missing:
-        raise StageError(f"{origin}: column {', '.join(missing)} is missing; it needs path,label and may have generator,group,...")
+        raise StageError(
+            f"{origin}: column {', '.join(missing)} is missing; it needs path,label and may have generator,group,..., separated by commas"
+        )
+    table["label"] = [label.strip().lower() for label in table["label"]]
+    if (source.path / labelling.ABOUT).is_file() and (open_ := table["label"] == "").any():
+        log.warning("%s: %d images have no label yet and are left out", origin, open_.sum())
+        table = table[~open_].reset_index(drop=True)
     unknown = sorted(set(table["label"]) - set(LABELS))
     if unknown:
         raise StageError(f"{origin}: label {', '.join(map(repr, unknown))}; allowed are {', '.join(LABELS)}")
@@ -45,6 +58,21 @@ def _listed(source: FolderSource) -> pd.DataFrame:
     twice = table["path"][table["path"].duplicated()]
     if len(twice):
         raise StageError(f"{origin}: {twice.iloc[0]!r} is listed twice")
+    return table
+
+
+def _table(origin: Path) -> pd.DataFrame:
+    """The file's rows, all as text. The names of GIVEN may be written with capitals. Raises StageError where it is no such table."""
+    try:
+        table = pd.read_csv(origin, dtype=str, keep_default_na=False)
+    except ValueError as error:  # what pandas raises for all that is no CSV, and Python for bytes that are no UTF-8
+        raise StageError(f"{origin} cannot be read: {str(error).strip()}. Save it as CSV in UTF-8, with commas") from None
+    if len(table) and not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much for row names
+        raise StageError(f"{origin}: its rows have more fields than its first line has names: {', '.join(table.columns)}")
+    names = [name.strip() for name in table.columns]
+    table.columns = pd.Index([name.lower() if name.lower() in GIVEN else name for name in names])
+    if table.columns.has_duplicates:
+        raise StageError(f"{origin}: column {table.columns[table.columns.duplicated()][0]} is there twice")
     return table
 
 
