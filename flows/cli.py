@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from flows import backup, notifications, promotion, registry
 from flows.ports import HOST, PORTS
-from pipeline import feedback, labelling, lineage, predictions, shards
+from pipeline import copies, feedback, labelling, lineage, predictions
 from pipeline.errors import StageError
 from pipeline.tracking import tracking_uri, without_secrets
 
@@ -107,7 +107,7 @@ def forget(id: str) -> dict[str, int]:
     images = feedback.alone(record, id)
     # The record goes last: after a kill, or an error, it still says which images were to go.
     found = {
-        "copies": _delete_copies(images) + labelling.forget(var, images),
+        "copies": copies.delete(images) + labelling.forget(var, images),
         "predictions": predictions.forget(var / predictions.FILE, {id}),
         "statements": sum(said.id == id for said in feedback.read(record)),
         "images": len(feedback.forget(record, id)),
@@ -115,16 +115,6 @@ def forget(id: str) -> dict[str, int]:
     if not any(found.values()):
         raise StageError(f"nothing is kept of an answer with the id {id!r}")
     return found
-
-
-def _delete_copies(images: set[str]) -> int:
-    """Delete what data/raw has of images; a shard goes as a whole, and ingest packs the others of it anew. Returns how many were found."""
-    raw = Path("data/raw")
-    copies = [file for image in images for file in raw.rglob(f"{image}*") if file.is_file()]
-    packed = {shard: sum(Path(name).stem in images for name in shards.members(shard)) for shard in raw.rglob(f"*{shards.SUFFIX}")}
-    for file in [*copies, *(shard for shard, held in packed.items() if held)]:
-        file.unlink()
-    return len(copies) + sum(packed.values())
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -17,7 +17,7 @@ from flows import monitoring, registry
 from flows.notifications import send
 from flows.registry import Version
 from flows.store import find_champion, retried
-from pipeline import diagnosis, feedback, labelling, package, predictions, shadow, trust
+from pipeline import copies, diagnosis, feedback, labelling, package, predictions, shadow, trust
 from pipeline.drift import compare, shifted
 from pipeline.drift_page import page
 from pipeline.errors import StageError
@@ -45,7 +45,9 @@ def drift() -> State[Any]:
     try:
         params = load_params()
         settings = params.drift
-        labelling.forget(_var(), feedback.expire(_var() / feedback.FOLDER, params.feedback.retention_days))
+        expired = feedback.expire(_var() / feedback.FOLDER, params.feedback.retention_days)
+        labelling.forget(_var(), expired)
+        copies.delete(expired)
         version = find_champion()
         if version is None:
             return Completed(name="NotEnoughData", message=f"no version of {registry.MODEL} is the champion: there is nothing to compare")

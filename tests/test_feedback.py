@@ -117,8 +117,9 @@ def test_forget_takes_what_lies_in_a_shard_and_goes_on_after_a_kill(workspace, m
     one, other = (statement.image for statement in feedback.read(workspace / "var/feedback"))
     shard = workspace / "data/raw/users/000000.tar"
     shard.parent.mkdir(parents=True)
-    shards.pack(shard, [(f"fake/{one}", b"a copy"), (f"fake/{other}", b"another")])
+    shards.pack(shard, [(f"{one}.png.jpg", b"a copy"), (f"fake/{other}", b"another")])
     shards.pack(shard.with_name("000001.tar"), [(f"fake/{other}", b"another")])
+    (shard.parent.with_name("web") / "crops.tar").mkdir(parents=True)  # a folder
     with monkeypatch.context() as patch:
         patch.setattr(predictions, "forget", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -169,6 +170,20 @@ def test_what_is_put_out_for_labelling_is_read_back_as_a_source(workspace):
     table = sources.listing(FolderSource(kind="folder", path=folder), workspace)
     assert len(table) == 4 and set(table["label"]) == {"fake"} and all(Path(file).suffix == ".png" for file in table["file"])
     assert labelling.export(workspace / "none", [], workspace, {}, 4) == 0 and not (workspace / "none").exists()
+
+
+def test_what_has_no_label_yet_and_what_is_gone_from_a_folder_for_labelling_is_no_image(workspace, caplog):
+    kept(workspace, "a", "b")
+    said, folder = feedback.read(workspace / "var/feedback"), workspace / "var/labelling/day"
+    labelling.export(folder, said, workspace / "var/feedback/images", {}, 2)
+    first, *rows = (folder / "manifest.csv").read_text().splitlines()
+    source = FolderSource(kind="folder", path=folder)
+    (folder / "manifest.csv").write_text("\n".join([first, rows[0] + "fake", rows[1]]) + "\n")
+    assert sources.listing(source, workspace)["path"].tolist() == [rows[0].rstrip(",")]
+    assert "1 images have no label yet and are left out" in caplog.text
+    assert labelling.forget(workspace / "var", {str(statement.image) for statement in said}) == 2
+    assert (folder / "manifest.csv").read_text().split() == [first]
+    assert sources.listing(source, workspace).empty
 
 
 def test_trainings_by_themselves_have_a_cooldown_and_a_budget(workspace):

@@ -1,0 +1,28 @@
+"""Our own copies of images that somebody let us keep for a time."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from pipeline import shards
+
+RAW = Path("data/raw")
+
+
+def delete(images: Collection[str]) -> int:
+    """Delete what data/raw has of images; a shard goes as a whole, and ingest packs the others of it anew.
+
+    Args:
+        images: SHA-256 of each, by which the sources name them.
+
+    Returns:
+        How many copies were found.
+    """
+    files = [file for image in images for file in RAW.rglob(f"{image}*") if file.is_file()]
+    packed = {
+        shard: sum(Path(name).name.partition(".")[0] in images for name in shards.members(shard))
+        for shard in RAW.rglob(f"*{shards.SUFFIX}")
+        if shard.is_file()
+    }
+    for file in [*files, *(shard for shard, held in packed.items() if held)]:
+        file.unlink()
+    return len(files) + sum(packed.values())
