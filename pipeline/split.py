@@ -9,33 +9,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline import manifest, strata, suites
+from pipeline import manifest, places, strata, suites
 from pipeline.duplicates import Links, clusters, join, links, positions
 from pipeline.errors import StageError
 from pipeline.findings import Finding
 from pipeline.labels import LABELS
 from pipeline.manifest import PARTS, SPLITS, UNSEEN
 from pipeline.params import Params, Split
+from pipeline.places import DRAWN, NOTHING, PLACES, TEST, Earlier
 
 REPORT = Path("reports/split.json")
-DRAWN = SPLITS / "drawn.json"
-"""The settings that the parts beside it were drawn with."""
-
-TEST = PARTS.index("test")
 LISTED = 100
 CHECKED = ["path", "label", "generator", "group", "image_id", "pixel_hash", "parents"]
 logger = logging.getLogger(__name__)
-
-
-class Earlier(NamedTuple):
-    """Where an earlier run placed images; empty for a new draw."""
-
-    image_id: pd.Series
-    place: np.ndarray
-    """Index in PARTS."""
-
-
-NOTHING = Earlier(pd.Series(dtype="str"), np.empty(0, np.int64))
 
 
 class Division(NamedTuple):
@@ -54,7 +40,7 @@ class Division(NamedTuple):
     """bool (rows,): fakes of held-out generators whose groups are in train or val."""
 
     bridges: pd.DataFrame
-    """New images that tie together what an earlier draw put into different parts."""
+    """Images that tie together what an earlier draw put into different parts: new ones, and some that were away."""
 
     kept: int
     """How many images have kept the place that an earlier draw gave them."""
@@ -69,17 +55,17 @@ class Division(NamedTuple):
 
 
 def run(params: Params) -> dict[str, Any]:
-    """Write data/splits/*.parquet. Images that an earlier run with the same settings placed stay where they are.
+    """Write data/splits/*.parquet. Images that earlier runs with the same settings placed stay where they are, and come back there.
 
     Raises:
         StageError: if a group is too large for every part, a part would lack a class, a held-out generator does not exist, or images
             that an earlier run put into different parts now belong together.
     """
-    earlier, drawn = _earlier(params.split)
+    earlier, drawn = places.read(params.split)
     logger.info("split: %s", drawn)
     division = divide(manifest.read(manifest.MANIFEST), params.split, earlier)
     checked = _check_parts(division, params.split)
-    _write(division, params.split, anew=earlier is NOTHING)
+    _write(division, params.split, earlier)
     report = {
         "drawn": drawn,
         "parts": {name: _summary(division, name) for name in division.rows},
@@ -116,10 +102,12 @@ def divide(table: pd.DataFrame, settings: Split, earlier: Earlier = NOTHING) -> 
     """
     _check_holdout(table, settings)
     known = positions(table["image_id"], earlier.image_id)
-    pinned = np.where(known >= 0, np.append(earlier.place, -1)[known], -1)
+    pinned = np.append(earlier.place, -1)[known]
+    stray = _strays(table, pinned, np.append(earlier.away, False)[known], settings.duplicate_radius)
+    strays, table, pinned = table[stray], table[~stray], pinned[~stray]
     linked = links(table, settings.duplicate_radius)
     bridge = _bridges(linked, pinned)
-    bridges = table[bridge]
+    bridges = pd.concat([strays, table[bridge]])
     if bridge.any():  # what they tied together falls apart without them
         table, pinned = table[~bridge], pinned[~bridge]
         linked = links(table, settings.duplicate_radius)
@@ -160,6 +148,16 @@ def divide(table: pd.DataFrame, settings: Split, earlier: Earlier = NOTHING) -> 
     )
 
 
+def _strays(table: pd.DataFrame, pinned: np.ndarray, away: np.ndarray, radius: int) -> np.ndarray:
+    """Which images, bool (rows,), were away and come back to what was put into another part meanwhile."""
+    stray = np.zeros(len(table), bool)
+    if away.any():
+        placed = pinned >= 0
+        low, high = _range(links(table[placed], radius).components(), pinned[placed])
+        stray[placed] = away[placed] & (low != high)
+    return stray
+
+
 def _bridges(linked: Links, pinned: np.ndarray) -> np.ndarray:
     """Which images, bool (rows,), are new and tie together images that are pinned to different parts, alone or with other new ones."""
     if (pinned < 0).all():
@@ -178,27 +176,7 @@ def _bridges(linked: Links, pinned: np.ndarray) -> np.ndarray:
     return (new & (np.bitwise_count(reached[component]) > 1))[: linked.images]
 
 
-def _earlier(settings: Split) -> tuple[Earlier, str]:
-    """Where an earlier run placed images, and what becomes of it: words for the log and the report."""
-    if not DRAWN.is_file():
-        return NOTHING, "drawn anew: there was no earlier split"
-    before, now = json.loads(DRAWN.read_text()), _drawn_with(settings)
-    changed = [f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if before.get(name) != value]
-    if changed:
-        return NOTHING, "drawn anew, images may have moved: " + "; ".join(changed)
-    places: dict[str, int] = {part: number for number, part in enumerate(PARTS)}
-    if settings.holdout_generators:
-        places[UNSEEN] = TEST
-    ids = [pd.read_parquet(SPLITS / f"{part}.parquet", columns=["image_id"])["image_id"] for part in places]
-    earlier = Earlier(pd.concat(ids), np.repeat(list(places.values()), [len(part) for part in ids]))
-    return earlier, "added to the earlier split: its images stay where they were"
-
-
-def _drawn_with(settings: Split) -> dict[str, Any]:
-    return settings.model_dump(mode="json") | {"holdout_generators": sorted(settings.holdout_generators)}
-
-
-def _write(division: Division, settings: Split, anew: bool) -> None:
+def _write(division: Division, settings: Split, earlier: Earlier) -> None:
     """Replace the parts so that a run killed at any moment leaves a split that the next one can go on from, or none.
 
     Where images keep their places, a mixture of old and new files is one: each image in them stands in one place. Where all is drawn
@@ -208,12 +186,13 @@ def _write(division: Division, settings: Split, anew: bool) -> None:
     shutil.rmtree(new, ignore_errors=True)
     for name in division.rows:
         manifest.write(division.part(name), new / f"{name}.parquet")
-    (new / DRAWN.name).write_text(json.dumps(_drawn_with(settings), indent=2) + "\n")
+    places.write(earlier, {name: division.part(name) for name in division.rows}, new)
+    (new / DRAWN.name).write_text(json.dumps(places.drawn_with(settings), indent=2) + "\n")
     SPLITS.mkdir(parents=True, exist_ok=True)
-    if anew:
+    if earlier is NOTHING:
         DRAWN.unlink(missing_ok=True)
         (SPLITS / f"{UNSEEN}.parquet").unlink(missing_ok=True)
-    for name in (*(f"{name}.parquet" for name in division.rows), DRAWN.name):
+    for name in (*(f"{name}.parquet" for name in division.rows), PLACES.name, DRAWN.name):
         (new / name).replace(SPLITS / name)
     new.rmdir()
 
@@ -257,17 +236,23 @@ def _check_sizes(table: pd.DataFrame, linked: Links, group: np.ndarray, held_out
 
 def _check_apart(table: pd.DataFrame, group: np.ndarray, part: np.ndarray) -> None:
     """No group, near-duplicate, equal picture or parent in two parts. Only what an earlier run placed can break this."""
-    low, high = np.full(group.max() + 1, len(PARTS)), np.full(group.max() + 1, -1)
-    np.minimum.at(low, group, part)
-    np.maximum.at(high, group, part)
-    torn = np.flatnonzero(low != high)
+    low, high = _range(group, part)
+    torn = np.unique(group[low != high])
     if not len(torn):
         return
-    one, two = (table["path"][(group == torn[0]) & (part == place[torn[0]])].iloc[0] for place in (low, high))
+    rows = group == torn[0]
+    first, last = low[rows][0], high[rows][0]
+    one, two = (table["path"][rows & (part == place)].iloc[0] for place in (first, last))
     raise StageError(
-        f"{len(torn)} groups stand in two parts: {one} is in {PARTS[low[torn[0]]]} and {two} in {PARTS[high[torn[0]]]} since an earlier "
+        f"{len(torn)} groups stand in two parts: {one} is in {PARTS[first]} and {two} in {PARTS[last]} since an earlier "
         "split, but by now they belong together (same group, near-duplicates or a parent). Remove the folder data/splits to draw anew."
     )
+
+
+def _range(group: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row, the lowest and the highest place in its group."""
+    of_group = pd.Series(place).groupby(group)
+    return of_group.transform("min").to_numpy(), of_group.transform("max").to_numpy()
 
 
 def _check_classes(table: pd.DataFrame, rows: dict[str, np.ndarray]) -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import StageError
 from pipeline.manifest import PARTS, UNSEEN
-from pipeline.split import NOTHING, Division, Earlier, divide
+from pipeline.places import NOTHING, Earlier
+from pipeline.split import Division, divide
 from tests.split_helpers import SETTINGS, image, table
 
 settings.register_profile("split", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
@@ -65,7 +66,7 @@ def held(division: Division) -> pd.Series:
 
 def memory(division: Division) -> Earlier:
     place = held(division)
-    return Earlier(pd.Series(place.index), place.to_numpy())
+    return Earlier(pd.Series(place.index), place.to_numpy(), np.zeros(len(place), bool))
 
 
 def related(one: dict[str, Any], two: dict[str, Any]) -> bool:
@@ -146,6 +147,24 @@ def test_new_images_never_move_old_ones(rows, data):
     assert apart(rows + new, after) == []
     again = attempt(rows + new, memory(both))
     assert places(again).to_dict() == after.to_dict()
+
+
+@given(tables(least=30), st.data())
+def test_images_that_were_away_come_back_to_their_places_or_are_left_out(rows, data):
+    old = attempt(rows)
+    away = data.draw(st.sets(st.sampled_from([row["image_id"] for row in rows]), max_size=15))
+    new = data.draw(tables(prefix="new", least=1))
+    tie(data.draw, new, rows)
+    remaining = [row for row in rows if row["image_id"] not in away] + new
+    meanwhile = attempt(remaining, memory(old))
+    place = places(meanwhile).combine_first(places(old)).astype(int)
+    remembered = Earlier(pd.Series(place.index), place.to_numpy(), ~place.index.isin(places(meanwhile).index))
+    both = attempt(rows + new, remembered)
+    after, left_out = places(both), set(both.bridges["image_id"])
+    assert places(meanwhile).to_dict().items() <= after.to_dict().items()
+    assert {image_id: after[image_id] for image_id in away - left_out} == places(old)[sorted(away - left_out)].to_dict()
+    assert apart(rows + new, after) == []
+    assert set(after.index) | left_out == {row["image_id"] for row in rows + new}
 
 
 @given(tables())

@@ -1,0 +1,67 @@
+"""The memory of the split: in which part each image was put, so that no later split puts it into another one."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from pipeline.manifest import PARTS, SPLITS, UNSEEN
+from pipeline.params import Split
+
+DRAWN = SPLITS / "drawn.json"
+"""The settings that the parts beside it were drawn with."""
+
+PLACES = SPLITS / "places.parquet"
+"""The place of each image that ever stood in a part, so that one that was away comes back to where it was."""
+
+TEST = PARTS.index("test")
+
+
+class Earlier(NamedTuple):
+    """Where earlier runs placed images; empty for a new draw."""
+
+    image_id: pd.Series
+    place: np.ndarray
+    """Index in PARTS."""
+
+    away: np.ndarray
+    """bool: those that the last split did not have."""
+
+
+NOTHING = Earlier(pd.Series(dtype="str"), np.empty(0, np.int64), np.empty(0, bool))
+
+
+def read(settings: Split) -> tuple[Earlier, str]:
+    """Where earlier runs placed images, and what becomes of it: words for the log and the report."""
+    if not DRAWN.is_file():
+        return NOTHING, "drawn anew: there was no earlier split"
+    before, now = json.loads(DRAWN.read_text()), drawn_with(settings)
+    changed = [f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if before.get(name) != value]
+    if changed:
+        return NOTHING, "drawn anew, images may have moved: " + "; ".join(changed)
+    there = (*PARTS, UNSEEN) if settings.holdout_generators else PARTS
+    last = placed({part: pd.read_parquet(SPLITS / f"{part}.parquet", columns=["image_id"]) for part in there})
+    ever = pd.concat([last, pd.read_parquet(PLACES)]).drop_duplicates("image_id") if PLACES.is_file() else last
+    earlier = Earlier(ever["image_id"], ever["place"].to_numpy(), ~ever["image_id"].isin(last["image_id"]).to_numpy())
+    return earlier, "added to the earlier split: its images stay where they were"
+
+
+def write(earlier: Earlier, parts: Mapping[str, pd.DataFrame], folder: Path) -> None:
+    """Write what is remembered from now on into a folder, under the name of PLACES; equal content gives equal bytes."""
+    before = pd.DataFrame({"image_id": earlier.image_id, "place": earlier.place})
+    ever = pd.concat([before, placed(parts)]).drop_duplicates("image_id")
+    ever.sort_values("image_id").to_parquet(folder / PLACES.name, index=False)
+
+
+def placed(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Columns image_id and place: the index in PARTS of each image of the parts, that of test for an unseen one."""
+    places = {part: number for number, part in enumerate(PARTS)} | {UNSEEN: TEST}
+    return pd.concat([part[["image_id"]].assign(place=places[name]) for name, part in parts.items()]).drop_duplicates("image_id")
+
+
+def drawn_with(settings: Split) -> dict[str, Any]:
+    """The settings of a draw, as DRAWN has them."""
+    return settings.model_dump(mode="json") | {"holdout_generators": sorted(settings.holdout_generators)}
