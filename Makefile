@@ -33,7 +33,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 run: $(STAMP)  ## The whole loop: data to bento. DATA=folder MODEL=name-or-folder SET="key=value ..." for your own
-	@$(if $(strip $(DATA)$(MODEL)$(SET)),python -m pipeline.settings $(if $(DATA),finetune --data '$(DATA)') $(if $(MODEL),--model '$(MODEL)') $(foreach pair,$(SET),-S '$(pair)'))
+	@$(if $(strip $(DATA)$(MODEL)$(SET)),python -m pipeline.settings $(if $(DATA),finetune --data "$$DATA") $(if $(MODEL),--model "$$MODEL") $(foreach pair,$(SET),-S '$(pair)'))
 	@mkdir -p $(PREFECT_HOME)
 	@$(WITH_ENV) python -m flows.run
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline.params_data import FORGED, Data, FolderSource, Ingest, Section, Share
 from pipeline.params_loop import Drift, Feedback, Notifications, Promotion, Retrain
@@ -147,7 +148,17 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     """
     if not path.is_file():
         raise ParamsError(f"{path}: no such file; run from the project's root folder")
-    return check_params(YAML(typ="safe").load(path.read_text()), path)
+    return check_params(parse(path.read_text(), str(path)), path)
+
+
+def parse(text: str, origin: str) -> Any:
+    """What a piece of YAML says. Raises ParamsError naming `origin` and the place where it is not YAML."""
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
+        mark, what = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ParamsError(f"{origin}{place}: {what}") from None
 
 
 def check_params(content: Any, path: Path) -> Params:

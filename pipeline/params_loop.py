@@ -1,10 +1,14 @@
 """The sections of params.yaml that say how the model is kept right: promotion, drift, retraining, feedback, notifications."""
 
+from datetime import datetime
 from typing import Literal
 
-from pydantic import Field, model_validator
+from cronsim import CronSim, CronSimError
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.params_data import Section, Share
+
+FIELDS = "a schedule has five fields, as a line of crontab: minute, hour, day, month, weekday"
 
 
 class Promotion(Section):
@@ -24,7 +28,18 @@ class Drift(Section):
     max_window: int = Field(gt=0, description="newest predictions that a check looks at")
     alpha: Share = Field(description="false-alarm rate of one check, held by permutation at the window's own size")
     permutations: int = Field(ge=99)
-    cron: str
+    cron: str = Field(description="when the flow `drift` runs, in the five fields of a crontab")
+
+    @field_validator("cron")
+    @classmethod
+    def _is_a_crontab(cls, value: str) -> str:
+        try:
+            CronSim(value, datetime.now())
+        except CronSimError as error:
+            raise ValueError(f"{error}: {FIELDS}") from None
+        if len(value.split()) != 5:  # six, with seconds
+            raise ValueError(FIELDS)
+        return value
 
     @model_validator(mode="after")
     def _can_find_drift(self) -> "Drift":

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from pipeline.params import PARAMS_FILE, ParamsError, check_params
+from pipeline.params import PARAMS_FILE, ParamsError, check_params, parse
 
 
 def apply(values: Mapping[str, Any], path: Path = PARAMS_FILE) -> bool:
@@ -24,19 +25,21 @@ def apply(values: Mapping[str, Any], path: Path = PARAMS_FILE) -> bool:
     yaml = YAML()
     yaml.width = 200
     before = path.read_text()
+    was = parse(before, str(path))
     content = yaml.load(before)
     for key, value in values.items():
         *parents, last = key.split(".") if not key.startswith("gates.") else ["gates", key.removeprefix("gates.")]
         section = content
         for parent in parents:
-            if not isinstance(section, dict) or parent not in section:
+            section = section.get(parent) if isinstance(section, dict) else None
+            if not isinstance(section, dict):
                 raise ParamsError(f"{path}: there is no section `{parent}` for {key}")
-            section = section[parent]
         section[last] = value
     buffer = io.StringIO()
     yaml.dump(content, buffer)
-    check_params(YAML(typ="safe").load(buffer.getvalue()), path)
-    if YAML(typ="safe").load(buffer.getvalue()) == YAML(typ="safe").load(before):
+    now = parse(buffer.getvalue(), str(path))
+    check_params(now, path)
+    if now == was:
         return False
     path.write_text(buffer.getvalue())
     return True
@@ -48,7 +51,7 @@ def preset(name: str, path: Path = PARAMS_FILE) -> dict[str, Any]:
     Raises:
         ParamsError: naming the presets there are.
     """
-    presets = YAML(typ="safe").load(path.read_text())["presets"]
+    presets = parse(path.read_text(), str(path))["presets"]
     if name not in presets:
         raise ParamsError(f"{path}: no preset {name!r}; there are: {', '.join(presets)}")
     return {f"{section}.{key}": value for section, values in presets[name].items() for key, value in values.items()}
@@ -58,18 +61,19 @@ def folder_source(folder: Path) -> dict[str, Any]:
     """The values that make a folder of images the only data source."""
     if not folder.is_dir():
         raise ParamsError(f"{folder}: no such folder; it should hold real/ and fake/, or a manifest.csv")
-    source = {"kind": "folder", "name": folder.resolve().name, "path": str(folder)}
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name).strip("-._")[:64] or "folder"
+    source = {"kind": "folder", "name": name, "path": str(folder)}
     return {"data.sources": [source], "data.watch": str(folder)}
 
 
 def pairs(given: Sequence[str]) -> dict[str, Any]:
-    """What `-S key=value` was given, dotted key -> value. Raises ParamsError for one without `=`."""
+    """What `-S key=value` was given, dotted key -> value. Raises ParamsError for one without `=`, and for a value that is not YAML."""
     values = {}
     for pair in given:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ParamsError(f"-S {pair}: write it as key=value")
-        values[key] = YAML(typ="safe").load(value)
+        values[key] = parse(value, f"-S {pair}")
     return values
 
 

@@ -1,0 +1,84 @@
+"""params.yaml and what writes into it: a mistake is named, and nothing is written."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.params import ParamsError, load_params
+from pipeline.settings import apply, folder_source, pairs
+from tests.conftest import ROOT, run
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Path:
+    """The project's settings, of a test's own."""
+    return Path(shutil.copy(ROOT / "params.yaml", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("drift:\n\tcron: x\n", r"params\.yaml, line \d+, column 1: found character that cannot start any token"),
+        ("drift: 1\n", r"params\.yaml, line \d+, column 1: found duplicate key \"drift\""),
+        ("gates: [1\n", r"params\.yaml, line \d+, column \d+: "),
+    ],
+)
+def test_what_is_not_yaml_is_named_with_its_place(params: Path, lines: str, message: str):
+    text = params.read_text() + lines
+    params.write_text(text)
+    for use in (load_params, lambda path: apply({"train.epochs": 3}, path)):
+        with pytest.raises(ParamsError, match=message):
+            use(params)
+    assert params.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("train.lr=[1", r"-S train\.lr=\[1, line \d+, column \d+: did not find expected"),
+        ("train.epochs.x=1", r"there is no section `epochs` for train\.epochs\.x"),
+        ("trian.epochs=1", r"there is no section `trian` for trian\.epochs"),
+        ("train.epoch=1", r"train\.epoch: .*allowed here: .*epochs"),
+        ("train.epochs", "write it as key=value"),
+        ("drift.cron=every hour", r"drift\.cron: Value error, .* a schedule has five fields.* \(it is 'every hour'\)"),
+        ("drift.cron=61 * * * *", r"drift\.cron: Value error, Bad minute: a schedule has five fields"),
+        ("drift.cron='0 * * * * *'", r"drift\.cron: Value error, a schedule has five fields"),
+    ],
+)
+def test_a_wrong_value_is_named_and_not_written(params: Path, given: str, message: str):
+    before = params.read_text()
+    with pytest.raises(ParamsError, match=message):
+        apply(pairs([given]), params)
+    assert params.read_text() == before
+
+
+@pytest.mark.parametrize("cron", ["*/5 9-17 * * MON-FRI", "30 4 1,15 * *"])
+def test_schedules_are_those_of_crontab(params: Path, cron: str):
+    apply({"drift.cron": cron}, params)
+    assert load_params(params).drift.cron == cron
+
+
+@pytest.mark.parametrize(
+    ("called", "name"),
+    [
+        ("My Faces", "My-Faces"),
+        ("gesichter-ü", "gesichter"),
+        ("o'neil", "o-neil"),
+        ("人脸", "folder"),
+        ('$a;b`c"d', "a-b-c-d"),
+        ("x" * 99, "x" * 64),
+    ],
+)
+def test_a_folder_of_faces_may_be_called_anything(params: Path, called: str, name: str, monkeypatch: pytest.MonkeyPatch):
+    folder = params.parent / called
+    folder.mkdir()
+    assert folder_source(folder)["data.sources"][0]["name"] == name
+    given = f"DATA={str(folder).replace('$', '$$')}"  # a variable of make's is expanded by it
+    shown = run(params.parent, "make", "--file", str(ROOT / "Makefile"), "--dry-run", "--old-file=.venv/.installed", "run", given)
+    command = next(line for line in shown.splitlines() if "pipeline.settings" in line)
+    monkeypatch.setenv("DATA", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    run(params.parent, "bash", "-c", command)
+    (source,) = load_params(params).data.sources
+    assert source.name == name and Path(source.path) == folder == load_params(params).data.watch  # type: ignore[union-attr]
