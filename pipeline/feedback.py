@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import StageError
 from pipeline.staging import write
@@ -35,7 +35,7 @@ class Statement(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(description="of the answer", max_length=64)
-    time: datetime
+    time: AwareDatetime
     label: Literal["real", "fake"] = Field(description="what the user says the image is")
     version: str = Field(description="model version that answered")
     verdict: str

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
+import pyarrow as pa
 
 from pipeline.labels import LABELS
 
@@ -96,7 +97,11 @@ def read(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise ManifestError(f"{path}: no such file; `dvc repro` makes it")
-    return check(pd.read_parquet(path), str(path))
+    try:
+        table = pd.read_parquet(path)
+    except pa.ArrowInvalid as error:
+        raise ManifestError(f"{path} cannot be read: {error}") from None
+    return check(table, str(path))
 
 
 def write(table: pd.DataFrame, path: Path) -> None:

@@ -129,6 +129,12 @@ def test_a_second_ingest_touches_only_what_is_new_and_forgets_what_left(faces: P
     assert not Path("data/raw/faces/real/1.jpg").exists()
 
 
+def test_a_file_that_is_no_parquet_is_no_manifest(tmp_path: Path):
+    (tmp_path / "README.md").write_text("# Faces")
+    with pytest.raises(ManifestError, match=r"README\.md cannot be read: .*Parquet"):
+        read(tmp_path / "README.md")
+
+
 def test_an_unknown_label_is_no_manifest():
     table = pd.DataFrame([dict.fromkeys(COLUMNS, 1) | {"label": "maybe"}])
     with pytest.raises(ManifestError, match="label 'maybe'; allowed are real, fake"):

@@ -12,6 +12,7 @@ import pytest
 
 from flows import cli, retraining
 from pipeline import feedback, labelling, predictions, shards, sources, trust
+from pipeline.errors import StageError
 from pipeline.feedback import Statement
 from pipeline.params_data import FeedbackSource, FolderSource
 from pipeline.params_loop import Retrain
@@ -143,6 +144,15 @@ def test_a_statement_that_a_full_disk_cuts_off_is_refused_and_spoils_nothing(wor
     (folder / "feedback.jsonl").write_bytes(before + b'{"id": "killed in the mid')
     feedback.record(folder, id="c", label="fake", client="a", **SAID)
     assert [statement.id for statement in feedback.read(folder)] == ["a", "c"]
+
+
+def test_a_time_without_a_zone_is_named_with_its_line(workspace):
+    kept(workspace, "a", "b")
+    file = workspace / "var/feedback/feedback.jsonl"
+    first, second = file.read_text().splitlines()
+    file.write_text("\n".join([first, second.replace('Z","label', '","label')]) + "\n")
+    with pytest.raises(StageError, match=r"feedback\.jsonl, line 2: Input should have timezone info \(time\)"):
+        feedback.read(file.parent)
 
 
 def test_images_are_kept_as_long_as_the_settings_say(workspace):
