@@ -74,9 +74,11 @@ class Pairs(Dataset):
     """Training examples: a real and a fake, changed by the same augmentation.
 
     An epoch shows every image of the larger class once. The partner comes from the same group where the group has one (with `pairing`),
-    otherwise it is any image of the other class, so that batches are balanced whatever the data set. With `forging`, a share of the fakes
-    is forged from the pair's real on the spot, other ones in each epoch. All draws follow from the seed, the epoch and the index, so that
-    it does not matter which process makes an example, and a training that was killed sees what it would have seen.
+    otherwise it is any image of the other class, so that batches are balanced whatever the data set. Images of the smaller class that are
+    partners of none, most often because their group has no image of the larger one, follow with examples of their own, and the others take
+    turns by lot. With `forging`, a share of the fakes is forged from the pair's real on the spot, other ones in each epoch. All draws
+    follow from the seed, the epoch and the index, so that it does not matter which process makes an example, and a training that was killed
+    sees what it would have seen.
     """
 
     def __init__(
@@ -91,17 +93,21 @@ class Pairs(Dataset):
         self.images, self.settings, self.seed, self.forging = images, settings, seed, forging
         # Shared with the processes that prepare batches: they live through all epochs.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        labels = table["label"].map(LABEL2ID).to_numpy()
-        self.of_class = [np.flatnonzero(labels == label) for label in (0, 1)]
-        self.larger = int(len(self.of_class[1]) > len(self.of_class[0]))
+        self.labels = table["label"].map(LABEL2ID).to_numpy()
+        self.of_class = [np.flatnonzero(self.labels == label) for label in (0, 1)]
         self.groups = table["group"].to_numpy()
-        partners = self.of_class[1 - self.larger]
-        self.partners = pd.Series(partners).groupby(self.groups[partners]).agg(list).to_dict() if pairing else {}
+        self.partners = [pd.Series(found).groupby(self.groups[found]).agg(list).to_dict() if pairing else {} for found in self.of_class]
         # A fake that was made from one real of its group differs from it in the forgery alone: the file names tell which.
         self.stems = [Path(path).stem for path in table["path"]]
+        larger = int(len(self.of_class[1]) > len(self.of_class[0]))
+        self.firsts = self.of_class[larger]
+        if pairing:
+            chosen: set[int] = set().union(*map(self._candidates, self.firsts.tolist()))
+            left = [image for image in self.of_class[1 - larger] if image not in chosen]
+            self.firsts = np.concatenate([self.firsts, np.array(left, np.int64)])
 
     def __len__(self) -> int:
-        return len(self.of_class[self.larger])
+        return len(self.firsts)
 
     @property
     def epoch(self) -> int:
@@ -129,11 +135,16 @@ class Pairs(Dataset):
 
     def choose(self, index: int, rng: np.random.Generator) -> tuple[int, int]:
         """Which images make up an example: the real, the fake."""
-        first = int(self.of_class[self.larger][index])
-        candidates = self.partners.get(self.groups[first], self.of_class[1 - self.larger])
-        same = [candidate for candidate in candidates if self.stems[candidate] == self.stems[first]] if len(candidates) < 50 else []
-        second = int(rng.choice(same or candidates))
-        return (first, second) if self.larger == 0 else (second, first)
+        first = int(self.firsts[index])
+        label = self.labels[first]
+        second = int(rng.choice(self._candidates(first) or self.of_class[1 - label]))
+        return (first, second) if label == 0 else (second, first)
+
+    def _candidates(self, first: int) -> list[int]:
+        """The partners that an image may have in its own group: those of its name, if there are any."""
+        found = self.partners[1 - self.labels[first]].get(self.groups[first], [])
+        same = [candidate for candidate in found if self.stems[candidate] == self.stems[first]] if len(found) < 50 else []
+        return same or found
 
     def forge(self, index: int, real: int) -> list[np.ndarray] | None:
         """The real of this example and a fake made of it, each uint8 (size, size, 3); None for those that keep the fake of the data set.

@@ -66,11 +66,33 @@ def test_processes_that_prepare_batches_follow_the_epoch():
     assert not torch.equal(*seen)
 
 
-def pairs_of(images: np.ndarray, forging: Forging | None) -> Pairs:
+@pytest.mark.parametrize("swap", [False, True])
+def test_an_epoch_shows_images_whose_group_has_none_of_the_other_class(swap: bool):
+    real, fake = ("fake", "real") if swap else ("real", "fake")
+    stems = ((real, "a"), (fake, "b"), (fake, "c"), (fake, "d"))
+    rows = [{"label": label, "group": f"v{video}", "path": f"{video}/{stem}.jpg"} for video in range(5) for label, stem in stems]
+    rows += [{"label": real, "group": f"camera{index}", "path": f"camera/{index}.jpg"} for index in range(3)]
+    # One of whose two images has the fake's name, so that the other is never its partner.
+    rows += [{"label": label, "group": "person", "path": f"{label}/{stem}.jpg"} for label, stem in ((fake, "x"), (real, "x"), (real, "y"))]
+    table = pd.DataFrame(rows)
+    pairs = pairs_of(np.zeros((len(table), SIDE, SIDE, 3), np.uint8), None, table)
+    assert len(pairs) == 16 + 3 + 1
+    partners = []
+    for pairs.epoch in range(3):
+        chosen = [pairs.choose(index, pairs.draw(index)) for index in range(len(pairs))]
+        assert {image for pair in chosen for image in pair} == set(range(len(table)))
+        assert all(table["label"][real] == "real" and table["label"][fake] == "fake" for real, fake in chosen)
+        alone = [pair for pair in chosen if any(table["group"][image].startswith("camera") for image in pair)]
+        assert len(alone) == 3 and len(chosen) - len(alone) == sum(table["group"][real] == table["group"][fake] for real, fake in chosen)
+        partners.append(alone)
+    assert partners[0] != partners[1] != partners[2]
+
+
+def pairs_of(images: np.ndarray, forging: Forging | None, table: pd.DataFrame | None = None) -> Pairs:
     rows = [{"path": f"{label}/{index}.jpg", "label": label, "group": f"g{index}"} for label in ("real", "fake") for index in range(8)]
     still = {key.removeprefix("augment."): value for key, value in preset("probe", ROOT / "params.yaml").items() if "augment." in key}
     augment = load_params(ROOT / "params.yaml").augment.model_copy(update=still)
-    return Pairs(pd.DataFrame(rows), images, augment, pairing=True, seed=1, forging=forging)
+    return Pairs(pd.DataFrame(rows) if table is None else table, images, augment, pairing=True, seed=1, forging=forging)
 
 
 def test_fakes_are_forged_from_reals_on_the_spot():
