@@ -1,7 +1,7 @@
 """Images as training sees them: decoded once into a memory map, then served in pairs of a real and a fake."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,7 @@ def pixels(table: pd.DataFrame, preprocess: Preprocess) -> np.ndarray:
 
     They are decoded once for each list of images and each setting of the preprocessing, and kept in var/cache.
     """
-    key = hashlib.sha256((preprocess.model_dump_json() + "".join(table["image_id"])).encode()).hexdigest()[:24]
-    path = CACHE / f"{key}.npy"
+    path = CACHE / f"{cache_key(table, preprocess)}.npy"
 
     def decode(part: Path) -> None:
         shape = (len(table), preprocess.size, preprocess.size, 3)
@@ -48,6 +47,22 @@ def pixels(table: pd.DataFrame, preprocess: Preprocess) -> np.ndarray:
 
     make_once(path, decode)
     return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def cache_key(table: pd.DataFrame, preprocess: Preprocess) -> str:
+    """What the names of files in var/cache begin with: 24 hex digits for a list of images and a setting of the preprocessing."""
+    return hashlib.sha256((preprocess.model_dump_json() + "".join(table["image_id"])).encode()).hexdigest()[:24]
+
+
+def keep_cached(tables: Iterable[pd.DataFrame], preprocess: Preprocess) -> None:
+    """Remove from var/cache what is of other lists than these: each version of the data leaves all of its pictures there once more.
+
+    A process that reads them has them until it ends.
+    """
+    kept = {cache_key(table, preprocess) for table in tables}
+    for path in CACHE.glob("*.npy"):
+        if path.name[:24] not in kept:
+            path.unlink(missing_ok=True)
 
 
 def rehearsed(table: pd.DataFrame, shares: Mapping[str, float]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from pipeline import model
-from pipeline.dataset import CACHE, Pairs, Singles
+from pipeline.dataset import CACHE, Pairs, Singles, cache_key
 from pipeline.params_train import Augment, Train
 from pipeline.preprocess import Preprocess
 from pipeline.staging import make_once
@@ -62,11 +62,11 @@ def features(network: PreTrainedModel, table: pd.DataFrame, images: np.ndarray, 
         table: the images' rows, which name the cache together with the network's weights.
         images: uint8 (n, size, size, 3), in the table's order.
     """
-    digest = hashlib.sha256((preprocess.model_dump_json() + "".join(table["image_id"])).encode())
+    digest = hashlib.sha256()
     for name, weight in network.state_dict().items():
         if not name.startswith("classifier."):
             digest.update(weight.cpu().numpy().tobytes())
-    path = CACHE / f"{digest.hexdigest()[:24]}.features.npy"
+    path = CACHE / f"{cache_key(table, preprocess)}-{digest.hexdigest()[:24]}.features.npy"
 
     def compute(part: Path) -> None:
         with part.open("wb") as file:

@@ -8,9 +8,8 @@ import hashlib
 import json
 import logging
 import shutil
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, Trai
 
 from pipeline import features, manifest, model, params, patches, tuning
 from pipeline.arguments import arguments
-from pipeline.dataset import Pairs, Singles, collate, pixels, rehearsed, sheet
+from pipeline.dataset import Pairs, Singles, collate, keep_cached, pixels, rehearsed, sheet
 from pipeline.errors import DivergedError
 from pipeline.memory import keep_freed
 from pipeline.metrics import figures
@@ -65,6 +64,7 @@ def run(settings: params.Params) -> dict[str, Any]:
             processes, MLflow cannot be reached, or the weights grow beyond all numbers.
     """
     parts = manifest.read_parts()
+    folder = checkpoints(settings, parts)
     trained = fit(settings, parts, SHEET)
     if trained is None:
         return {}
@@ -74,6 +74,9 @@ def run(settings: params.Params) -> dict[str, Any]:
     REPORT.write_text(json.dumps(trained.report, indent=2) + "\n")
     CURVES.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(trained.report["epochs"]).to_csv(CURVES, index=False)
+    _forget(folder)
+    shown = parts | {"train": rehearsed(parts["train"], settings.train.rehearsal)}
+    keep_cached(shown.values(), Preprocess.from_processor(trained.processor))
     return trained.report
 
 
@@ -147,7 +150,6 @@ def _fit(
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Progress)
-    started = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if record is None:
         return None
@@ -161,7 +163,7 @@ def _fit(
         "images": parts["train"]["source"].value_counts().sort_index().to_dict(),
         "epochs": history.epochs,
         "best_epoch": max(history.epochs, key=lambda epoch: epoch["val_auc"])["epoch"],
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(history.seconds, 1),
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
         "parameters": sum(weight.numel() for weight in network.parameters()),
         "trained_parameters": trained_parameters,
@@ -212,6 +214,10 @@ def checkpoints(settings: params.Params, parts: dict[str, pd.DataFrame]) -> Path
     digest = hashlib.sha256()
     for section in (settings.model, settings.train, settings.augment):
         digest.update(section.model_dump_json().encode())
+    base = Path(settings.model.name)  # where it is a folder, its name says nothing of the weights in it
+    for path in sorted([*base.glob("*.json"), *base.glob("*.safetensors")]):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     for part in ("train", "val"):
         digest.update(manifest.digest(parts[part]).encode())
     return CHECKPOINTS / digest.hexdigest()[:16]
@@ -225,14 +231,30 @@ def _processes() -> PartialState:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the folder's lock: the child of a killed run may still be training. The lock is freed when its process ends, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    CHECKPOINTS.mkdir(parents=True, exist_ok=True)
+    with _lock(folder).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             log.info("another training of the same settings is running; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        folder.mkdir(exist_ok=True)
         yield
+
+
+def _forget(folder: Path) -> None:
+    """Remove the checkpoints of a training whose weights are kept, so that the next one begins anew, with the code that is there then.
+
+    Where another process has waited for this one, they stay: it goes on with them, and removes them itself.
+    """
+    with _lock(folder).open("w") as lock, suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+
+
+def _lock(folder: Path) -> Path:
+    """Beside the folder, because it outlives it."""
+    return folder.with_suffix(".lock")
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

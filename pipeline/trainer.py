@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -130,6 +131,19 @@ class History(TrainerCallback):
         self.record, self.pairs = record, pairs
         self.best, self.file = folder / "best.safetensors", folder / "epochs.json"
         self.epochs: list[dict[str, float]] = json.loads(self.file.read_text()) if self.file.is_file() else []
+
+    @property
+    def seconds(self) -> float:
+        """How long training has taken up to now, with what it took before it was cut short."""
+        return time.monotonic() - self.begun
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Go on counting the seconds from those of the checkpoint."""
+        self.begun = time.monotonic() - max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the seconds in what the next checkpoint keeps."""
+        state.log_history[-1]["seconds"] = self.seconds
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Augmentation depends on the epoch."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from pipeline import manifest, model, train, tuning
 from pipeline.adversarial import attacked
@@ -29,7 +29,7 @@ from pipeline.scoring import labels as scoring_labels
 from pipeline.scoring import score
 from pipeline.settings import preset
 from tests.conftest import ROOT, run
-from tests.recipes.small import SIDE, VIT, ZOO, fit, table
+from tests.recipes.small import SIDE, VIT, ZOO, Stop, fit, table
 
 
 def moved(settings: Params, network: PreTrainedModel) -> set[str]:
@@ -91,17 +91,6 @@ def test_features_for_a_frozen_backbone_are_computed_once(settings: Callable[...
 def _section(name: str, section: str) -> dict[str, Any]:
     values = preset(name, ROOT / "params.yaml")
     return {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{section}.")}
-
-
-class Stop(TrainerCallback):
-    """Ends a training with an exception after some steps, as a full disk does."""
-
-    def __init__(self, step: int = 4) -> None:
-        self.step = step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise OSError("no space left on device")
 
 
 def test_lora_with_averaged_weights_goes_on_where_it_was_cut_short(settings: Callable[..., Params]):
