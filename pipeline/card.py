@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from pipeline.manifest import NO_GENERATOR
 from pipeline.metrics import figure_text, percent_text
 from pipeline.params import Params
 from pipeline.params_data import FeedbackSource, FolderSource, HuggingFaceSource, LfwSource, ProceduralSource
@@ -47,7 +48,7 @@ def write(
     return environment.from_string(TEMPLATE.read_text()).render(
         params=params,
         counts=counts,
-        generators=sorted(set(parts["train"]["generator"]) - {"none"}),
+        generators=sorted(set(parts["train"]["generator"]) - {NO_GENERATOR} | (forge.shown if (forge := params.train.forge) else set())),
         rendered=any(source.kind == "procedural" for source in params.data.sources),
         shortcut=validation["shortcut"],
         evaluation=evaluation,

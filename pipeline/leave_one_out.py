@@ -83,6 +83,10 @@ def _judged(generator: str, settings: Params, parts: dict[str, pd.DataFrame], ow
     """The reals of the test part and the generator's fakes with `probability_fake` by a training without it, and its F1 threshold."""
     rest = {part: parts[part][parts[part]["generator"] != generator].reset_index(drop=True) for part in ("train", "val")}
     test = parts["test"][parts["test"]["generator"].isin([NO_GENERATOR, generator])]
+    if settings.train.forge:
+        # What is forged on the spot is of the same kind as what is left out.
+        recipe = settings.train.model_copy(update={"forge": settings.train.forge.without(generator)})
+        settings = settings.model_copy(update={"train": recipe})
     folder = train.checkpoints(settings, rest)
     scores = FOLDER / f"{folder.name}-{manifest.digest(test)[:16]}.parquet"
     if not scores.is_file():

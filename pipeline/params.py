@@ -132,6 +132,18 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _forges_nothing_that_is_held_out(self) -> "Params":
+        forge = self.train.forge
+        both = sorted(forge.shown & set(self.split.holdout_generators)) if forge else []
+        if both:
+            raise ValueError(
+                f"split.holdout_generators and train.forge.methods both name {', '.join(both)}: training would be shown forgeries "
+                "of the kind that the part `unseen` is judged on as never seen. Take it out of one of them, or hold out none: "
+                "python -m pipeline.settings -S 'split.holdout_generators=[]'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _normalises_copies(self) -> "Params":
         if self.ingest.normalise and any(isinstance(source, FolderSource) and source.in_place for source in self.data.sources):
             raise ValueError(
@@ -169,7 +181,8 @@ def check_params(content: Any, path: Path) -> Params:
         lines = []
         for problem in error.errors():
             where = ".".join(str(part) for part in problem["loc"])
-            lines.append(f"  {where}: {problem['msg']}{_allowed(problem)}")
+            # What is wrong between two sections has no place of its own, and its input is the whole file.
+            lines.append(f"  {where}: {problem['msg']}{_allowed(problem)}" if where else f"  {problem['msg']}")
         raise ParamsError(f"{path} is not valid:\n" + "\n".join(lines)) from None
 
 

@@ -33,6 +33,16 @@ class Forging(Section):
 
     _sums = model_validator(mode="after")(lambda self: sum_to_one(self, "methods"))
 
+    @property
+    def shown(self) -> set[str]:
+        """Names of the methods whose fakes training sees."""
+        return {method for method, share in self.methods.items() if self.share * share}
+
+    def without(self, method: str) -> "Forging | None":
+        """The same with the other methods alone, or None if there is none."""
+        rest = {name: share for name, share in self.methods.items() if name != method and share}
+        return Forging(share=self.share, methods={name: share / sum(rest.values()) for name, share in rest.items()}) if rest else None
+
 
 class Adversarial(Section):
     """Training on attacked pictures (Madry et al., ICLR 2018). A step costs as much as a step of training."""

@@ -151,3 +151,22 @@ def test_rehearsal_names_a_source_that_is_not_there():
     content["train"] |= {"rehearsal": {"old": 0.5}}
     with pytest.raises(ParamsError, match=r"train.rehearsal: no source is called old; there are: procedural"):
         check_params(content, Path("params.yaml"))
+
+
+def test_what_is_held_out_as_never_seen_is_not_forged_in_training():
+    content = load_params(ROOT / "params.yaml").model_dump(mode="json", by_alias=True)
+    methods = {"self_blend": 0.5, "resynthesis": 0.5}
+    content["train"]["forge"] = {"share": 0.3, "methods": methods}
+    content["split"]["holdout_generators"] = ["resynthesis", "swap"]
+    with pytest.raises(ParamsError, match=r"holdout_generators and train.forge.methods both name resynthesis: .*\[\]'$") as found:
+        check_params(content, Path("params.yaml"))
+    assert len(str(found.value)) < 500  # without the whole file behind it
+    content["split"]["holdout_generators"] = ["swap"]
+    forge = check_params(content, Path("params.yaml")).train.forge
+    assert forge and forge.shown == set(methods)
+    left = forge.without("resynthesis")
+    assert left and left.methods == {"self_blend": 1.0} and left.share == 0.3
+    assert left.without("self_blend") is None and forge.without("stylegan") == forge
+    content["train"]["forge"]["methods"] = methods | {"self_blend": 1.0, "resynthesis": 0.0}
+    content["split"]["holdout_generators"] = ["resynthesis"]
+    assert check_params(content, Path("params.yaml"))

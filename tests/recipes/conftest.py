@@ -30,6 +30,7 @@ def settings(workspace: Path) -> Callable[..., Params]:
 
     def make(name: str = "vit", augment: dict[str, Any] | None = None, **recipe: Any) -> Params:
         content = load_params(ROOT / "params.yaml").model_dump(by_alias=True, mode="json")
+        content["split"]["holdout_generators"] = []
         content["model"] = {"name": name, "init": "scratch", "config": ZOO[name]}
         small = {"epochs": 2, "batch_size": 8, "lr": 0.01, "bf16": False, "checkpoints_per_epoch": 3}
         content["train"] |= small | recipe

@@ -67,12 +67,14 @@ def test_each_generator_is_left_out_in_turn(
         fakes = pairs["label"] == "fake"
         pairs.loc[fakes, "generator"] = ["swap" if row % 2 else "blend" for row in range(fakes.sum())]
         manifest.write(pairs, manifest.SPLITS / f"{part}.parquet")
-    chosen = settings()
+    chosen = settings(forge={"share": 0.5, "methods": {"swap": 1.0}})
     fit_ = train.fit
     shown: list[set[str]] = []
+    forged: list[set[str]] = []
 
     def fit_twice(candidate: Params, parts: dict[str, Any], **more: Any) -> train.Trained | None:
         shown.append(set(parts["train"]["generator"]) | set(parts["val"]["generator"]))
+        forged.append(candidate.train.forge.shown if candidate.train.forge else set())
         if len(shown) == 2:
             raise Killed
         return fit_(candidate, parts, **more)
@@ -82,6 +84,7 @@ def test_each_generator_is_left_out_in_turn(
         leave_one_out.run(chosen)
     found = leave_one_out.run(chosen)
     assert shown == [{"none", "swap"}, {"none", "blend"}, {"none", "blend"}]  # what was judged before the kill is not trained again
+    assert forged == [{"swap"}, set(), set()]
     assert leave_one_out.run(chosen) == found and len(shown) == 3
 
     aucs = {name: row["auc"]["value"] for name, row in found["generators"].items()}

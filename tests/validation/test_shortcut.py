@@ -10,6 +10,7 @@ import pytest
 from pipeline import card, data_card, shortcut, validate
 from pipeline.errors import StageError
 from pipeline.images import read
+from pipeline.params_train import Forging
 from tests.validation.use import row, save, table_of
 
 
@@ -93,4 +94,11 @@ def test_the_model_card_says_what_metadata_tells(clean: pd.DataFrame, workspace)
         return card.write(params, {"train": clean}, {"shortcut": auc}, evaluation, training, meta, {"bf16": None, "int8": None})
 
     assert "tell real from fake with AUC 0.625 (0.600 to 0.650)" in text({"auc": {"value": 0.625, "low": 0.6, "high": 0.65}})
-    assert "could not be judged: too few" in text({"auc": {"value": None}, "unjudged": "too few"})
+    unjudged: dict[str, object] = {"auc": {"value": None}, "unjudged": "too few"}
+    assert "could not be judged: too few" in text(unjudged)
+
+    made = sorted(set(clean["generator"]) - {"none"})
+    assert f"Generators that training saw: {', '.join(made)}.\n" in text(unjudged)
+    forge = Forging(share=0.3, methods={"resynthesis": 1.0, "swap": 0.0})
+    params = params.model_copy(update={"train": params.train.model_copy(update={"forge": forge})})
+    assert f"Generators that training saw: {', '.join(sorted([*made, 'resynthesis']))}.\n" in text(unjudged)
