@@ -1,5 +1,7 @@
 """Networks: any image classifier that transformers knows, by hub name or folder, pretrained or from scratch."""
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ TRAINED = Path("models/trained")
 """Where training leaves the network."""
 
 HEAD: dict[str, Any] = {"id2label": ID2LABEL, "label2id": LABEL2ID}
+log = logging.getLogger(__name__)
 
 
 def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
@@ -30,7 +33,8 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
         The model, and the transformers image processor that belongs to it.
 
     Raises:
-        StageError: if the name is neither a folder nor a hub name nor, with init scratch, a model type; or a hub cannot be reached.
+        StageError: if the name is neither a folder nor a hub name nor, with init scratch, a model type; or a hub cannot be reached;
+            or outputs in another order cannot be turned round.
     """
     try:
         if settings.init == "pretrained":
@@ -39,6 +43,8 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
                 settings.name, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **HEAD, **settings.config
             )
             _check_shapes(found["mismatched_keys"], settings)
+            if not any("classifier" in name for name in (*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"]))):
+                _order_outputs(model, AutoConfig.from_pretrained(settings.name).id2label)
             return _with_its_head(model), AutoImageProcessor.from_pretrained(settings.name)
         if settings.name in CONFIG_MAPPING:
             config = AutoConfig.for_model(settings.name, **HEAD, **settings.config)
@@ -65,6 +71,31 @@ def _check_shapes(mismatched: Any, settings: "params.Model") -> None:
             f"model.config = {settings.config}: the shape is another one in {settings.name} of {', '.join(others[:3])}. "
             "Leave out what changes shapes (image_size, hidden_size ...), or train with model.init=scratch."
         )
+
+
+def _order_outputs(model: PreTrainedModel, names: Mapping[int, str]) -> None:
+    """Make a head of two outputs that came with its weights say real first, then fake, in place.
+
+    Args:
+        model: as it was read.
+        names: what the head's outputs were called before they were renamed.
+
+    Raises:
+        StageError: if they are fake and real, and the head is not called as usual.
+    """
+    labels = [names[index].lower() for index in sorted(names)]
+    if labels == list(LABEL2ID):
+        return
+    weights = {name: value for name, value in model.state_dict().items() if "classifier" in name}
+    if labels == list(reversed(LABEL2ID)):
+        turned = {name: value.flip(0) for name, value in weights.items() if value.shape[:1] == (len(labels),)}
+        if not turned:
+            raise StageError(f"{type(model).__name__} has no `classifier` whose outputs, {', '.join(labels)}, could be turned round")
+    else:
+        log.info("the outputs of the head are called %s, which says nothing of real and fake: it begins anew", ", ".join(labels))
+        fresh = AutoModelForImageClassification.from_config(model.config).state_dict()
+        turned = {name: fresh[name] for name in weights}
+    model.load_state_dict(turned, strict=False)
 
 
 def load(folder: Path) -> PreTrainedModel:
