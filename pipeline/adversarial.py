@@ -18,7 +18,7 @@ def attacked(network: nn.Module, values: torch.Tensor, labels: torch.Tensor, set
         settings: `eps` is in pixel values out of 255.
         preprocess: of the network: how far a pixel may go is counted before normalising.
     """
-    mean, std = (values.new_tensor(of).view(1, 3, 1, 1) for of in (preprocess.mean, preprocess.std))
+    mean, std = (values.new_tensor(of).view(1, 3, 1, 1) for of in preprocess.channels)
     reach = settings.eps / 255 / std
     low, high = torch.maximum(values - reach, -mean / std), torch.minimum(values + reach, (1 - mean) / std)
     # The last step has to be able to come from one edge to the other; 2.5 / steps is what Madry et al. take.

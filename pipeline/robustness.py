@@ -171,7 +171,6 @@ def attack(network: PreTrainedModel, preprocess: Preprocess, images: np.ndarray,
     Returns:
         float32 (n, 3, size, size), to be added to pixel values of 0..1, which stay in that range.
     """
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocess.mean, preprocess.std))
     bound = eps / 255
     stride = bound if steps == 1 else bound * 2.5 / steps
     changes = []
@@ -180,7 +179,7 @@ def attack(network: PreTrainedModel, preprocess: Preprocess, images: np.ndarray,
         change = torch.zeros_like(clean)
         for _ in range(steps):
             change.requires_grad_(True)
-            logits = network(pixel_values=(clean + change - mean) / std).logits
+            logits = network(pixel_values=preprocess.standardise(clean + change)).logits
             loss = functional.cross_entropy(logits, torch.tensor(truth[start : start + 32]))
             (slope,) = torch.autograd.grad(loss, change)
             change = (change.detach() + stride * slope.sign()).clamp(-bound, bound)
@@ -196,8 +195,7 @@ def _unit(images: np.ndarray) -> torch.Tensor:
 
 def _probabilities(subject: Subject, images: torch.Tensor) -> np.ndarray:
     """float (n, 3, size, size) in 0..1, not rounded to bytes -> probabilities of fake (n,)."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (subject.preprocess.mean, subject.preprocess.std))
-    values = ((images - mean) / std).numpy()
+    values = subject.preprocess.standardise(images).numpy()
     logits = np.concatenate([subject.runtime(values[start : start + 32])[0] for start in range(0, len(values), 32)])
     return probability(logits[:, 1] - logits[:, 0], subject.temperature)
 

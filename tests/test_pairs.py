@@ -1,8 +1,10 @@
 """What training is shown: pairs, forgeries made on the spot, old sources beside new ones."""
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from transformers import ConvNextImageProcessorPil, MobileViTImageProcessorPil, ViTImageProcessorPil
 
 from pipeline.dataset import Pairs, collate, pixels, rehearsed
 from pipeline.errors import StageError
@@ -23,10 +26,33 @@ from tests.data_helpers import picture
 SIDE = 32
 
 
-def test_a_training_sees_the_pixels_that_a_service_sees():
+@pytest.mark.parametrize("flip_channels", [False, True])
+def test_a_training_sees_the_pixels_that_a_service_sees(flip_channels: bool):
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)
-    preprocess = Preprocess(size=SIDE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    assert np.array_equal(preprocess.normalise_tensor(torch.from_numpy(pixels)).numpy(), preprocess.normalise(pixels))
+    preprocess = Preprocess(size=SIDE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), flip_channels=flip_channels)
+    seen = preprocess.normalise(pixels)
+    assert np.array_equal(preprocess.normalise_tensor(torch.from_numpy(pixels)).numpy(), seen) and seen.flags.c_contiguous
+    unit = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+    np.testing.assert_allclose(preprocess.standardise(unit).numpy(), seen, atol=1e-6)
+
+
+@pytest.mark.parametrize("processor", [MobileViTImageProcessorPil(), ViTImageProcessorPil(), ConvNextImageProcessorPil()])
+def test_a_network_is_given_what_its_own_processor_would_give_it(processor: Any):
+    colour = np.full((300, 300, 3), (250, 100, 10), np.uint8)
+    expected = np.asarray(processor(Image.fromarray(colour), return_tensors="np")["pixel_values"])
+    preprocess = Preprocess.from_processor(processor)
+    found = preprocess.normalise(preprocess.pixels(Image.fromarray(colour))[None])
+    middle = (slice(None), expected.shape[-1] // 2, expected.shape[-1] // 2)
+    np.testing.assert_allclose(found[0][:, found.shape[-1] // 2, found.shape[-1] // 2], expected[0][middle], atol=1e-6)
+
+
+def test_a_package_from_before_the_order_of_channels_was_said_is_read_as_rgb(tmp_path: Path):
+    Preprocess(size=SIDE).save(tmp_path)
+    file = tmp_path / "preprocess.json"
+    content = json.loads(file.read_text())
+    del content["flip_channels"]
+    file.write_text(json.dumps(content))
+    assert Preprocess.load(tmp_path) == Preprocess(size=SIDE, flip_channels=False)
 
 
 def test_images_that_two_want_at_once_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

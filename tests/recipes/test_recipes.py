@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from transformers import PreTrainedModel, set_seed
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from pipeline import manifest, model, train, tuning
 from pipeline.adversarial import attacked
@@ -24,6 +25,7 @@ from pipeline.metrics import judge
 from pipeline.params import Model, Params, check_params, load_params
 from pipeline.params_train import Adversarial, Train
 from pipeline.preprocess import Preprocess
+from pipeline.robustness import attack
 from pipeline.runtime import runtime
 from pipeline.scoring import labels as scoring_labels
 from pipeline.scoring import score
@@ -224,6 +226,28 @@ def test_an_attack_stays_within_reach_and_does_harm():
     network.eval()
     losses = [torch.nn.functional.cross_entropy(network(pixel_values=seen).logits, labels) for seen in (values, changed)]
     assert losses[1] > losses[0]
+
+
+class Blue(torch.nn.Module):
+    """Calls fake what has much of the channel that it is given first."""
+
+    def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
+        score = pixel_values[:, 0].mean((1, 2))
+        return ImageClassifierOutput(logits=torch.stack([-score, score], 1))
+
+
+def test_attacks_know_the_order_of_the_channels():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
+    preprocess = Preprocess(size=SIDE, mean=(0.2, 0.5, 0.8), std=(0.1, 0.5, 0.9), flip_channels=True)
+    truth = np.array([0, 1, 0, 1])
+    change = attack(Blue(), preprocess, pixels, truth, eps=4, steps=3)
+    assert not change[:, :2].any() and (change[::2, 2].mean((1, 2)) > 0).all() and (change[1::2, 2].mean((1, 2)) < 0).all()
+
+    values = preprocess.normalise_tensor(torch.from_numpy(pixels))
+    changed = attacked(Blue(), values, torch.from_numpy(truth), Adversarial(eps=4, steps=3), preprocess)
+    std = torch.tensor((0.9, 0.5, 0.1))[:, None, None]  # of blue, green, red
+    assert 3.9 / 255 < float(((changed - values) * std).abs().max()) <= 4 / 255 + 1e-6
+    assert all(((changed - values)[:, channel] * std[channel]).abs().max() > 3 / 255 for channel in range(3))
 
 
 def test_adversarial_training_trains(settings: Callable[..., Params]):
