@@ -20,7 +20,7 @@ from pipeline.convert import to_onnx, to_openvino
 from pipeline.dataset import pixels
 from pipeline.detector import Detector, Prediction
 from pipeline.errors import StageError
-from pipeline.images import OWN, read
+from pipeline.images import OWN, read, read_bytes
 from pipeline.labels import ID2LABEL
 from pipeline.lineage import lineage
 from pipeline.model import TRAINED
@@ -140,7 +140,7 @@ def _write_golden(detector: Detector, test: pd.DataFrame, of_each: int) -> None:
     answers = _predict(detector, chosen["path"])
     for image_id, path, label, answer in zip(chosen["image_id"], chosen["path"], chosen["label"], answers, strict=True):
         name = image_id[:16] + Path(path).suffix.lower()
-        shutil.copyfile(path, folder / name)
+        (folder / name).write_bytes(read_bytes(Path(path), OWN))
         listed[name] = {"label": label, "probability_fake": answer.probability_fake}
     (folder / "golden.json").write_text(json.dumps(listed, indent=2) + "\n")
 

@@ -1,0 +1,32 @@
+"""The stage export on data that is kept in other ways than the embedded data set is."""
+
+import hashlib
+import json
+from collections.abc import Callable
+
+import pytest
+
+from pipeline import evaluate, export, ingest, manifest, split, train
+from pipeline.package import GOLDEN, PACKAGE, verify
+from pipeline.params import Params
+from tests.package_helpers import CONFIG
+
+
+def test_golden_examples_come_out_of_shards(prepare: Callable[..., Params], new_store: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store())
+    quick = {"evaluate.bootstrap": 100, "evaluate.attack_images": 0, "evaluate.robustness_images": 4, "evaluate.explain_images": 0}
+    quick |= {"evaluate.baseline_images": 20, "export.golden": 2, "export.onnx": False, "train.epochs": 1, "train.bf16": False}
+    params = prepare(data__shard=True, model__name="vit", model__config=CONFIG, **quick)
+    for stage in (ingest, split):
+        stage.run(params)
+    test = manifest.read_parts()["test"]
+    assert all(".tar/" in path for path in test["path"])
+    export.VALIDATION.write_text(json.dumps({"shortcut": {"auc": {"value": None}, "unjudged": "too few"}}))
+    for stage in (train, evaluate, export):
+        stage.run(params)
+
+    golden = verify(PACKAGE).golden
+    assert len(golden) == 4
+    listed = json.loads((PACKAGE / GOLDEN / "golden.json").read_text())
+    found = {hashlib.sha256(path.read_bytes()).hexdigest(): listed[path.name]["label"] for path in golden}
+    assert found.items() <= {(image_id, label) for image_id, label in zip(test["image_id"], test["label"], strict=True)}
