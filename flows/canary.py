@@ -1,8 +1,6 @@
 """Makes known that the service ended a canary: as a tag of its version in MLflow, and as a message."""
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
@@ -11,6 +9,7 @@ from flows import registry
 from flows.notifications import send
 from flows.store import retried
 from pipeline.champion_source import STOPPED
+from pipeline.var import var_folder
 
 CANARY = "canary"
 """Tag of a version: why its canary ended by itself."""
@@ -34,5 +33,5 @@ def announce(ended: dict[str, Any]) -> None:
 
 def last() -> dict[str, Any] | None:
     """The canary that the service ended last."""
-    file = Path(os.environ.get("UNMASK_VAR", "var")) / STOPPED
+    file = var_folder() / STOPPED
     return json.loads(file.read_text()) if file.is_file() else None

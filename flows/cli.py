@@ -19,10 +19,12 @@ from mlflow.exceptions import MlflowException
 from flows import backup, notifications, promotion, registry
 from flows.ports import HOST, PORTS
 from pipeline import copies, feedback, labelling, lineage, predictions
+from pipeline.champion_source import CHALLENGER, CHAMPION
 from pipeline.errors import StageError
 from pipeline.tracking import tracking_uri, without_secrets
+from pipeline.var import DRIFT_REPORT, var_folder
 
-ALIASES = (registry.CHAMPION, registry.CHALLENGER, registry.PREVIOUS)
+ALIASES = (CHAMPION, CHALLENGER, registry.PREVIOUS)
 
 VERBS = {
     "status": "what there is, and what is served",
@@ -102,7 +104,7 @@ def forget(id: str) -> dict[str, int]:
     Raises:
         StageError: if nothing is known of it, or the record of feedback cannot be read.
     """
-    var = Path(os.environ.get("UNMASK_VAR", "var"))
+    var = var_folder()
     record = var / feedback.FOLDER
     images = feedback.alone(record, id)
     # The record goes last: after a kill, or an error, it still says which images were to go.
@@ -179,7 +181,7 @@ def _line(found: dict[str, Any] | None) -> str:
 
 
 def _drift() -> dict[str, Any] | None:
-    path = Path(os.environ.get("UNMASK_VAR", "var")) / "drift" / "report.json"
+    path = var_folder() / DRIFT_REPORT
     if not path.is_file():
         return None
     report, checked = json.loads(path.read_text()), datetime.fromtimestamp(path.stat().st_mtime, UTC)

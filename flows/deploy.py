@@ -22,6 +22,7 @@ from flows.registry import MODEL, Version
 from flows.smoke import smoke
 from flows.store import find_champion, retried
 from pipeline import package
+from pipeline.champion_source import CHAMPION
 from pipeline.errors import StageError
 from pipeline.package import PackageError
 from pipeline.servable import ADVICE, SMOKE_TEST
@@ -56,7 +57,7 @@ def deploy(by: str | None = None) -> State[Any]:
 def _follow(by: str | None) -> State[Any]:
     version = find_champion()
     if version is None:
-        message = f"no version of {MODEL} has the alias {registry.CHAMPION}: move it to one in MLflow"
+        message = f"no version of {MODEL} has the alias {CHAMPION}: move it to one in MLflow"
         return Completed(name="NoChampion", message=message)
     reason = promotion.obstacle(version)
     if reason is not None:

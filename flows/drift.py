@@ -1,7 +1,6 @@
 """Flow `drift`: does what the champion is asked still look like what it was judged on? If not, an event says so."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from pipeline.params import ParamsError, load_params
 from pipeline.params_data import FeedbackSource
 from pipeline.params_loop import Drift
 from pipeline.staging import write
+from pipeline.var import DRIFT_REPORT, var_folder
 
 DRIFT_EVENT = "unmask.drift"
 RESOURCE = {"prefect.resource.id": "unmask.model", "prefect.resource.name": registry.MODEL}
@@ -45,18 +45,18 @@ def drift() -> State[Any]:
     try:
         params = load_params()
         settings = params.drift
-        expired = feedback.expire(_var() / feedback.FOLDER, params.feedback.retention_days)
-        labelling.forget(_var(), expired)
+        expired = feedback.expire(var_folder() / feedback.FOLDER, params.feedback.retention_days)
+        labelling.forget(var_folder(), expired)
         copies.delete(expired)
         version = find_champion()
         if version is None:
             return Completed(name="NotEnoughData", message=f"no version of {registry.MODEL} is the champion: there is nothing to compare")
         found = fetch_package(version)
-        said = feedback.read(_var() / feedback.FOLDER)
+        said = feedback.read(var_folder() / feedback.FOLDER)
         source = next((source for source in params.data.sources if isinstance(source, FeedbackSource)), FeedbackSource(kind="feedback"))
     except (StageError, ParamsError, PackageError) as error:
         return Failed(name="StageFailed", message=str(error))
-    window = predictions.newest(_var() / predictions.FILE, version.digest, settings.max_window)
+    window = predictions.newest(var_folder() / predictions.FILE, version.digest, settings.max_window)
     if len(window) < settings.min_window:
         message = f"{len(window)} of {settings.min_window} answers needed: not enough data to say anything"
         return Completed(name="NotEnoughData", message=message)
@@ -64,9 +64,9 @@ def drift() -> State[Any]:
     report = {"version": version.number} | check(reference, window, settings)
     labels = {line.id: LABEL2ID[line.label] for line in trust.judge(said, source).counted}
     report["f1"] = f1(found, reference, window, report, labels)
-    report["challenger"] = shadow.compared(predictions.beside(_var() / predictions.FILE, version.digest, settings.max_window), labels)
+    report["challenger"] = shadow.compared(predictions.beside(var_folder() / predictions.FILE, version.digest, settings.max_window), labels)
     report["announced"] = announce(report, str(window["id"].iloc[-1]))
-    kept = {line.id: _var() / feedback.FOLDER / feedback.IMAGES / line.image for line in said if line.image}
+    kept = {line.id: var_folder() / feedback.FOLDER / feedback.IMAGES / line.image for line in said if line.image}
     write(report_file().with_suffix(".html"), page(report, reference, window, kept).encode())
     write(report_file(), (json.dumps(report, indent=2) + "\n").encode())
     monitoring.record(report, report_file().parent)
@@ -83,7 +83,7 @@ def fetch_package(version: Version) -> Package:
     """
     if not version.digest:
         raise StageError(f"version {version.number} of {registry.MODEL} has no tag `{registry.DIGEST}`: register it with the flow `train`")
-    folder = _var() / "drift" / version.digest[:16]
+    folder = var_folder() / "drift" / version.digest[:16]
     try:
         return package.verify(folder)
     except PackageError:
@@ -152,8 +152,4 @@ def show(report: dict[str, Any]) -> str:
 
 def report_file() -> Path:
     """What the last check found."""
-    return _var() / "drift" / "report.json"
-
-
-def _var() -> Path:
-    return Path(os.environ.get("UNMASK_VAR", "var"))
+    return var_folder() / DRIFT_REPORT

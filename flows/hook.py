@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from flows.ports import HOOK_SECRET, HOST
-from flows.registry import CHAMPION
+from pipeline.champion_source import CHAMPION
 from pipeline.tracking import MODEL, connect
 
 NAME = "unmask-deploy"

@@ -2,14 +2,12 @@
 
 import fcntl
 import json
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -20,6 +18,7 @@ from flows import disk
 from flows.process import Ended, environment, stream
 from pipeline.errors import StageError
 from pipeline.lineage import lineage
+from pipeline.var import var_folder
 
 DVC = [sys.executable, "-m", "dvc"]
 CACHED = ("Stage '{}' didn't change, skipping", "Stage '{}' is cached - skipping run, checking out outputs")
@@ -93,7 +92,7 @@ def workspace_lock(name: str = "materialise", say: Callable[[str], None] | None 
         name: locks of other names are for other files.
         say: told where one has to wait; the run's log, unless given.
     """
-    path = Path(os.environ.get("UNMASK_VAR", "var")) / f"{name}.lock"
+    path = var_folder() / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:

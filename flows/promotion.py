@@ -3,19 +3,20 @@
 MLflow keeps no history of its aliases: the record is an append-only file of JSON lines, and the alias `previous` follows from it.
 """
 
-import os
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from flows import journal, registry
-from flows.registry import CHAMPION, PREVIOUS, Version
+from flows.registry import PREVIOUS, Version
 from pipeline import servable
+from pipeline.champion_source import CHAMPION
 from pipeline.compare import COMPARED
 from pipeline.errors import StageError
 from pipeline.params import Promotion
 from pipeline.servable import ADVICE, OVERRIDE
+from pipeline.var import var_folder
 
 REFUSED = "refused"
 """Tag of a version that was promoted and may not be served: why."""
@@ -152,4 +153,4 @@ def _key(line: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def _file() -> Path:
-    return Path(os.environ.get("UNMASK_VAR", "var")) / "promotions.jsonl"
+    return var_folder() / "promotions.jsonl"

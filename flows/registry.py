@@ -5,7 +5,6 @@ anywhere, or whose files came from DVC's cache, ends in the same one version whe
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,14 +18,14 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from flows.gates import Verdict
+from pipeline.champion_source import CHALLENGER
 from pipeline.lineage import lineage
 from pipeline.package import Package
 from pipeline.params import Params
 from pipeline.record import Record
 from pipeline.tracking import EXPERIMENT, MODEL, connect, reach
+from pipeline.var import var_folder
 
-CHAMPION = "champion"
-CHALLENGER = "challenger"
 PREVIOUS = "previous"
 """Alias of the version that was served before the champion."""
 
@@ -220,7 +219,7 @@ def _run_of(package: Package, settings: Params) -> str:
 
 def _replay(package: Package, settings: Params, report: Mapping[str, Any]) -> str:
     """Record a training after the fact, from its report."""
-    folder = Path(os.environ.get("UNMASK_VAR", "var")) / "runs" / package.digest[:16]
+    folder = var_folder() / "runs" / package.digest[:16]
     folder.mkdir(parents=True, exist_ok=True)
     record = Record.open(folder, settings)
     for row in report["epochs"]:

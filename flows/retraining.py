@@ -1,6 +1,5 @@
 """Trainings that nobody asked for: whether one may start, and what to label where it would have nothing new to learn from."""
 
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,10 +10,12 @@ import pandas as pd
 from flows import journal, registry
 from flows.drift import fetch_package
 from pipeline import feedback, labelling, predictions
+from pipeline.champion_source import CHAMPION
 from pipeline.diagnosis import foreignness
 from pipeline.lineage import lineage
 from pipeline.params import Params
 from pipeline.params_loop import Retrain
+from pipeline.var import var_folder
 
 AUTOMATIC = ("drift",)
 """Reasons that are not a person's: params.yaml: retrain bounds these runs."""
@@ -51,14 +52,14 @@ def nothing_new() -> registry.Version | None:
 
 def label_next(params: Params) -> Path | None:
     """Put out what is best to label next, into var/labelling, a folder a day. Returns the folder; None if no user let us keep anything."""
-    folder = _var() / labelling.FOLDER / f"{datetime.now(UTC):%Y-%m-%d}"
+    folder = var_folder() / labelling.FOLDER / f"{datetime.now(UTC):%Y-%m-%d}"
     if folder.is_dir():
         return folder  # somebody may be at work in it
-    kept = _var() / feedback.FOLDER
+    kept = var_folder() / feedback.FOLDER
     statements, distances = feedback.read(kept), {}
-    champion = registry.holder(registry.CHAMPION)
+    champion = registry.holder(CHAMPION)
     if champion is not None and champion.digest and statements:
-        window = predictions.newest(_var() / predictions.FILE, champion.digest, params.drift.max_window)
+        window = predictions.newest(var_folder() / predictions.FILE, champion.digest, params.drift.max_window)
         if len(window):
             reference = pd.read_parquet(fetch_package.fn(champion).path / "reference.parquet")
             distances = dict(zip(window["id"], foreignness(reference, window).tolist(), strict=True))
@@ -66,9 +67,5 @@ def label_next(params: Params) -> Path | None:
     return folder if put else None
 
 
-def _var() -> Path:
-    return Path(os.environ.get("UNMASK_VAR", "var"))
-
-
 def _file() -> Path:
-    return _var() / "retrainings.jsonl"
+    return var_folder() / "retrainings.jsonl"

@@ -13,9 +13,10 @@ from flows.deploy import deploy
 from flows.materialise import workspace_lock
 from flows.process import leash
 from flows.promotion import BENTO
-from flows.registry import CHAMPION, Version
+from flows.registry import Version
 from flows.train import train
 from pipeline import package
+from pipeline.champion_source import CHAMPION
 from pipeline.lineage import lineage
 from pipeline.metrics import Figure, figure_text
 from pipeline.package import PACKAGE

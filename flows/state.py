@@ -10,6 +10,7 @@ from sqlalchemy.exc import ArgumentError
 
 from pipeline.errors import StageError
 from pipeline.tracking import tracking_uri
+from pipeline.var import var_folder
 
 BACKEND = "MLFLOW_BACKEND_STORE_URI"
 ARTIFACTS = "MLFLOW_ARTIFACTS_DESTINATION"
@@ -59,7 +60,7 @@ def here() -> State:
     artifacts = os.environ.get(ARTIFACTS) or "mlartifacts"
     bucket = "://" in artifacts and not artifacts.startswith("file:")
     cache, remote = _dvc()
-    var = Path(os.environ.get("UNMASK_VAR") or "var")
+    var = var_folder()
     sqlite = {f"{name}.db": Path(url.database or "") for name, url in urls.items() if url.get_backend_name() == "sqlite"}
     files = sqlite | ({} if bucket else {"mlartifacts": Path(url2pathname(artifacts.removeprefix("file://")))})
     files |= {"var": var, "cache": cache} | {name: Path(name) for name in PROJECT}

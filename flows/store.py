@@ -9,6 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from flows import disk, registry
 from flows.registry import Version
+from pipeline.champion_source import CHAMPION
 from pipeline.tracking import tracking_uri, without_secrets
 
 RETRY_SECONDS = [5.0, 15.0, 30.0]
@@ -56,4 +57,4 @@ def find_store() -> None:
 @task(name="find the champion", **retried)
 def find_champion() -> Version | None:
     """The version that is served, or should be."""
-    return registry.holder(registry.CHAMPION)
+    return registry.holder(CHAMPION)

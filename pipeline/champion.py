@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.champion_source import ALIAS, CHALLENGER, Pinned, Registry, Source, UnavailableError, UntilPromoted, Version
+from pipeline.champion_source import CHALLENGER, CHAMPION, Pinned, Registry, Source, UnavailableError, UntilPromoted, Version
 from pipeline.detector import Detector
 from pipeline.package import STARTER
 from pipeline.tracking import MODEL, tracking_uri
+from pipeline.var import var_folder
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Champion:
         trouble: what stands against serving what is wanted, and what to do: (message, hint). None if all is well.
     """
 
-    alias = ALIAS
+    alias = CHAMPION
 
     def __init__(self, source: Source, seconds: float = 1.0, faces: Path | None = None) -> None:
         """`faces` is the ONNX file of the face detector, if it shall be another than the package's own."""
@@ -89,7 +90,9 @@ class Champion:
 
     def _without(self) -> None:
         """No version has the alias."""
-        self._tell(f"No model is promoted: no version of `{MODEL}` has the alias `{ALIAS}`", "Run `make run`, or set the alias in MLflow.")
+        self._tell(
+            f"No model is promoted: no version of `{MODEL}` has the alias `{CHAMPION}`", "Run `make run`, or set the alias in MLflow."
+        )
 
     def _follow(self) -> None:
         while not self._end.wait(self.seconds):
@@ -177,7 +180,7 @@ def champion(bundled: Path | None = None, version: str = "") -> Champion:
     elif bundled:
         source = Pinned(bundled, version)
     else:
-        source = Registry(tracking_uri(), Path(os.environ.get("UNMASK_VAR", "var")) / "served")
+        source = Registry(tracking_uri(), var_folder() / "served")
         if STARTER.is_dir():
             source = UntilPromoted(source, STARTER)
     return Champion(source, faces=faces)

@@ -22,7 +22,7 @@ from pipeline.package import STARTER
 from pipeline.servable import ADVICE, obstacle
 from pipeline.tracking import MODEL
 
-ALIAS = "champion"
+CHAMPION = "champion"
 CHALLENGER = "challenger"
 STOPPED = Path("canary.json")
 """Inside UNMASK_VAR: the canary that ended by itself, for the other workers and after a restart. Without it it begins again."""
@@ -98,7 +98,7 @@ class Registry:
     another process is just making. The download of a new version imports it.
     """
 
-    def __init__(self, uri: str, folder: Path, alias: str = ALIAS) -> None:
+    def __init__(self, uri: str, folder: Path, alias: str = CHAMPION) -> None:
         """`folder` holds the downloads, and belongs to one alias."""
         self.uri, self.folder, self.alias = uri, folder, alias
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import anyio
@@ -22,10 +21,6 @@ from serving.threads import Threads
 from serving.trial import Picture, Trial
 
 Result = TypeVar("Result")
-FEEDBACK = Path("feedback")
-DRIFT_REPORT = Path("drift/report.json")
-"""Inside UNMASK_VAR; the drift flow writes the latter."""
-
 LARGE = 2_000_000
 """Pixels: a larger picture takes a tenth of a second and more to decode, and waits in a queue of its own for it."""
 

@@ -23,10 +23,11 @@ from pipeline.champion import Served
 from pipeline.detector import Prediction as Predicted
 from pipeline.images import ImageError
 from pipeline.overlay import overlay
+from pipeline.var import DRIFT_REPORT
 from serving import answers, openapi, upload
 from serving import card as card_page
 from serving.answers import DIGITS
-from serving.context import DRIFT_REPORT, FEEDBACK, Context, Opened
+from serving.context import Context, Opened
 from serving.errors import ApiError, internal
 from serving.front import WEB
 
@@ -122,7 +123,7 @@ class Feedback(HTTPEndpoint):
         if image is not None:
             async with _deadline(context):
                 await context.decoded(image, lambda _: None)  # what is kept can be read
-        folder, most = context.settings.var / FEEDBACK, context.settings.feedback_megabytes * 1e6
+        folder, most = context.settings.var / feedback.FOLDER, context.settings.feedback_megabytes * 1e6
 
         def note() -> None:
             said = {"version": answer.version, "verdict": answer.verdict, "client": request.state.client[:64], "comment": comment}
