@@ -1,0 +1,57 @@
+"""The graph in dvc.yaml: a change of the code that a stage's files come from makes it run again."""
+
+import ast
+from collections.abc import Collection
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+FILES = {
+    path.with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path.as_posix()
+    for path in (found.relative_to(ROOT) for found in (ROOT / "pipeline").rglob("*.py"))
+}
+"""Module -> its file."""
+
+CARRY = {
+    f"pipeline.{name}"
+    for name in (
+        *("cli", "errors", "labels", "params", "params_data", "params_loop", "params_train", "telemetry"),
+        *("engine", "fingerprint", "ledger", "shards", "staging", "var", "labelling"),
+        *("lineage", "manifest", "memory", "package", "record", "tracking"),
+    )
+} | {"pipeline"}
+"""What carries data and settings about, and makes no figure and no picture of them. Settings that count are in `params`."""
+
+APART = {
+    "evaluate": {"pipeline.judge_package"},
+    "export": {f"pipeline.{name}" for name in ("sources", "sources.camera", "sources.faces", "sources.procedural")},
+}
+"""What a stage's module reaches for another command, or for the package that ships."""
+
+
+def imports(module: str) -> set[str]:
+    """Modules of the pipeline that a module imports, wherever in it."""
+    nodes = list(ast.walk(ast.parse((ROOT / FILES[module]).read_text())))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named = [(node.module, alias.name) for node in nodes if isinstance(node, ast.ImportFrom) and node.module for alias in node.names]
+    return (plain | {name for name, _ in named} | {f"{name}.{part}" for name, part in named}) & set(FILES)
+
+
+def reached(module: str, without: Collection[str]) -> set[str]:
+    """A module and all that it imports, and what those import; nothing beyond, or of, the ones left out."""
+    found, waiting = set(), [module]
+    while waiting:
+        if (one := waiting.pop()) not in found and one not in without:
+            found.add(one)
+            waiting += imports(one)
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_runs_again_when_its_code_changes(stage: str):
+    listed = {dep for dep in STAGES[stage]["deps"] if dep.startswith("pipeline/") and "templates" not in dep}
+    needed = {FILES[module] for module in reached(f"pipeline.{stage}", CARRY | APART.get(stage, set()))}
+    assert {path for path in needed if not any(path == dep or path.startswith(f"{dep}/") for dep in listed)} == set()
