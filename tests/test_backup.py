@@ -36,8 +36,10 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder, "git", "init", "--quiet")
     run(folder, sys.executable, "-m", "dvc", "init", "--quiet")
     judged = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["evaluate"]["metrics"]
-    command = "mkdir -p data/raw reports && echo face > data/raw/a && echo '{\"auc\": 0.5}' > reports/evaluation.json"
-    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"ingest": {"cmd": command, "outs": ["data/raw"], "metrics": judged}}}))
+    command = "mkdir -p data/raw reports && echo face > data/raw/a && echo face > data/manifest.parquet"
+    command += " && echo '{\"auc\": 0.5}' > reports/evaluation.json"
+    ingest = {"cmd": command, "outs": ["data/raw", "data/manifest.parquet"], "metrics": judged}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"ingest": ingest}}))
     run(folder, sys.executable, "-m", "dvc", "repro", "--quiet")
     run(folder, "git", "add", "--all")
     run(folder, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "start")

@@ -63,7 +63,7 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, package: Path):
     with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         said = process.stderr.read()
-    assert "score: 100%" in said and "error" not in said.lower() and "broken pipe" not in said.lower()
+    assert "score:" in said and "error" not in said.lower() and "broken pipe" not in said.lower()
 
 
 def test_without_a_package_it_says_what_makes_one(tmp_path: Path):
