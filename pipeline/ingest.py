@@ -114,11 +114,13 @@ def _forge(table: pd.DataFrame, params: Params) -> pd.DataFrame:
 
 
 def _forget_what_left(params: Params) -> None:
-    """Remove our own copies of sources that params.yaml no longer has."""
+    """Remove our own copies of sources that params.yaml no longer has, and forgeries of faces, which show the faces still."""
     names = {source.name for source in params.data.sources} | ({FORGED} if params.data.forge else set())
     for folder in RAW.iterdir():
         if folder.name not in names:
             shutil.rmtree(folder)
+    if not params.data.forge:
+        shutil.rmtree(STAGING / FORGED, ignore_errors=True)
 
 
 def _counts(table: pd.DataFrame, column: str) -> dict[str, int]:

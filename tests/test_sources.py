@@ -176,6 +176,8 @@ def test_the_forgeries_of_a_picture_leave_with_it_whatever_they_were_made_with(f
     assert len(fakes) and not fakes["parents"].str.contains(left).any()
     kept = [*Path("var/sources").rglob("*.jpg"), *Path("data/raw/forge").rglob("*.jpg")]
     assert {hashlib.sha256(file.read_bytes()).hexdigest() for file in kept} == set(fakes["image_id"])
+    ingest.run(prepare(data__forge=None))
+    assert not [*Path("var/sources").rglob("*.jpg"), *Path("data/raw/forge").rglob("*.jpg")]
 
 
 def test_parents_and_fakes_are_never_parted(faces: Path, prepare: Callable[..., Params]):
