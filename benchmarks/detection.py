@@ -21,8 +21,8 @@ from benchmarks.measure import RESULTS, machine
 from pipeline import manifest, model
 from pipeline.calibration import probability
 from pipeline.dataset import pixels
+from pipeline.embedding import WithEmbedding
 from pipeline.evaluate import calibrate
-from pipeline.explain import WithEmbedding
 from pipeline.judge_package import describe_folder
 from pipeline.metrics import figure_text, judge
 from pipeline.model import TRAINED

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import record
-from pipeline.explain import WithEmbedding
+from pipeline.embedding import WithEmbedding
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import TorchRuntime
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.attention import Explanation, scaled
+from pipeline.heat import Explanation, scaled
 from pipeline.labels import LABEL2ID
 from pipeline.runtime import compiled
 

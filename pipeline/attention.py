@@ -1,11 +1,11 @@
 """Where a network with attention looked, from its exported graph: what a server shows, without importing PyTorch."""
 
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.heat import Explanation, scaled
 from pipeline.runtime import compiled
 
 if TYPE_CHECKING:
@@ -13,19 +13,6 @@ if TYPE_CHECKING:
 
 EXTRA_TOKENS = 8
 """Before the patches: DeiT has two, DINOv2 a class token and a few registers."""
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """A heat map.
-
-    Attributes:
-        method: "attention_rollout" or "attention_relevance" of a network with attention over all places, "grad_cam" of any other.
-        heat: float32 (rows, columns), 0..1, a coarse grid that lies over the whole picture.
-    """
-
-    method: str
-    heat: np.ndarray
 
 
 class GraphAttention:
@@ -95,9 +82,3 @@ def patches(joined: np.ndarray) -> np.ndarray | None:
     if side * side == tokens:
         return joined.mean(0).reshape(side, side)
     return joined[0, -side * side :].reshape(side, side) if tokens - side * side <= EXTRA_TOKENS else None
-
-
-def scaled(heat: np.ndarray) -> np.ndarray:
-    """The same map with its least value at 0 and its largest at 1."""
-    low, high = float(heat.min()), float(heat.max())
-    return ((heat - low) / max(high - low, 1e-12)).astype(np.float32)

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from pipeline import model, shortcut
 from pipeline.dataset import pixels
+from pipeline.embedding import WithEmbedding
 from pipeline.errors import StageError
-from pipeline.explain import WithEmbedding
 from pipeline.images import OWN, read
 from pipeline.metrics import group_weights, judge_difference, judge_drawn
 from pipeline.params import Evaluate, Params

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.explain import WithEmbedding
+from pipeline.embedding import WithEmbedding
 from pipeline.runtime import OpenVinoRuntime, read, traced
 
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from pipeline import quality
 from pipeline.activation import GraphActivation
-from pipeline.attention import Explanation, GraphAttention
+from pipeline.attention import GraphAttention
 from pipeline.calibration import probability
 from pipeline.faces import FaceBox, FaceDetector, surroundings
+from pipeline.heat import Explanation
 from pipeline.images import Picture, read, statistics
 from pipeline.overlay import region
 from pipeline.package import FACES, GRAPH, INT8, Package, PackageError, Thresholds, verify

@@ -16,7 +16,7 @@ from pipeline import curves, golden, manifest, model, report
 from pipeline.baselines import baselines
 from pipeline.calibration import CALIBRATION, choose_thresholds, fit_temperature, probability
 from pipeline.dataset import pixels
-from pipeline.explain import WithEmbedding
+from pipeline.embedding import WithEmbedding
 from pipeline.faithfulness import faithfulness
 from pipeline.manifest import NO_GENERATOR, UNSEEN
 from pipeline.metrics import Figure, confusion, figure_text, group_weights, judge_drawn

@@ -16,9 +16,9 @@ import pandas as pd
 from pipeline import manifest, train
 from pipeline.calibration import probability
 from pipeline.dataset import pixels
+from pipeline.embedding import WithEmbedding
 from pipeline.errors import StageError
 from pipeline.evaluate import calibrate
-from pipeline.explain import WithEmbedding
 from pipeline.manifest import NO_GENERATOR
 from pipeline.metrics import Figure, figure_text, group_weights, judge_drawn
 from pipeline.params import Params

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # importing torch takes seconds, which a service on a CPU doe
     import openvino
     import torch
 
-    from pipeline.explain import WithEmbedding
+    from pipeline.embedding import WithEmbedding
 
 Precision = Literal["f32", "bf16"]
 
@@ -93,7 +93,7 @@ class TorchRuntime:
     @classmethod
     def load(cls, folder: Path, bf16: bool) -> Self:
         """Read a trained model from its folder."""
-        from pipeline.explain import WithEmbedding
+        from pipeline.embedding import WithEmbedding
 
         return cls(WithEmbedding.load(folder), bf16)
 

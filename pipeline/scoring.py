@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from pipeline import model
 from pipeline.calibration import probability
-from pipeline.explain import WithEmbedding
+from pipeline.embedding import WithEmbedding
 from pipeline.images import OWN, Picture, read
 from pipeline.labels import LABEL2ID
 from pipeline.package import Package, Thresholds

@@ -18,9 +18,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from pipeline import feedback, predictions
-from pipeline.attention import Explanation
 from pipeline.champion import Served
 from pipeline.detector import Prediction as Predicted
+from pipeline.heat import Explanation
 from pipeline.images import ImageError
 from pipeline.overlay import overlay
 from pipeline.var import DRIFT_REPORT

@@ -15,7 +15,8 @@ from pipeline import faithfulness, model
 from pipeline.activation import GraphActivation
 from pipeline.attention import GraphAttention
 from pipeline.convert import to_openvino
-from pipeline.explain import WithEmbedding, heat_maps
+from pipeline.embedding import WithEmbedding
+from pipeline.explain import heat_maps
 from pipeline.package import Thresholds
 from pipeline.params import Model as ModelSettings
 from pipeline.params import load_params

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pipeline import model, params
-from pipeline.explain import WithEmbedding
+from pipeline.embedding import WithEmbedding
 from pipeline.runtime import TorchRuntime, has_gpu
 from tests.package_helpers import CONFIG, SIDE
 

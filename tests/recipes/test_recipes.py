@@ -19,8 +19,8 @@ from pipeline import manifest, model, train, tuning
 from pipeline.adversarial import attacked
 from pipeline.convert import to_openvino
 from pipeline.dataset import pixels
+from pipeline.embedding import WithEmbedding
 from pipeline.errors import StageError
-from pipeline.explain import WithEmbedding
 from pipeline.metrics import judge
 from pipeline.params import Model, Params, check_params, load_params
 from pipeline.params_train import Adversarial, Train
