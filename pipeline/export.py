@@ -25,7 +25,7 @@ from pipeline.labels import ID2LABEL
 from pipeline.lineage import lineage
 from pipeline.model import TRAINED
 from pipeline.package import GOLDEN, GOLDEN_TOLERANCE, GRAPH, ONNX, PACKAGE, Package, Thresholds, seal, verify
-from pipeline.params import Params
+from pipeline.params import Export, Params
 from pipeline.params_data import ProceduralSource
 from pipeline.precision import fewer_bits
 from pipeline.predictions import measures
@@ -53,43 +53,24 @@ def run(params: Params) -> dict[str, Any]:
     """
     settings = params.export
     shutil.rmtree(PACKAGE, ignore_errors=True)
-    network = PACKAGE / "model"
-    shutil.copytree(TRAINED, network)
-    (network / "preprocess.json").rename(PACKAGE / "preprocess.json")
-    preprocess = Preprocess.load(PACKAGE)
-
-    parts = manifest.read_parts()
-    graph = PACKAGE / GRAPH
-    test = parts["test"]
-    compared = sample(test, PARITY_IMAGES, params.evaluate.seed)
-    values = preprocess.normalise(pixels(compared, preprocess))
-    parity = {"openvino": to_openvino(network, graph, values), "onnx": to_onnx(network, PACKAGE / ONNX, values) if settings.onnx else None}
-    for name, found in parity.items():
-        if found is not None and found > settings.tolerance:
-            over = f"over export.tolerance = {settings.tolerance:g}"
-            raise StageError(f"a logit of the exported graph ({name}) differs by {found:.2g} from the network's, {over}")
+    shutil.copytree(TRAINED, PACKAGE / "model")
+    (PACKAGE / "model" / "preprocess.json").rename(PACKAGE / "preprocess.json")
+    for terms in licence_files(Path(params.model.name)):
+        shutil.copyfile(terms, PACKAGE / terms.name)
+    preprocess, parts = Preprocess.load(PACKAGE), manifest.read_parts()
+    compared = sample(parts["test"], PARITY_IMAGES, params.evaluate.seed)
+    parity = _write_graphs(preprocess.normalise(pixels(compared, preprocess)), settings)
 
     calibration, validation, evaluation, training = (
         json.loads(path.read_text()) for path in (CALIBRATION, VALIDATION, EVALUATION, TRAINING)
     )
     precision = fewer_bits(PACKAGE, preprocess, parts["train"], calibration, params)
-    for terms in licence_files(Path(params.model.name)):
-        shutil.copyfile(terms, PACKAGE / terms.name)
-    meta = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "labels": {str(index): label for index, label in ID2LABEL.items()},
-        "temperature": calibration["temperature"],
-        "thresholds": Thresholds.model_validate(calibration["thresholds"]),
-        "figures": {name: dict(figure) for name, figure in evaluation["test"].items()},
-        "lineage": lineage(),
-        "trained_on": "whole",
-        "bf16": precision["bf16"]["allowed"],
-        "int8": precision["int8"] is not None and precision["int8"]["allowed"],
-        "golden_tolerance": GOLDEN_TOLERANCE,
-    }
+    meta = _meta(calibration, evaluation, precision)
     (PACKAGE / "card.md").write_text(card.write(params, parts, validation, evaluation, training, meta, precision))
-    full = Detector(seal(PACKAGE, meta), OpenVinoRuntime(graph))
-    _write_golden(full, test if settings.golden_from == "test" else _rendered(settings.golden, preprocess.size), settings.golden)
+    # What is written from here on are answers of the package, which has to be whole for them; each changes its seal.
+    full = Detector(seal(PACKAGE, meta), OpenVinoRuntime(PACKAGE / GRAPH))
+    shown = parts["test"] if settings.golden_from == "test" else _rendered(settings.golden, preprocess.size)
+    _write_golden(full, shown, settings.golden)
     golden = golden_difference(full.package)
     if golden > NETWORK_TOLERANCE:
         raise StageError(f"a golden example's probability differs by {golden:.2g} between the graph and the network: export again")
@@ -113,6 +94,34 @@ def run(params: Params) -> dict[str, Any]:
     }
     REPORT.write_text(json.dumps(report, indent=2) + "\n")
     return report
+
+
+def _write_graphs(values: np.ndarray, settings: Export) -> dict[str, float | None]:
+    """The network as graphs: of each the largest difference of a logit on float32 (n, 3, size, size), None of one that is not asked for."""
+    network = PACKAGE / "model"
+    onnx = to_onnx(network, PACKAGE / ONNX, values) if settings.onnx else None
+    parity = {"openvino": to_openvino(network, PACKAGE / GRAPH, values), "onnx": onnx}
+    for name, found in parity.items():
+        if found is not None and found > settings.tolerance:
+            over = f"over export.tolerance = {settings.tolerance:g}"
+            raise StageError(f"a logit of the exported graph ({name}) differs by {found:.2g} from the network's, {over}")
+    return parity
+
+
+def _meta(calibration: dict[str, Any], evaluation: dict[str, Any], precision: dict[str, Any]) -> dict[str, Any]:
+    """What package.json says of the package, besides its files."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "labels": {str(index): label for index, label in ID2LABEL.items()},
+        "temperature": calibration["temperature"],
+        "thresholds": Thresholds.model_validate(calibration["thresholds"]),
+        "figures": {name: dict(figure) for name, figure in evaluation["test"].items()},
+        "lineage": lineage(),
+        "trained_on": "whole",
+        "bf16": precision["bf16"]["allowed"],
+        "int8": precision["int8"] is not None and precision["int8"]["allowed"],
+        "golden_tolerance": GOLDEN_TOLERANCE,
+    }
 
 
 def golden_difference(package: Package) -> float:
