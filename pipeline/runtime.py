@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # importing torch takes seconds, which a service on a CPU doe
 
     from pipeline.embedding import WithEmbedding
 
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "bf16", "int8"]
 
 DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
 """Where NVIDIA's driver shows itself: on a host, in a container, in Windows' Linux."""
@@ -30,10 +30,12 @@ class Runtime(Protocol):
 
     Attributes:
         name: with its precision and device.
+        precision: what it computes in.
         batch: inputs at a time beyond which it gets no faster.
     """
 
     name: str
+    precision: Precision
     batch: int
 
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +57,8 @@ class OpenVinoRuntime:
         quantised = any(node.get_type_name() == "FakeQuantize" for node in self.graph.get_ops())
         kind: Precision = "bf16" if bf16 and not quantised and has_bf16() else "f32"
         self._model = compiled(self.graph, kind)
-        self.name = f"openvino {'int8' if quantised else kind} on CPU"
+        self.precision: Precision = "int8" if quantised else kind
+        self.name = f"openvino {self.precision} on CPU"
 
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See Runtime."""
@@ -88,7 +91,8 @@ class TorchRuntime:
         self._torch, self._kind = torch, torch.bfloat16 if bf16 else torch.float32
         self._model = module.to("cuda", self._kind)
         self._recorded: dict[int, Recorded | None] = {}
-        self.name = f"torch {'bf16' if bf16 else 'f32'} on {torch.cuda.get_device_name()}"
+        self.precision: Precision = "bf16" if bf16 else "f32"
+        self.name = f"torch {self.precision} on {torch.cuda.get_device_name()}"
 
     @classmethod
     def load(cls, folder: Path, bf16: bool) -> Self:

@@ -57,6 +57,13 @@ def test_a_cpu_computes_in_bfloat16_where_it_can_and_the_package_allows_it(packa
     assert found == {True: f"openvino {'bf16' if has_bf16() else 'f32'} on CPU", False: "openvino f32 on CPU"}
 
 
+def test_where_bfloat16_changes_a_golden_example_it_is_not_used(package: Path, caplog):
+    seal(package, META | {"bf16": True, "golden_tolerance": 1e-5})
+    detector = Detector.load(package, "cpu")
+    detector.check()
+    assert detector.runtime.name == "openvino f32 on CPU" and ("the model runs in 32 bits" in caplog.text) == has_bf16()
+
+
 def test_an_onnx_graph_takes_any_number_of_images(package: Path, values: np.ndarray, tmp_path: Path):
     target = tmp_path / Path(ONNX).name
     assert to_onnx(package / "model", target, values) < 1e-4
