@@ -20,7 +20,7 @@ from pipeline.runtime import OpenVinoRuntime, TorchRuntime, has_gpu
 
 PACKAGE = Path(os.environ["PACKAGE"])
 preprocess = Preprocess.load(PACKAGE)
-runtime = TorchRuntime.load(PACKAGE / "model", bf16=True) if has_gpu() else OpenVinoRuntime(PACKAGE / GRAPH)
+runtime = TorchRuntime.load(PACKAGE / "model", bf16=True) if has_gpu() else OpenVinoRuntime(PACKAGE / GRAPH, bf16=True)
 MOST, WAIT = 16, 0.005
 
 
