@@ -6,11 +6,9 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,16 +16,12 @@ import bentoml
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 from starlette.datastructures import State
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
 
 from pipeline.errors import StageError
 from serving.access import RateLimit, check, is_loopback
-from serving.connections import HEADER_BYTES, Bounded
 from serving.errors import ApiError
 from serving.front import Front
 from serving.settings import Settings
@@ -204,51 +198,6 @@ def test_no_request_writes_a_line_of_its_own_into_the_log(opened, alone):
     wait_for(lambda: "path=/predict" in log.read_text().split("forged")[1], seconds=10)
     line = next(line for line in log.read_text().split("\n") if "forged" in line)
     assert "path=/x\\n2026-01-01 forged\\x1b[2K" in line
-
-
-def test_headers_that_go_on_for_ever_are_refused(opened):
-    with socket.create_connection(("127.0.0.1", opened.base_url.port), timeout=20) as connection, suppress(ConnectionError):
-        connection.sendall(b"GET /model HTTP/1.1\r\nHost: localhost\r\nX-Long: ")
-        for _ in range(1000):
-            connection.sendall(b"x" * 10_000)
-    with socket.create_connection(("127.0.0.1", opened.base_url.port), timeout=20) as connection:
-        connection.sendall(b"GET /model HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 2 * HEADER_BYTES)
-        assert b" 400 " in connection.recv(1000).partition(b"\r\n")[0] and closed(connection)
-    whole = {f"x-{number}": "x" * 1000 for number in range(50)}
-    assert opened.post("/predict", files={"image": png() + bytes(HEADER_BYTES)}, headers=whole).status_code != 400
-
-
-def test_whoever_says_nothing_is_hung_up_on(monkeypatch):
-    monkeypatch.setattr("serving.connections.HEADER_SECONDS", 0.5)
-
-    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.sleep(1)
-        await PlainTextResponse("late")(scope, receive, send)
-
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(slow, port=port, http=Bounded, lifespan="off", timeout_keep_alive=60))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    wait_for(lambda: server.started)
-    try:
-        silent, unfinished, waiting = (socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(3))
-        unfinished.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
-        waiting.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert closed(silent) and closed(unfinished)
-        assert b"late" in waiting.recv(4096)
-        waiting.sendall(b"GET / HT")  # the next request of a connection that is kept
-        assert closed(waiting)
-    finally:
-        server.should_exit = True
-        thread.join(timeout=20)
-
-
-def closed(connection: socket.socket) -> bool:
-    """Whether the other side has closed it; waits for that as long as the connection's timeout."""
-    with suppress(ConnectionError):
-        while connection.recv(4096):
-            pass
-    return True
 
 
 def test_a_full_queue_is_answered_at_once(opened):

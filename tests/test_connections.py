@@ -1,0 +1,70 @@
+"""Whoever opens a connection has to say what for, soon and shortly."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+
+import httpx
+import pytest
+import uvicorn
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from serving.connections import HEADER_BYTES, Bounded
+from tests.package_helpers import tiny_package
+from tests.service_helpers import free_port, served, wait_for
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory) -> Iterator[httpx.Client]:
+    package = tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
+    with served(tmp_path_factory.mktemp("workspace"), UNMASK_PACKAGE=str(package)) as client:
+        wait_for(lambda: client.get("/readyz").is_success)
+        yield client
+
+
+def test_headers_that_go_on_for_ever_are_refused(opened):
+    with socket.create_connection(("127.0.0.1", opened.base_url.port), timeout=20) as connection, suppress(ConnectionError):
+        connection.sendall(b"GET /model HTTP/1.1\r\nHost: localhost\r\nX-Long: ")
+        for _ in range(1000):
+            connection.sendall(b"x" * 10_000)
+    with socket.create_connection(("127.0.0.1", opened.base_url.port), timeout=20) as connection:
+        connection.sendall(b"GET /model HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 2 * HEADER_BYTES)
+        assert b" 400 " in connection.recv(1000).partition(b"\r\n")[0] and closed(connection)
+    whole = {f"x-{number}": "x" * 1000 for number in range(50)}
+    assert opened.get("/model", headers=whole).is_success and opened.post("/model", content=bytes(2 * HEADER_BYTES)).status_code == 405
+
+
+def test_whoever_says_nothing_is_hung_up_on(monkeypatch):
+    monkeypatch.setattr("serving.connections.HEADER_SECONDS", 0.5)
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(1)
+        await PlainTextResponse("late")(scope, receive, send)
+
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(slow, port=port, http=Bounded, lifespan="off", timeout_keep_alive=60))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_for(lambda: server.started)
+    try:
+        silent, unfinished, waiting = (socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(3))
+        unfinished.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
+        waiting.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert closed(silent) and closed(unfinished)
+        assert b"late" in waiting.recv(4096)
+        waiting.sendall(b"GET / HT")  # the next request of a connection that is kept
+        assert closed(waiting)
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)
+
+
+def closed(connection: socket.socket) -> bool:
+    """Whether the other side has closed it; waits for that as long as the connection's timeout."""
+    with suppress(ConnectionError):
+        while connection.recv(4096):
+            pass
+    return True
