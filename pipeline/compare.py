@@ -19,7 +19,7 @@ from pipeline import manifest
 from pipeline.labels import LABEL2ID
 from pipeline.lineage import lineage
 from pipeline.manifest import UNSEEN
-from pipeline.metrics import figures, group_weights, judge_difference
+from pipeline.metrics import figures, group_weights, judge_difference, reported
 from pipeline.package import GOLDEN, PACKAGE
 from pipeline.params import Params
 
@@ -84,7 +84,7 @@ def difference(
     values = [figures(labels, *side) for side in (new, old)]
     gaps = judge_difference(labels, new, old, group_weights(groups, draws, seed))
     return {
-        name: {"challenger": _rounded(values[0][name][0]), "champion": _rounded(values[1][name][0]), "difference": gaps[name]}
+        name: {"challenger": reported(values[0][name][0]), "champion": reported(values[1][name][0]), "difference": gaps[name]}
         for name in COMPARED
     }
 
@@ -128,10 +128,6 @@ def _probabilities(detector: "Detector", paths: pd.Series) -> np.ndarray:
         pictures = [read(Path(path), OWN) for path in paths.iloc[start : start + BATCH]]
         found += [answer.probability_fake for answer in detector.predict(pictures)]
     return np.array(found)
-
-
-def _rounded(value: float) -> float | None:
-    return round(float(value), 5) if np.isfinite(value) else None
 
 
 def _short(value: float | None, sign: str = "") -> str:

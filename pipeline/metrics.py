@@ -185,6 +185,11 @@ def _with_end(figure: Figure, low: float, high: float) -> Figure:
     return {"value": figure["value"], "low": round(ends[0], 5), "high": round(ends[1], 5)}
 
 
+def reported(value: float) -> float | None:
+    """A figure as the reports hold it: to five digits, and None where it is not defined."""
+    return round(float(value), 5) if np.isfinite(value) else None
+
+
 def figure_text(figure: Figure, digits: int = 3, sign: Literal["", "+"] = "") -> str:
     """A figure in words: its value with the interval in brackets; `+` gives a difference its sign."""
     if figure["value"] is None:

@@ -18,7 +18,7 @@ from pipeline import model
 from pipeline.calibration import probability
 from pipeline.dataset import pixels
 from pipeline.errors import StageError
-from pipeline.metrics import figures, group_weights, judge_difference, mean
+from pipeline.metrics import figures, group_weights, judge_difference, mean, reported
 from pipeline.params import Evaluate
 from pipeline.preprocess import Preprocess
 from pipeline.scoring import Subject, labels, pictures, sample
@@ -111,7 +111,7 @@ def degraded(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> dict[s
             "drop": drop["value"],
             "drop_low": drop["low"],
             "drop_high": drop["high"],
-            "flip_rate": _rounded(((before >= threshold) != (after >= threshold)).mean()),
+            "flip_rate": reported(((before >= threshold) != (after >= threshold)).mean()),
         }
     return result
 
@@ -201,8 +201,4 @@ def _probabilities(subject: Subject, images: torch.Tensor) -> np.ndarray:
 
 
 def _short(found: dict[str, np.ndarray]) -> dict[str, float | None]:
-    return {name: _rounded(found[name][0]) for name in ("auc", "balanced_accuracy")}
-
-
-def _rounded(value: float) -> float | None:
-    return round(float(value), 5) if np.isfinite(value) else None
+    return {name: reported(found[name][0]) for name in ("auc", "balanced_accuracy")}
