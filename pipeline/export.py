@@ -24,7 +24,7 @@ from pipeline.images import OWN, read, read_bytes
 from pipeline.labels import ID2LABEL
 from pipeline.lineage import lineage
 from pipeline.model import TRAINED
-from pipeline.package import GOLDEN, GOLDEN_TOLERANCE, GRAPH, ONNX, PACKAGE, Package, Thresholds, seal, verify
+from pipeline.package import GOLDEN, GOLDEN_TOLERANCE, GRAPH, INT8, ONNX, PACKAGE, Package, Thresholds, seal, verify
 from pipeline.params import Export, Params
 from pipeline.params_data import ProceduralSource
 from pipeline.precision import fewer_bits
@@ -64,7 +64,7 @@ def run(params: Params) -> dict[str, Any]:
     calibration, validation, evaluation, training = (
         json.loads(path.read_text()) for path in (CALIBRATION, VALIDATION, EVALUATION, TRAINING)
     )
-    precision = fewer_bits(PACKAGE, preprocess, parts["train"], calibration, params)
+    precision = fewer_bits(PACKAGE, preprocess, parts, calibration, params)
     meta = _meta(calibration, evaluation, precision)
     (PACKAGE / "card.md").write_text(card.write(params, parts, validation, evaluation, training, meta, precision))
     # What is written from here on are answers of the package, which has to be whole for them; each changes its seal.
@@ -74,13 +74,12 @@ def run(params: Params) -> dict[str, Any]:
     golden = golden_difference(full.package)
     if golden > NETWORK_TOLERANCE:
         raise StageError(f"a golden example's probability differs by {golden:.2g} between the graph and the network: export again")
-    # The answers that traffic is compared with come from the very detector that will serve the package.
-    served = Detector.load(seal(PACKAGE, meta).path, "cpu")
-    _write_reference(served, parts["val"], settings.reference, params.evaluate.seed)
     if meta["int8"]:
-        answers = served.predict([read(path) for path in served.package.golden])
-        pairs = zip(answers, served.package.golden.values(), strict=True)
+        answers = Detector(full.package, OpenVinoRuntime(PACKAGE / INT8)).predict([read(path) for path in full.package.golden])
+        pairs = zip(answers, full.package.golden.values(), strict=True)
         meta["golden_tolerance"] += max(abs(now.probability_fake - recorded.probability_fake) for now, recorded in pairs)
+    # The answers that traffic is compared with come from the very detector that will serve the package.
+    _write_reference(Detector.load(seal(PACKAGE, meta).path, "cpu"), parts["val"], settings.reference, params.evaluate.seed)
     seal(PACKAGE, meta)
     package = verify(PACKAGE)
 

@@ -74,6 +74,11 @@ class Picture:
         """uint8 array of shape (height, width, 3)."""
         return np.asarray(self.rgb)
 
+    @cached_property
+    def luma(self) -> np.ndarray:
+        """uint8 array of shape (height, width)."""
+        return np.asarray(self.rgb.convert("L"))
+
 
 def read(path: Path, limits: Limits | None = None) -> Picture:
     """Decode a file, or a member of a shard. Raises ImageError as `decode` does, OSError if the file cannot be read."""
@@ -167,7 +172,7 @@ def statistics(picture: Picture) -> dict[str, float]:
     return {
         "width": float(picture.rgb.width),
         "height": float(picture.rgb.height),
-        **luma_statistics(np.asarray(picture.rgb.convert("L"))),
+        **luma_statistics(picture.luma),
         "saturation": mean_saturation(picture.pixels),
     }
 

@@ -65,7 +65,7 @@ class PackageMeta(BaseModel):
         trained_on: `whole` images as they were given, so that a picture in which no face is found gets a verdict like any other;
             or `faces`, crops that a face detector found, so that such a picture gets at most `uncertain`.
         bf16: whether it may run in bfloat16 where a GPU or CPU computes in that: measured when the package was made.
-        int8: whether a CPU runs it in 8-bit integers, measured likewise.
+        int8: whether a CPU that is fast in 8-bit integers may run it in them, measured likewise.
         golden_tolerance: how far a golden example's probability may be from the recorded one, which was found in 32 bits.
     """
 

@@ -55,12 +55,14 @@ class Preprocess(BaseModel):
             image = image.crop((left, top, left + side, top + side))
         return np.asarray(image.resize((self.size, self.size), Image.Resampling(self.resample)))
 
-    def normalise(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 (n, size, size, 3) -> contiguous float32 (n, 3, size, size), in the order of the model's channels."""
+    def normalise(self, pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """uint8 (n, size, size, 3) -> contiguous float32 (n, 3, size, size), in the order of the model's channels; `out`, where given."""
         scale, shift = self._factors()
         pixels = pixels[..., ::-1] if self.flip_channels else pixels
         # Moved while they are bytes, and changed in place: three times as fast as the obvious expression.
-        values = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32)
+        moved = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        values = np.empty(moved.shape, np.float32) if out is None else out
+        values[...] = moved
         values *= scale[:, None, None]
         values -= shift[:, None, None]
         return values

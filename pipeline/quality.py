@@ -60,13 +60,13 @@ def fineness(picture: Picture) -> float:
     """
     sides = [_quick(min(side, SAMPLE)) for side in picture.rgb.size]
     left, top = ((whole - side) // 2 for whole, side in zip(picture.rgb.size, sides, strict=True))
-    middle = picture.rgb.crop((left, top, left + sides[0], top + sides[1]))  # and not all of it, which may have 50 megapixels
-    part = np.asarray(middle.convert("L"), np.float32)
+    # The middle, and not all of it, which may have 50 megapixels.
+    part = picture.luma[top : top + sides[1], left : left + sides[0]].astype(np.float32)
     window, bands = _spectrum(part.shape)
-    # OpenCV's is five times as fast as numpy's; of its spectrum the half that says everything is looked at.
-    half = cv2.dft((part - part.mean()) * window, flags=cv2.DFT_COMPLEX_OUTPUT)[:, : sides[0] // 2 + 1]
-    power = half[..., 0] ** 2 + half[..., 1] ** 2
-    rounding = float((window**2).sum()) / 12  # the power of the noise that whole numbers bring
+    part = (part - part.mean()) * window
+    # A real picture's spectrum says everything twice. OpenCV's packed half takes a quarter of the time of the whole one.
+    power = np.square(cv2.dft(part))
+    rounding = float(np.vdot(window, window)) / 12  # the power of the noise that whole numbers bring
     fine, coarse = (max(float(np.vdot(power, band)) - rounding, 0.0) for band in bands)
     return fine / max(coarse, 1e-6)
 
@@ -86,5 +86,20 @@ def _spectrum(shape: tuple[int, int]) -> tuple[np.ndarray, tuple[np.ndarray, np.
     window = np.outer(np.hanning(shape[0]), np.hanning(shape[1])).astype(np.float32)
     rows, columns = np.abs(np.fft.fftfreq(shape[0])) * 2, np.fft.rfftfreq(shape[1]) * 2
     radius = np.maximum(rows[:, None], columns[None])
-    fine, coarse = ((band / max(band.sum(), 1)).astype(np.float32) for band in (radius > 0.6, (radius > 0.2) & (radius < 0.4)))
+    shares = ((band / max(band.sum(), 1)).astype(np.float32) for band in (radius > 0.6, (radius > 0.2) & (radius < 0.4)))
+    fine, coarse = (_packed(share, shape) for share in shares)
     return window, (fine, coarse)
+
+
+def _packed(weights: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Weights of half a spectrum, (height, width // 2 + 1), where OpenCV packs its real and imaginary parts: (height, width).
+
+    They take turns along a row. In the columns without imaginary parts, the first and of an even width the last, they take turns downwards,
+    for half of the rows, which stand for the other half.
+    """
+    (height, width), down, right = shape, *((np.arange(side) + 1) // 2 for side in shape)
+    packed = weights[:, right]
+    for column in {0, width - 1} if width % 2 == 0 else {0}:
+        packed[:, column] = weights[down, right[column]] * 2
+        packed[:: height - 1 if height % 2 == 0 else height, column] /= 2
+    return np.ascontiguousarray(packed)

@@ -22,6 +22,10 @@ Precision = Literal["f32", "bf16", "int8"]
 DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
 """Where NVIDIA's driver shows itself: on a host, in a container, in Windows' Linux."""
 
+CPUINFO = Path("/proc/cpuinfo")
+VNNI = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
+"""What Linux calls a processor's products of 8-bit integers: Intel and AMD, the last one ARM."""
+
 log = logging.getLogger(__name__)
 
 
@@ -32,11 +36,13 @@ class Runtime(Protocol):
         name: with its precision and device.
         precision: what it computes in.
         batch: inputs at a time beyond which it gets no faster.
+        shares_cores: whether it computes on the cores that decode pictures.
     """
 
     name: str
     precision: Precision
     batch: int
+    shares_cores: bool
 
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float32 (n, 3, size, size) -> logits float32 (n, 2) and embeddings float32 (n, d)."""
@@ -50,6 +56,7 @@ class OpenVinoRuntime:
     """
 
     batch = 16
+    shares_cores = True
 
     def __init__(self, graph: "Path | openvino.Model", bf16: bool = False) -> None:
         """`bf16` allows bfloat16 where the processor computes in it; a graph in 8 bits keeps them."""
@@ -84,6 +91,7 @@ class TorchRuntime:
     """
 
     batch = 64
+    shares_cores = False
 
     def __init__(self, module: "WithEmbedding", bf16: bool) -> None:
         import torch
@@ -172,6 +180,12 @@ def compiled(graph: "openvino.Model", kind: Precision = "f32") -> "openvino.Comp
 def has_bf16() -> bool:
     """Whether the processor itself computes in bfloat16 (AVX-512 BF16, AMX)."""
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def has_vnni() -> bool:
+    """Whether the processor multiplies 8-bit integers in one instruction; without it they are no faster than 32 bits."""
+    flags = CPUINFO.read_text().split() if CPUINFO.is_file() else []
+    return not VNNI.isdisjoint(flags)
 
 
 def has_gpu() -> bool:

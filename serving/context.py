@@ -105,7 +105,8 @@ class Context:
             image = identify(data, self.settings.images)
             return image if image.width * image.height > LARGE else (work(picture(image, data)),)
 
-        begun = await self.threads.run(begin)
+        with self.batches.coming():
+            begun = await self.threads.run(begin)
         return begun[0] if isinstance(begun, tuple) else await self.threads.run(lambda: work(picture(begun, data)), long=True)
 
     async def _open(self, served: Served, mark: Picture, data: bytes) -> Opened:

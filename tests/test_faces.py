@@ -196,3 +196,15 @@ def test_an_enlarged_picture_is_noticed(kernel, factor):
         small = noise(seed=seed)
         assert warned(small.resize((300 * factor, 200 * factor), kernel)) == ["upscaled"]
         assert warned(small.resize((200, 133), kernel)) == []
+
+
+@pytest.mark.parametrize("size", [(100, 75), (75, 81), (64, 90), (300, 200)])
+def test_fineness_is_the_power_of_fine_detail_by_that_of_coarse_detail(size):
+    picture = Picture(noise().resize(size), "PNG")
+    luma = np.asarray(picture.rgb.convert("L"), float)
+    window = np.outer(*(np.hanning(side) for side in luma.shape))
+    power = np.abs(np.fft.rfft2((luma - luma.mean()) * window)) ** 2 - (window**2).sum() / 12
+    rows, columns = np.abs(np.fft.fftfreq(luma.shape[0])) * 2, np.fft.rfftfreq(luma.shape[1]) * 2
+    radius = np.maximum(rows[:, None], columns[None])
+    expected = power[radius > 0.6].mean() / power[(radius > 0.2) & (radius < 0.4)].mean()
+    assert quality.fineness(picture) == pytest.approx(max(expected, 0), rel=1e-3, abs=1e-6)

@@ -6,21 +6,29 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
-from pipeline.convert import to_int8, to_onnx
+from pipeline import runtime
+from pipeline.convert import MOST_DROP, to_int8, to_onnx
 from pipeline.detector import Detector
 from pipeline.images import read
 from pipeline.package import GRAPH, INT8, ONNX, seal, verify
 from pipeline.precision import cost
 from pipeline.preprocess import Preprocess
-from pipeline.runtime import OpenVinoRuntime, has_bf16
+from pipeline.runtime import OpenVinoRuntime
 from tests.package_helpers import META, SIDE, tiny_package
+
+PICTURES = np.random.default_rng(1).integers(0, 255, (64, SIDE, SIDE, 3), dtype=np.uint8)
+LABELS = np.arange(64) % 2
 
 
 @pytest.fixture(scope="module")
 def values(package: Path) -> np.ndarray:
-    pictures = np.random.default_rng(1).integers(0, 255, (24, SIDE, SIDE, 3), dtype=np.uint8)
-    return Preprocess.load(package).normalise(pictures)
+    return Preprocess.load(package).normalise(PICTURES)
+
+
+def quantise(package: Path, labels: np.ndarray = LABELS) -> None:
+    to_int8(package / GRAPH, package / INT8, Preprocess.load(package), PICTURES[:24], PICTURES, labels)
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +37,14 @@ def package(tmp_path_factory) -> Path:
     return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
 
 
-def test_a_package_in_8_bits_is_served_in_8_bits_and_answers_alike(package: Path, values: np.ndarray):
+def test_a_package_in_8_bits_is_served_in_8_bits_and_answers_alike(package: Path, tmp_path: Path, monkeypatch):
     seal(package, META | {"bf16": False})
     full = Detector.load(package, "cpu")
     assert full.runtime.name == "openvino f32 on CPU"
-    to_int8(package / GRAPH, package / INT8, values)
+    quantise(package)
     seal(package, META | {"int8": True})
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx2 avx512f avx512_vnni")
+    monkeypatch.setattr(runtime, "CPUINFO", tmp_path / "cpuinfo")
     less = Detector.load(package, "cpu")
     assert less.runtime.name == "openvino int8 on CPU"
     less.check()
@@ -47,6 +57,25 @@ def test_a_package_in_8_bits_is_served_in_8_bits_and_answers_alike(package: Path
     assert np.corrcoef(heat.heat.ravel(), heat_less.heat.ravel())[0, 1] > 0.9
 
 
+def test_what_would_cost_too_much_stays_in_32_bits(package: Path, values: np.ndarray):
+    def scores(graph: str) -> np.ndarray:
+        logits, _ = OpenVinoRuntime(package / graph)(values)
+        return logits[:, 1] - logits[:, 0]
+
+    full = scores(GRAPH)
+    labels = (full > np.median(full)).astype(int)  # which the network knows: its AUC is 1, and whatever moves an answer costs some of it
+    quantise(package, labels)
+    assert np.abs(scores(INT8) - full).max() > 0 and roc_auc_score(labels, scores(INT8)) >= 1 - MOST_DROP
+
+
+def test_a_processor_that_is_slow_in_8_bits_does_not_run_in_them(package: Path, tmp_path: Path, monkeypatch):
+    quantise(package)
+    seal(package, META | {"bf16": False, "int8": True})
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx2 avx512f avx512_vnni2 fma")
+    monkeypatch.setattr(runtime, "CPUINFO", tmp_path / "cpuinfo")
+    assert Detector.load(package, "cpu").runtime.name == "openvino f32 on CPU"
+
+
 def test_a_cpu_computes_in_bfloat16_where_it_can_and_the_package_allows_it(package: Path):
     found = {}
     for allowed in (True, False):
@@ -54,14 +83,17 @@ def test_a_cpu_computes_in_bfloat16_where_it_can_and_the_package_allows_it(packa
         detector = Detector.load(package, "cpu")
         detector.check()
         found[allowed] = detector.runtime.name
-    assert found == {True: f"openvino {'bf16' if has_bf16() else 'f32'} on CPU", False: "openvino f32 on CPU"}
+    assert found == {True: f"openvino {'bf16' if runtime.has_bf16() else 'f32'} on CPU", False: "openvino f32 on CPU"}
 
 
-def test_where_bfloat16_changes_a_golden_example_it_is_not_used(package: Path, caplog):
-    seal(package, META | {"bf16": True, "golden_tolerance": 1e-5})
+def test_fewer_bits_that_change_a_golden_example_are_not_used(package: Path, caplog):
+    quantise(package)
+    seal(package, META | {"bf16": True, "int8": True, "golden_tolerance": 1e-5})
     detector = Detector.load(package, "cpu")
     detector.check()
-    assert detector.runtime.name == "openvino f32 on CPU" and ("the model runs in 32 bits" in caplog.text) == has_bf16()
+    assert detector.runtime.name == "openvino f32 on CPU"
+    assert ("does not run in bf16 here" in caplog.text) == runtime.has_bf16()
+    assert ("does not run in int8 here" in caplog.text) == runtime.has_vnni()
 
 
 def test_an_onnx_graph_takes_any_number_of_images(package: Path, values: np.ndarray, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Plain Starlette: decoding in threads, micro-batches of up to 16 within 5 ms, the same graph as ours; nothing but a number."""
+"""Plain Starlette: decoding in threads, micro-batches of up to 16 within 5 ms, our graph in the same bits; nothing but a number."""
 
 import asyncio
 import io
@@ -14,13 +14,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from pipeline.package import GRAPH
-from pipeline.preprocess import Preprocess
-from pipeline.runtime import OpenVinoRuntime, TorchRuntime, has_gpu
+from pipeline.detector import Detector
 
-PACKAGE = Path(os.environ["PACKAGE"])
-preprocess = Preprocess.load(PACKAGE)
-runtime = TorchRuntime.load(PACKAGE / "model", bf16=True) if has_gpu() else OpenVinoRuntime(PACKAGE / GRAPH, bf16=True)
+detector = Detector.load(Path(os.environ["PACKAGE"]))
+preprocess, runtime = detector.preprocess, detector.runtime
 MOST, WAIT = 16, 0.005
 
 

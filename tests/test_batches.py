@@ -1,0 +1,66 @@
+"""Which pictures go through the network together."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.detector import Detector
+from pipeline.images import Picture
+from pipeline.package import GRAPH, verify
+from pipeline.runtime import OpenVinoRuntime
+from serving.batches import Batches
+from tests.package_helpers import tiny_package
+
+
+class Watched(OpenVinoRuntime):
+    """Notes how many inputs it gets at a time."""
+
+    def __init__(self, graph: Path, shares_cores: bool) -> None:
+        super().__init__(graph)
+        self.shares_cores, self.sizes = shares_cores, []
+
+    def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.sizes.append(len(values))
+        return super().__call__(values)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
+
+
+async def two(runtime: Watched, package: Path) -> list[int]:
+    """Sizes of the batches of two pictures, the second of which is still decoded when the first could be judged."""
+    detector, batches = Detector(verify(package), runtime), Batches()
+    prepared = detector.prepare(Picture(Image.new("RGB", (80, 80), "grey"), "PNG"))
+    with batches.coming():
+        first = asyncio.create_task(batches.judge(detector, prepared))
+        for _ in range(4):  # turns of the event loop, in which a batch would begin
+            await asyncio.sleep(0)
+        second = asyncio.create_task(batches.judge(detector, prepared))
+        await asyncio.sleep(0)
+    answers = await asyncio.gather(first, second)
+    assert answers[0].probability_fake == pytest.approx(answers[1].probability_fake)
+    return runtime.sizes
+
+
+def test_on_a_cpu_a_batch_waits_for_the_pictures_that_are_being_decoded(package: Path):
+    assert asyncio.run(two(Watched(package / GRAPH, shares_cores=True), package)) == [2]
+
+
+def test_a_device_with_cores_of_its_own_waits_for_nothing(package: Path):
+    assert asyncio.run(two(Watched(package / GRAPH, shares_cores=False), package)) == [1, 1]
+
+
+def test_a_picture_that_takes_long_to_decode_does_not_hold_up_the_others(package: Path):
+    async def beside() -> list[int]:
+        runtime = Watched(package / GRAPH, shares_cores=True)
+        detector, batches = Detector(verify(package), runtime), Batches()
+        with batches.coming():  # and stays so
+            await batches.judge(detector, detector.prepare(Picture(Image.new("RGB", (80, 80), "grey"), "PNG")))
+        return runtime.sizes
+
+    assert asyncio.run(asyncio.wait_for(beside(), 60)) == [1]
