@@ -1,6 +1,6 @@
 """Speed of the service beside what one would write first: `python -m benchmarks.serving --package DIR --seconds N`.
 
-Every service runs alone, on the same machine, with the same network and the same pictures; the clients are one more process there.
+Every service is asked alone, on the same machine, with the same network and the same pictures; the clients are one more process there.
 Results: benchmarks/results/serving.json and serving.md.
 """
 
@@ -11,11 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -114,6 +115,27 @@ def loaded(service: Running, clients: int, seconds: float) -> dict[str, Any]:
     return row if gpu.busy is None else row | {"gpu_busy": gpu.busy}
 
 
+def in_turns(names: list[str], package: Path, clients: Sequence[int], seconds: float, turns: int, workers: int) -> dict[str, Any]:
+    """Rows of several services that are all up and asked one after the other, forth and back: the medians, and `rates` of each turn.
+
+    A machine that is shared changes its speed within minutes, which one turn each would call a difference between the services.
+    """
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {name: {str(many): [] for many in clients} for name in names}
+    with ExitStack() as stack:
+        services = {name: stack.enter_context(running(PEERS[name], package, workers=workers)) for name in names}
+        for turn in range(turns):
+            for many in clients:
+                for name in names if turn % 2 == 0 else names[::-1]:
+                    found[name][str(many)].append(row := loaded(services[name], many, seconds))
+                    print(turn, name, many, row, flush=True)
+    return {name: {many: _medians(rows) for many, rows in by_clients.items()} for name, by_clients in found.items()}
+
+
+def _medians(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    figures = {key: round(median(row[key] for row in rows), 1) for key in rows[0]}
+    return figures | {"errors": sum(row["errors"] for row in rows), "rates": [row["rate"] for row in rows]}
+
+
 def mixed(service: Running, seconds: float) -> dict[str, Any]:
     """Small pictures of eight clients alone, and beside two clients with pictures of 12 megapixels."""
     small = [upload(service.port, photograph(SIDE, seed)) for seed in range(PICTURES)]
@@ -194,11 +216,13 @@ def table(results: dict[str, Any]) -> str:
     ]
     for name, rows in results["services"].items():
         for clients, row in rows.items():
-            lines.append(f"| {name} | {clients} | {' | '.join(str(value) for value in row.values())} |")
+            lines.append(f"| {name} | {clients} | {' | '.join(str(value) for key, value in row.items() if key != 'rates')} |")
     for name, what in (("graph", "the graph alone"), ("whole", "from bytes to verdicts")):
         rest = " | |" if gpu else " |"
         lines.append(f"| in process, batches of {BATCH}: {what} | | {raw[name]['rate']} | | | | {raw[name]['cpu_ms']} |{rest}")
     lines += ["", *(f"{name}: not measured, {why}." for name, why in results["left out"].items())]
+    if "turns" in results:
+        lines.append(f"Medians of {results['turns']} alternate turns.")
     ours, most = results["services"].get("Unmask", {}), str(max(CLIENTS))
     if most in ours:
         lines.append(f"At {most} clients: {ours[most]['rate'] / raw['whole']['rate']:.2f} of the rate in process from bytes to verdicts,")
@@ -222,15 +246,21 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(PEERS), help="some of the services")
     parser.add_argument("--workers", type=int, default=1, help="processes of each service")
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
+    parser.add_argument("--turns", type=int, default=1, help="more than one: all services are up, and take turns; medians are written")
     parser.add_argument("--name", default="serving", help="of the results")
     parser.add_argument("--no-mixed", action="store_true", help="without pictures of 12 megapixels beside small ones")
     arguments = parser.parse_args()
     package = arguments.package.resolve()
     results: dict[str, Any] = {"workers": arguments.workers, "services": {}, "left out": {}}
-    for name in arguments.only or PEERS:
-        if name.startswith("LitServe") and importlib.util.find_spec("litserve") is None:
-            results["left out"][name] = "because litserve is not installed"
-            continue
+    names = list(arguments.only or PEERS)
+    if importlib.util.find_spec("litserve") is None and (missing := next((name for name in names if name.startswith("LitServe")), None)):
+        results["left out"][missing] = "because litserve is not installed"
+        names.remove(missing)
+    if arguments.turns > 1:
+        results["turns"] = arguments.turns
+        results["services"] = in_turns(names, package, arguments.clients, arguments.seconds, arguments.turns, arguments.workers)
+        names = []
+    for name in names:
         with running(PEERS[name], package, workers=arguments.workers) as service:
             rows = results["services"][name] = {}
             for clients in arguments.clients:
