@@ -221,10 +221,10 @@ def table(results: dict[str, Any]) -> str:
         rest = " | |" if gpu else " |"
         lines.append(f"| in process, batches of {BATCH}: {what} | | {raw[name]['rate']} | | | | {raw[name]['cpu_ms']} |{rest}")
     lines += ["", *(f"{name}: not measured, {why}." for name, why in results["left out"].items())]
-    if "turns" in results:
-        lines.append(f"Medians of {results['turns']} alternate turns.")
     ours, most = results["services"].get("Unmask", {}), str(max(CLIENTS))
-    if most in ours:
+    if "turns" in results:  # which took minutes: what was measured after them is no measure for them
+        lines.append(f"Medians of {results['turns']} alternate turns.")
+    elif most in ours:
         lines.append(f"At {most} clients: {ours[most]['rate'] / raw['whole']['rate']:.2f} of the rate in process from bytes to verdicts,")
         lines.append(
             f"{ours[most]['rate'] / raw['graph']['rate']:.2f} of the graph's; {ours[most]['cpu_ms'] - raw['whole']['cpu_ms']:.1f} ms of"
