@@ -189,8 +189,9 @@ class Detector:
             picture = read(path)
             size = picture.rgb.size
             found = self.judge([Prepared([self._part(picture, (0, 0, *size), None, None)], size)])[0].probability_fake
-            if not abs(found - golden.probability_fake) <= self.package.meta.golden_tolerance:
-                raise PackageError(f"the golden example {path.name} gets {found:.4f}, and {golden.probability_fake:.4f} was recorded")
+            expected = golden.expected(self.runtime.precision)
+            if not abs(found - expected) <= self.package.meta.golden_tolerance:
+                raise PackageError(f"the golden example {path.name} gets {found:.4f}, and {expected:.4f} was recorded")
 
     def explain(self, prepared: Prepared) -> tuple[Explanation, dict[str, float]]:
         """Where the model looked in a picture that was prepared; of several faces in the most suspicious one.

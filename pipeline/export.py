@@ -70,14 +70,13 @@ def run(params: Params) -> dict[str, Any]:
     # What is written from here on are answers of the package, which has to be whole for them; each changes its seal.
     full = Detector(seal(PACKAGE, meta), OpenVinoRuntime(PACKAGE / GRAPH))
     shown = parts["test"] if settings.golden_from == "test" else _rendered(settings.golden, preprocess.size)
-    _write_golden(full, shown, settings.golden)
+    detectors = {"probability_fake": full}
+    if meta["int8"]:
+        detectors["int8"] = Detector(full.package, OpenVinoRuntime(PACKAGE / INT8))
+    _write_golden(detectors, shown, settings.golden)
     golden = golden_difference(full.package)
     if golden > NETWORK_TOLERANCE:
         raise StageError(f"a golden example's probability differs by {golden:.2g} between the graph and the network: export again")
-    if meta["int8"]:
-        answers = Detector(full.package, OpenVinoRuntime(PACKAGE / INT8)).predict([read(path) for path in full.package.golden])
-        pairs = zip(answers, full.package.golden.values(), strict=True)
-        meta["golden_tolerance"] += max(abs(now.probability_fake - recorded.probability_fake) for now, recorded in pairs)
     # The answers that traffic is compared with come from the very detector that will serve the package.
     _write_reference(Detector.load(seal(PACKAGE, meta).path, "cpu"), parts["val"], settings.reference, params.evaluate.seed)
     seal(PACKAGE, meta)
@@ -140,17 +139,17 @@ def _write_reference(detector: Detector, val: pd.DataFrame, most: int, seed: int
     pd.DataFrame([measures(answer) for answer in answers]).to_parquet(detector.package.path / "reference.parquet", index=False)
 
 
-def _write_golden(detector: Detector, test: pd.DataFrame, of_each: int) -> None:
-    """Images of each class with their answers."""
-    folder = detector.package.path / GOLDEN
+def _write_golden(detectors: dict[str, Detector], test: pd.DataFrame, of_each: int) -> None:
+    """Images of each class with the answer of each detector, by its name in pipeline.package.Golden."""
+    folder = PACKAGE / GOLDEN
     folder.mkdir()
     chosen = pd.concat([_spread(test[test["label"] == label], of_each) for label in ID2LABEL.values()])
     listed = {}
-    answers = _predict(detector, chosen["path"])
-    for image_id, path, label, answer in zip(chosen["image_id"], chosen["path"], chosen["label"], answers, strict=True):
+    answers = {name: _predict(detector, chosen["path"]) for name, detector in detectors.items()}
+    for row, (image_id, path, label) in enumerate(zip(chosen["image_id"], chosen["path"], chosen["label"], strict=True)):
         name = image_id[:16] + Path(path).suffix.lower()
         (folder / name).write_bytes(read_bytes(Path(path), OWN))
-        listed[name] = {"label": label, "probability_fake": answer.probability_fake}
+        listed[name] = {"label": label} | {kind: found[row].probability_fake for kind, found in answers.items()}
     (folder / "golden.json").write_text(json.dumps(listed, indent=2) + "\n")
 
 

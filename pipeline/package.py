@@ -66,7 +66,7 @@ class PackageMeta(BaseModel):
             or `faces`, crops that a face detector found, so that such a picture gets at most `uncertain`.
         bf16: whether it may run in bfloat16 where a GPU or CPU computes in that: measured when the package was made.
         int8: whether a CPU that is fast in 8-bit integers may run it in them, measured likewise.
-        golden_tolerance: how far a golden example's probability may be from the recorded one, which was found in 32 bits.
+        golden_tolerance: how far a golden example's probability may be from the recorded one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,13 +90,19 @@ class Golden(BaseModel):
 
     Attributes:
         label: real or fake.
-        probability_fake: what the package said when it was made.
+        probability_fake: what the package said in 32 bits when it was made.
+        int8: what it said in 8 bits, which may be further from that than bfloat16 is; None without such a graph.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     label: str
     probability_fake: float
+    int8: float | None = None
+
+    def expected(self, precision: str) -> float:
+        """The probability that a runtime of this precision has to come close to."""
+        return self.int8 if precision == "int8" and self.int8 is not None else self.probability_fake
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,7 @@ def test_a_failed_gate_is_registered_and_not_promoted(here: Path, capsys: pytest
     measured = json.loads((here / "reports/export.json").read_text())["precision"]["int8"]
     assert package.digest != before
     assert package.meta.int8 is measured["allowed"] is (package.path / INT8).is_file()
+    assert all((example.int8 is not None) is measured["allowed"] for example in package.golden.values())
     version = client(here).get_model_version("unmask", "2")
     assert version.tags["gate"] == "failed" and version.tags["gate.test.f1.low"].startswith("failed: ")
     assert aliases(here) == {"champion": "1", "challenger": "1"}

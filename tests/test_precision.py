@@ -1,5 +1,7 @@
 """Fewer bits: used where the answers stay what they were, and nowhere else."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from pipeline import runtime
 from pipeline.convert import MOST_DROP, to_int8, to_onnx
 from pipeline.detector import Detector
 from pipeline.images import read
-from pipeline.package import GRAPH, INT8, ONNX, seal, verify
+from pipeline.package import GOLDEN, GRAPH, INT8, ONNX, seal, verify
 from pipeline.precision import cost
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import OpenVinoRuntime
@@ -94,6 +96,27 @@ def test_fewer_bits_that_change_a_golden_example_are_not_used(package: Path, cap
     assert detector.runtime.name == "openvino f32 on CPU"
     assert ("does not run in bf16 here" in caplog.text) == runtime.has_bf16()
     assert ("does not run in int8 here" in caplog.text) == runtime.has_vnni()
+
+
+def test_golden_examples_are_held_against_what_was_recorded_in_as_many_bits(package: Path, tmp_path: Path, monkeypatch):
+    package = Path(shutil.copytree(package, tmp_path / "own"))
+    quantise(package)
+    whole = seal(package, META)
+    golden = whole.golden
+    answers = Detector(whole, OpenVinoRuntime(package / INT8)).predict([read(path) for path in golden])
+    entries = {path.name: example.model_dump() for path, example in golden.items()}
+    (package / GOLDEN / "golden.json").write_text(
+        json.dumps({name: entries[name] | {"int8": answer.probability_fake} for name, answer in zip(entries, answers, strict=True)})
+    )
+    seal(package, META | {"bf16": False, "int8": True, "golden_tolerance": 1e-5})
+    found = []
+    for flags in ("avx512_vnni", "avx2"):
+        (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}")
+        monkeypatch.setattr(runtime, "CPUINFO", tmp_path / "cpuinfo")
+        detector = Detector.load(package, "cpu")
+        detector.check()
+        found.append(detector.runtime.precision)
+    assert found == ["int8", "f32"]
 
 
 def test_an_onnx_graph_takes_any_number_of_images(package: Path, values: np.ndarray, tmp_path: Path):
