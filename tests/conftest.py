@@ -137,6 +137,14 @@ def copy_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path],
     return copy
 
 
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model package of an untrained network, for a file's tests together."""
+    from tests.package_helpers import tiny_package
+
+    return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow store in which nothing is."""

@@ -25,7 +25,6 @@ from serving.access import RateLimit, check, is_loopback
 from serving.errors import ApiError
 from serving.front import Front
 from serving.settings import Settings
-from tests.package_helpers import tiny_package
 from tests.service_helpers import ROOT, free_port, served, wait_for
 
 KEY, OTHER = "first-key-0123456789", "schlüssel"
@@ -40,11 +39,6 @@ def png() -> bytes:
 
 def refusal(response: httpx.Response) -> tuple[int, str]:
     return response.status_code, response.json()["error"]["code"]
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory) -> Path:
-    return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from pipeline.images import Picture
 from pipeline.package import GRAPH, verify
 from pipeline.runtime import OpenVinoRuntime
 from serving.batches import Batches
-from tests.package_helpers import tiny_package
 
 
 class Watched(OpenVinoRuntime):
@@ -25,11 +24,6 @@ class Watched(OpenVinoRuntime):
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.sizes.append(len(values))
         return super().__call__(values)
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory) -> Path:
-    return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
 
 
 async def two(runtime: Watched, package: Path) -> list[int]:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import httpx
 import mlflow
-import pytest
 
 from benchmarks.load import photograph
 from pipeline.champion import Champion
@@ -37,11 +36,6 @@ other.join()
 signal.signal(signal.SIGCHLD, lambda *_: print("heard"))
 os.kill(os.getpid(), signal.SIGCHLD)
 """
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory) -> Path:
-    return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
 
 
 def test_without_mlflow_the_last_champion_is_served_after_a_restart(tmp_path, package, new_store):

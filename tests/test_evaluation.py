@@ -31,14 +31,9 @@ from pipeline.scoring import Subject, labels, sample
 from pipeline.slices import slices, thirds
 from tests.conftest import ROOT
 from tests.data_helpers import picture
-from tests.package_helpers import CONFIG, SIDE, tiny_package
+from tests.package_helpers import CONFIG, SIDE
 
 QUICK = {"bootstrap": 100, "attack_images": 4, "robustness_images": 6, "baseline_images": 120, "explain_images": 4}
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -56,11 +56,6 @@ class Found:
         return self.boxes
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory) -> Path:
-    return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
-
-
 def with_faces(package: Path, *boxes: FaceBox) -> Detector:
     """A detector to whose threads a finder is given that finds these faces."""
     detector = Detector.load(package, device="cpu")

@@ -6,7 +6,6 @@ import resource
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -18,16 +17,10 @@ from benchmarks.load import photograph
 from pipeline.detector import Detector
 from pipeline.images import FORMATS, ImageError, decode
 from serving.threads import Threads
-from tests.package_helpers import tiny_package
 from tests.service_helpers import served, wait_for
 
 GROWTH = 1_000_000_000
 """Bytes: a picture of 50 megapixels takes 150 MB, and twice as much while it is turned; two are decoded at a time."""
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory) -> Path:
-    return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
 
 
 def outcome(detector: Detector, data: bytes) -> str:

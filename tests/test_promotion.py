@@ -17,7 +17,6 @@ from pipeline.package import seal, verify
 from pipeline.params import Promotion
 from pipeline.settings import apply
 from tests.conftest import ROOT
-from tests.package_helpers import tiny_package
 from tests.service_helpers import aliases, client, promote, register, served, wait_for
 from tests.webhook_helpers import received
 
@@ -50,11 +49,6 @@ def test_the_policy_asks_for_the_lower_bounds_of_both_figures(auto, lows, promot
     assert (why is not None) == promoted
     assert not promoted or (auto in why and "version 3" in why)
     assert promotion.earned(Promotion(auto=auto, margin=0.02), None, challenger) is None
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    return Path(tiny_package(tmp_path_factory.mktemp("packages") / "tiny"))
 
 
 @pytest.fixture
@@ -92,13 +86,13 @@ def rollback(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, text=True, capture_output=True, env=dict(os.environ))
 
 
-def test_rollback_restores_the_version_before_and_says_so(store, tiny, tmp_path, monkeypatch, status):
+def test_rollback_restores_the_version_before_and_says_so(store, package, tmp_path, monkeypatch, status):
     with served(tmp_path, MLFLOW_TRACKING_URI=store, PYTHONPATH=str(ROOT)) as service:
         monkeypatch.setenv("SERVICE_PORT", str(service.base_url.port))
         nothing = json.loads(status("--json"))
         assert nothing["served"]["version"] is None and nothing["champion"] is None and nothing["last_promotion"] is None
 
-        versions(store, tiny, "passed", "passed", "failed")
+        versions(store, package, "passed", "passed", "failed")
         promote(store, "1")
         promotion.record(registry.known(1), "the test")
         with pytest.raises(SystemExit, match=r"^error: there is no version to go back to"):
@@ -128,8 +122,8 @@ def test_rollback_restores_the_version_before_and_says_so(store, tiny, tmp_path,
             assert text in screen, screen
 
 
-def test_rollback_leaves_a_refused_champion_and_never_goes_to_one(store, tiny):
-    versions(store, tiny, "passed", "passed", "failed")
+def test_rollback_leaves_a_refused_champion_and_never_goes_to_one(store, package):
+    versions(store, package, "passed", "passed", "failed")
     for number in (1, 2):
         promote(store, str(number))
         promotion.record(registry.known(number))
@@ -145,8 +139,8 @@ def test_rollback_leaves_a_refused_champion_and_never_goes_to_one(store, tiny):
         promotion.roll_back("me")
 
 
-def test_a_second_roll_back_goes_further_back_and_not_forth(store, tiny):
-    versions(store, tiny, *["passed"] * 3)
+def test_a_second_roll_back_goes_further_back_and_not_forth(store, package):
+    versions(store, package, *["passed"] * 3)
     for number in (1, 2, 3):
         promote(store, str(number))
         promotion.record(registry.known(number))
@@ -162,8 +156,8 @@ def test_a_second_roll_back_goes_further_back_and_not_forth(store, tiny):
     assert [line["roll_back"] for line in promotion.history()] == [False] * 3 + [True] * 2 + [False] * 2 + [True] * 2
 
 
-def test_a_version_that_was_taken_back_is_not_promoted_again_by_itself(store, tiny):
-    versions(store, tiny, "passed", "passed", "passed")
+def test_a_version_that_was_taken_back_is_not_promoted_again_by_itself(store, package):
+    versions(store, package, "passed", "passed", "passed")
     for number in (1, 2):
         promote(store, str(number))
         promotion.record(registry.known(number))
@@ -173,8 +167,8 @@ def test_a_version_that_was_taken_back_is_not_promoted_again_by_itself(store, ti
     assert promotion.earned(better, comparison(0.1, 0.1), registry.known(3)) is not None
 
 
-def test_an_override_names_who_and_why(store, tiny):
-    versions(store, tiny, "failed")
+def test_an_override_names_who_and_why(store, package):
+    versions(store, package, "failed")
     for override, may in ((None, False), ("yes", False), ("Ada:", False), (": because", False), ("Ada: the test set is wrong", True)):
         if override is not None:
             client(store).set_model_version_tag("unmask", "1", promotion.OVERRIDE, override)
@@ -190,8 +184,8 @@ def test_what_failed_beside_the_gate_is_not_called_a_gate():
     assert verdict(registry.Version(1, "run", failed)) == "failed: test.f1.low 0.7, at least 0.75"
 
 
-def test_the_record_survives_a_registry_that_was_made_anew(store, tiny):
-    versions(store, tiny, "passed", "passed")
+def test_the_record_survives_a_registry_that_was_made_anew(store, package):
+    versions(store, package, "passed", "passed")
     promotion.record(registry.known(1))
     client(store).set_model_version_tag("unmask", "1", "package", "another")
     line = promotion.record(registry.known(2))
@@ -212,14 +206,14 @@ def messages(prefect_server, store) -> Iterator[list[dict[str, str]]]:
         yield messages
 
 
-def test_deploy_refuses_once_and_packs_what_may_be_served(store, tiny, messages, tmp_path):
+def test_deploy_refuses_once_and_packs_what_may_be_served(store, package, messages, tmp_path):
     from flows.deploy import deploy
 
     for name in ("serving", "web", "pipeline"):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("service.py", "bentofile.yaml", ".bentoignore"):
         shutil.copy(ROOT / name, tmp_path)
-    versions(store, tiny, "passed", "failed")
+    versions(store, package, "passed", "failed")
     client(store).set_model_version_tag("unmask", "2", "gate.test.f1.low", "failed: 0.1000, at least 0.75")
     promote(store, "1")
     first = deploy(by="the test", return_state=True)
@@ -248,11 +242,11 @@ def test_deploy_refuses_once_and_packs_what_may_be_served(store, tiny, messages,
     line = promotion.history()[-1]
     assert (line["version"], line["previous"], line["gate_override"]) == (2, 1, "Ada: the gate is older than the test set")
 
-    wrong = shutil.copytree(tiny, tmp_path / "wrong")
+    wrong = shutil.copytree(package, tmp_path / "wrong")
     golden = json.loads((wrong / "golden/golden.json").read_text())
     golden["2.png"]["probability_fake"] = 1 - golden["2.png"]["probability_fake"] / 2
     (wrong / "golden/golden.json").write_text(json.dumps(golden))
-    seal(wrong, verify(tiny).meta.model_dump(exclude={"format", "files"}))
+    seal(wrong, verify(package).meta.model_dump(exclude={"format", "files"}))
     versions(store, wrong, "passed")
     promote(store, "3")
     for _ in range(2):  # the second time nothing is built
@@ -268,14 +262,14 @@ def test_deploy_refuses_once_and_packs_what_may_be_served(store, tiny, messages,
     assert "2.png" in messages[-1]["text"] and "by the test" in messages[0]["text"]
 
 
-def test_a_roll_back_while_a_bento_is_built_is_what_stays_recorded(store, tiny, messages, monkeypatch):
+def test_a_roll_back_while_a_bento_is_built_is_what_stays_recorded(store, package, messages, monkeypatch):
     from flows.deploy import deploy
 
     def building(version: registry.Version) -> bool:
         promotion.roll_back("Ada")
         return True
 
-    versions(store, tiny, "passed", "passed")
+    versions(store, package, "passed", "passed")
     promote(store, "1")
     promotion.record(registry.known(1))
     client(store).set_model_version_tag("unmask", "2", "bento", "unmask:two")
@@ -287,10 +281,10 @@ def test_a_roll_back_while_a_bento_is_built_is_what_stays_recorded(store, tiny, 
     assert [(line["version"], line["by"]) for line in promotion.history()][1:] == [(2, promotion.SOMEBODY), (1, "Ada")]
 
 
-def test_a_canary_that_ended_is_announced_once(store, tiny, messages):
+def test_a_canary_that_ended_is_announced_once(store, package, messages):
     from flows.deploy import deploy
 
-    versions(store, tiny, "passed")
+    versions(store, package, "passed")
     made = f"{client(store).get_model_version('unmask', '1').run_id} 1700000000000"  # as the service leaves it
     Path("var").mkdir(exist_ok=True)
     (Path("var") / "canary.json").write_text(json.dumps({"version": "1", "made": made, "why": "version 1 failed on 3 of 3 pictures"}))

@@ -17,11 +17,6 @@ from tests.package_helpers import tiny_package
 SCORE = (sys.executable, "-m", "pipeline.score")
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
-
-
 def score(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*SCORE, *arguments], cwd=ROOT, text=True, capture_output=True)
 

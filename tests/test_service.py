@@ -19,7 +19,6 @@ from PIL import Image
 from benchmarks.hostile import chunk, png_of, special
 from pipeline.images import HEIF
 from tests.conftest import at_work_in
-from tests.package_helpers import tiny_package
 from tests.service_helpers import promote, register, served, wait_for
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (80, 100, 3), dtype=np.uint8)
@@ -43,11 +42,6 @@ def refusal(response: httpx.Response) -> tuple[int, str]:
     error = response.json()["error"]
     assert set(error) == {"code", "message", "hint"} and all(error.values())
     return response.status_code, error["code"]
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory) -> Path:
-    return Path(tiny_package(tmp_path_factory.mktemp("packages") / "tiny"))
 
 
 @pytest.fixture(scope="module")
