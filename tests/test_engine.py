@@ -1,5 +1,6 @@
-"""The same data from processes here and from a Ray cluster of two nodes."""
+"""Processes here, few tasks ahead and in order, and a Ray cluster of two nodes that makes the same data."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from pipeline import ingest
+from pipeline import engine, ingest
 from pipeline.params import Params
 from tests.test_kill import digests
 
@@ -28,3 +29,16 @@ def test_a_ray_cluster_makes_the_same_bytes(faces: Path, prepare: Callable[..., 
     finally:
         cluster.shutdown()
     assert digests(Path.cwd()) == local
+
+
+def test_a_local_run_keeps_the_order_and_few_tasks_in_flight():
+    started = []
+
+    def tasks():
+        for number in range(200):
+            started.append(number)
+            yield number
+
+    results = engine.run(abs, tasks(), "local")
+    assert next(results) == 0 and len(started) <= 1 + engine.AHEAD * (os.cpu_count() or 1)
+    assert [0, *results] == list(range(200))
