@@ -10,13 +10,14 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from pipeline import runtime
+from pipeline import model, runtime
 from pipeline.convert import MOST_DROP, to_int8, to_onnx
 from pipeline.detector import Detector
 from pipeline.images import read
 from pipeline.package import GOLDEN, GRAPH, INT8, ONNX, seal, verify
 from pipeline.precision import cost
 from pipeline.preprocess import Preprocess
+from pipeline.rounding import Bfloat16, rounded
 from pipeline.runtime import OpenVinoRuntime
 from tests.package_helpers import META, SIDE, tiny_package
 
@@ -143,3 +144,15 @@ def test_fewer_bits_that_only_spoil_the_calibration_are_not_allowed():
     scores = 2 * np.random.default_rng(0).normal(np.where(labels == "fake", 1.0, -1.0), 1.0)  # the true odds
     found = cost(pd.DataFrame({"label": labels, "score": scores}), scores * 4, 1.0, 0.5)
     assert found["auc_drop"] == 0 and found["flips"] == 0 and found["ece_rise"] > 0.005 and not found["allowed"]
+
+
+def test_bfloat16_by_rounding_is_as_far_from_32_bits_as_the_real_one(package: Path):
+    values = torch.randn(16, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        full = model.load(package / "model")(pixel_values=values).logits
+        real = model.load(package / "model").to(torch.bfloat16)(pixel_values=values.bfloat16()).logits.float()
+        network = rounded(model.load(package / "model"))
+        with Bfloat16():
+            found = network(pixel_values=values.bfloat16().float()).logits
+    assert torch.equal(found, found.bfloat16().float())
+    assert 0 < (found - full).abs().mean() < 3 * (real - full).abs().mean()

@@ -1,4 +1,4 @@
-"""What evaluation says of a model: baselines beside it, slices, heat maps, golden examples, and any package on any folder."""
+"""What evaluation says of a model: slices, curves, attacks, golden examples, and any package on any folder."""
 
 import json
 import runpy
@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,55 +14,21 @@ from PIL import Image
 
 from flows import gates
 from pipeline import golden, judge_package, manifest, model
-from pipeline.baselines import baselines
 from pipeline.curves import curves, risk_coverage, selective
 from pipeline.errors import StageError
-from pipeline.evaluate import examine, warnings
+from pipeline.evaluate import examine
 from pipeline.judge_package import describe_folder
-from pipeline.metrics import figure_text, group_weights, judge, judge_difference
+from pipeline.metrics import group_weights, judge, judge_difference
 from pipeline.package import Thresholds, verify
-from pipeline.params import Bound, Params, load_params
+from pipeline.params import Bound, Params
 from pipeline.params import Model as ModelSettings
 from pipeline.report import page
 from pipeline.robustness import DEGRADATIONS, attack, attacked
-from pipeline.rounding import Bfloat16, rounded
 from pipeline.scoring import Subject, labels, sample
 from pipeline.slices import slices, thirds
 from tests.conftest import ROOT
-from tests.data_helpers import picture
+from tests.evaluation.use import judged
 from tests.package_helpers import CONFIG, SIDE
-
-QUICK = {"bootstrap": 100, "attack_images": 4, "robustness_images": 6, "baseline_images": 120, "explain_images": 4}
-
-
-@pytest.fixture(scope="module")
-def params() -> Params:
-    made = load_params(ROOT / "params.yaml")
-    network = ModelSettings(name="vit", init="scratch", config=CONFIG)
-    return made.model_copy(update={"evaluate": made.evaluate.model_copy(update=QUICK), "model": network})
-
-
-@pytest.fixture(scope="module")
-def subject(package: Path) -> Subject:
-    return Subject.of(verify(package))
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def judged(folder: Path) -> pd.DataFrame:
-    """The folder's images with random probabilities."""
-    table, broken = describe_folder(folder)
-    assert not broken
-    return table.assign(score=0.0, probability_fake=np.random.default_rng(0).random(len(table)))
-
-
-def parted(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    even = np.arange(len(table)) % 2 == 0
-    return table[even].reset_index(drop=True), table[~even].reset_index(drop=True)
 
 
 def test_random_labels_give_an_auc_of_a_half_within_its_interval():
@@ -71,28 +36,6 @@ def test_random_labels_give_an_auc_of_a_half_within_its_interval():
     for seed in range(5):
         found = judge(rng.integers(0, 2, 400), rng.random(400), np.arange(400) // 2, 0.5, draws=300, seed=seed)["auc"]
         assert found["low"] - 0.02 <= 0.5 <= found["high"] + 0.02
-
-
-def test_a_planted_leak_is_found_and_the_report_says_so(subject: Subject, params: Params, here: Path):
-    for index in range(80):  # the fakes are stored with another quality, and nothing else tells them apart
-        for number, (label, quality) in enumerate((("real", 95), ("fake", 60))):
-            picture(here / "leak" / label / f"{index}.jpg", seed=1000 * number + index, quality=quality)
-    train, test = parted(judged(here / "leak"))
-    found = baselines(subject, train, test, params)
-    assert found["baselines"]["metadata"]["auc"]["low"] > 0.9
-    assert found["vs_baseline"]["auc"]["high"] < 0  # random probabilities against a leak
-    said = " ".join(warnings(found | {"groups": 5, "golden": {"broken": 2}}, most=0.6))
-    assert "of 5 groups" in said and "How the files are stored" in said and "not shown to be better" in said and "2 golden examples" in said
-
-
-def test_a_folder_whose_files_give_the_class_away_is_named_in_the_report(package: Path, params: Params, here: Path):
-    for index in range(40):
-        for number, (label, quality) in enumerate((("real", 95), ("fake", 60))):
-            picture(here / "leak" / label / f"{index}.jpg", seed=1000 * number + index, quality=quality)
-    settings = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"attack_images": 0, "explain_images": 0})})
-    found = judge_package.judge(package, here / "leak", here / "out", settings)
-    assert found["baselines"]["metadata"]["auc"]["low"] > 0.9 and "vs_baseline" not in found
-    assert "How the files are stored and their mean colour tell real from fake" in (here / "out/evaluation.html").read_text()
 
 
 def test_a_sample_has_both_classes():
@@ -116,47 +59,6 @@ def test_the_report_shows_mistakes_by_the_threshold_that_the_figures_use(subject
     mistaken = set(table.loc[odd & ~truth, "path"])
     assert {path for path in table["path"] if path in wrong} <= mistaken and any(path in wrong for path in mistaken)
     assert not any(path in right for path in mistaken) and any(path in right for path in table["path"])
-
-
-def test_files_that_tell_nothing_give_no_warning(subject: Subject, params: Params, faces: Path, here: Path):
-    train, test = parted(judged(faces))
-    found = baselines(subject, train, test, params)
-    for name in ("metadata", "statistics", "linear_probe"):
-        assert {"auc", "ap", "of"} <= set(found["baselines"][name])
-    quiet = found | {
-        "vs_baseline": {"name": "statistics", "auc": {"value": 0.2, "low": 0.1, "high": 0.3}},
-        "groups": 60,
-        "golden": {"broken": 0},
-    }
-    assert warnings(quiet, most=0.99) == []
-
-
-def test_the_detector_stands_beside_the_baselines_on_the_same_images(package: Path, faces: Path, here: Path, params: Params):
-    for index in range(20, 30):
-        (faces / "real" / f"{index}.jpg").unlink()
-    quick = params.evaluate.model_copy(update={"attack_images": 0, "explain_images": 0, "baseline_images": 40})
-    found = judge_package.judge(package, faces, here / "out", params.model_copy(update={"evaluate": quick}))
-    table = sample(pd.read_parquet(here / "out/scores.parquet"), 40, quick.seed)
-    assert table["label"].value_counts().to_dict() == {"real": 20, "fake": 20} and found["n"] == 50
-    beside = found["baselines"]["detector"]
-    groups = table["group"].to_numpy()
-    same = judge(labels(table), table["probability_fake"].to_numpy(), groups, found["threshold"], quick.bootstrap, quick.seed)
-    assert {name: beside[name] for name in ("auc", "ap", "brier", "balanced_accuracy")}.items() <= same.items()
-    assert beside["ap"] != found["test"]["ap"]
-    row = (here / "out/evaluation.html").read_text().partition("<td>the detector</td>")[2].partition("</tr>")[0]
-    assert figure_text(beside["ap"]) in row and figure_text(beside["brier"]) in row
-
-
-def test_statistics_of_the_pixels_tell_what_resampling_leaves(subject: Subject, params: Params, here: Path):
-    rng = np.random.default_rng(0)
-    for index in range(80):
-        base = cv2.GaussianBlur(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8), (0, 0), 1)
-        again = cv2.resize(cv2.resize(base, (32, 32)), (64, 64), interpolation=cv2.INTER_NEAREST)
-        for label, pixels in (("real", base), ("fake", again)):
-            (here / "set" / label).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(here / "set" / label / f"{index}.png")
-    train, test = parted(judged(here / "set"))
-    assert baselines(subject, train, test, params)["baselines"]["statistics"]["auc"]["low"] > 0.9
 
 
 def test_two_models_are_compared_on_the_same_draws():
@@ -322,15 +224,3 @@ def test_a_folder_of_reals_alone_has_the_figures_that_are_defined(package: Path,
     assert found["test"]["fpr"]["value"] is not None and found["test"]["auc"]["value"] is None and found["explanation"] is None
     json.loads((here / "out/evaluation.json").read_text(), parse_constant=lambda text: pytest.fail(text))
     assert "not defined" in (here / "out/evaluation.html").read_text() and "at least 2 groups" in found["no_baselines"]
-
-
-def test_bfloat16_by_rounding_is_as_far_from_32_bits_as_the_real_one(package: Path):
-    values = torch.randn(16, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        full = model.load(package / "model")(pixel_values=values).logits
-        real = model.load(package / "model").to(torch.bfloat16)(pixel_values=values.bfloat16()).logits.float()
-        network = rounded(model.load(package / "model"))
-        with Bfloat16():
-            found = network(pixel_values=values.bfloat16().float()).logits
-    assert torch.equal(found, found.bfloat16().float())
-    assert 0 < (found - full).abs().mean() < 3 * (real - full).abs().mean()

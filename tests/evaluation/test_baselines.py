@@ -1,0 +1,85 @@
+"""What stands beside the detector: metadata, statistics of the pixels, a linear probe, and what the report warns of."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from pipeline import judge_package
+from pipeline.baselines import baselines
+from pipeline.evaluate import warnings
+from pipeline.metrics import figure_text, judge
+from pipeline.params import Params
+from pipeline.scoring import Subject, labels, sample
+from tests.data_helpers import picture
+from tests.evaluation.use import judged
+
+
+def parted(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    even = np.arange(len(table)) % 2 == 0
+    return table[even].reset_index(drop=True), table[~even].reset_index(drop=True)
+
+
+def test_a_planted_leak_is_found_and_the_report_says_so(subject: Subject, params: Params, here: Path):
+    for index in range(80):  # the fakes are stored with another quality, and nothing else tells them apart
+        for number, (label, quality) in enumerate((("real", 95), ("fake", 60))):
+            picture(here / "leak" / label / f"{index}.jpg", seed=1000 * number + index, quality=quality)
+    train, test = parted(judged(here / "leak"))
+    found = baselines(subject, train, test, params)
+    assert found["baselines"]["metadata"]["auc"]["low"] > 0.9
+    assert found["vs_baseline"]["auc"]["high"] < 0  # random probabilities against a leak
+    said = " ".join(warnings(found | {"groups": 5, "golden": {"broken": 2}}, most=0.6))
+    assert "of 5 groups" in said and "How the files are stored" in said and "not shown to be better" in said and "2 golden examples" in said
+
+
+def test_a_folder_whose_files_give_the_class_away_is_named_in_the_report(package: Path, params: Params, here: Path):
+    for index in range(40):
+        for number, (label, quality) in enumerate((("real", 95), ("fake", 60))):
+            picture(here / "leak" / label / f"{index}.jpg", seed=1000 * number + index, quality=quality)
+    settings = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"attack_images": 0, "explain_images": 0})})
+    found = judge_package.judge(package, here / "leak", here / "out", settings)
+    assert found["baselines"]["metadata"]["auc"]["low"] > 0.9 and "vs_baseline" not in found
+    assert "How the files are stored and their mean colour tell real from fake" in (here / "out/evaluation.html").read_text()
+
+
+def test_files_that_tell_nothing_give_no_warning(subject: Subject, params: Params, faces: Path, here: Path):
+    train, test = parted(judged(faces))
+    found = baselines(subject, train, test, params)
+    for name in ("metadata", "statistics", "linear_probe"):
+        assert {"auc", "ap", "of"} <= set(found["baselines"][name])
+    quiet = found | {
+        "vs_baseline": {"name": "statistics", "auc": {"value": 0.2, "low": 0.1, "high": 0.3}},
+        "groups": 60,
+        "golden": {"broken": 0},
+    }
+    assert warnings(quiet, most=0.99) == []
+
+
+def test_the_detector_stands_beside_the_baselines_on_the_same_images(package: Path, faces: Path, here: Path, params: Params):
+    for index in range(20, 30):
+        (faces / "real" / f"{index}.jpg").unlink()
+    quick = params.evaluate.model_copy(update={"attack_images": 0, "explain_images": 0, "baseline_images": 40})
+    found = judge_package.judge(package, faces, here / "out", params.model_copy(update={"evaluate": quick}))
+    table = sample(pd.read_parquet(here / "out/scores.parquet"), 40, quick.seed)
+    assert table["label"].value_counts().to_dict() == {"real": 20, "fake": 20} and found["n"] == 50
+    beside = found["baselines"]["detector"]
+    groups = table["group"].to_numpy()
+    same = judge(labels(table), table["probability_fake"].to_numpy(), groups, found["threshold"], quick.bootstrap, quick.seed)
+    assert {name: beside[name] for name in ("auc", "ap", "brier", "balanced_accuracy")}.items() <= same.items()
+    assert beside["ap"] != found["test"]["ap"]
+    row = (here / "out/evaluation.html").read_text().partition("<td>the detector</td>")[2].partition("</tr>")[0]
+    assert figure_text(beside["ap"]) in row and figure_text(beside["brier"]) in row
+
+
+def test_statistics_of_the_pixels_tell_what_resampling_leaves(subject: Subject, params: Params, here: Path):
+    rng = np.random.default_rng(0)
+    for index in range(80):
+        base = cv2.GaussianBlur(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8), (0, 0), 1)
+        again = cv2.resize(cv2.resize(base, (32, 32)), (64, 64), interpolation=cv2.INTER_NEAREST)
+        for label, pixels in (("real", base), ("fake", again)):
+            (here / "set" / label).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(here / "set" / label / f"{index}.png")
+    train, test = parted(judged(here / "set"))
+    assert baselines(subject, train, test, params)["baselines"]["statistics"]["auc"]["low"] > 0.9
