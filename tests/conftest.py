@@ -159,6 +159,17 @@ def new_store(tmp_path: Path, empty_store: Path) -> Callable[..., str]:
     return lambda name="mlflow": f"sqlite:///{shutil.copyfile(empty_store, tmp_path / f'{name}.db')}"
 
 
+@pytest.fixture
+def store(tmp_path, monkeypatch, new_store) -> str:
+    """An empty MLflow of the test's own, in its folder."""
+    uri = new_store()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("UNMASK_VAR", str(tmp_path / "var"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return uri
+
+
 @pytest.fixture(scope="session")
 def prefect_home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[], Path]:
     """A function that returns a new PREFECT_HOME whose database has its tables: making them takes Prefect more than ten seconds."""
