@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from pipeline.params import PARAMS_FILE, ParamsError, check_params, parse
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes `null` as params.yaml does, and not as nothing."""
+
+
+_Representer.add_representer(type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null"))
 
 
 def apply(values: Mapping[str, Any], path: Path = PARAMS_FILE) -> bool:
@@ -23,7 +31,9 @@ def apply(values: Mapping[str, Any], path: Path = PARAMS_FILE) -> bool:
         ParamsError: if a key does not exist or a value is not allowed.
     """
     yaml = YAML()
-    yaml.width = 200
+    # In params.yaml's own style, so that git shows what was changed and nothing else.
+    yaml.width, yaml.preserve_quotes, yaml.Representer = 200, True, _Representer
+    yaml.indent(mapping=2, sequence=4, offset=2)
     before = path.read_text()
     was = parse(before, str(path))
     content = yaml.load(before)

@@ -53,6 +53,13 @@ def test_a_wrong_value_is_named_and_not_written(params: Path, given: str, messag
     assert params.read_text() == before
 
 
+def test_what_is_written_is_all_that_git_shows(params: Path):
+    before = params.read_text().splitlines()
+    apply({"train.lr": 0.25, "promotion.auto": "if_better"}, params)
+    changed = [(old.split(), new.split()) for old, new in zip(before, params.read_text().splitlines(), strict=True) if old != new]
+    assert [new[:2] for _, new in changed] == [["lr:", "0.25"], ["auto:", "if_better"]]
+
+
 @pytest.mark.parametrize("cron", ["*/5 9-17 * * MON-FRI", "30 4 1,15 * *"])
 def test_schedules_are_those_of_crontab(params: Path, cron: str):
     apply({"drift.cron": cron}, params)
