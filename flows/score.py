@@ -9,19 +9,18 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed, Failed
 
 from flows.process import environment, stream
-from pipeline.package import PACKAGE
 
 
 @flow(name="score", log_prints=False)
-def score(paths: list[str], out: str = "reports/scores.csv", package: str = str(PACKAGE)) -> State[Any]:
+def score(paths: list[str], out: str = "reports/scores.csv", package: str | None = None) -> State[Any]:
     """Write one row an image, as `python -m pipeline.score` does.
 
     Args:
         paths: images, or folders of images.
         out: CSV file to write.
-        package: folder of the model package.
+        package: folder of the model package; by default that of the command, which is the model that ships before one is made.
     """
-    command = [sys.executable, "-m", "pipeline.score", *paths, "--package", package, "--out", out]
+    command = [sys.executable, "-m", "pipeline.score", *paths, "--out", out, *(["--package", package] if package else [])]
     ended = stream(command, get_run_logger().info, environment())
     if ended.returncode:
         return Failed(name="StageFailed", message=ended.message())

@@ -14,11 +14,12 @@ from prefect.client.orchestration import get_client
 
 from flows import gates
 from flows.run import run as loop
+from flows.score import score
 from pipeline.errors import StageError
 from pipeline.package import INT8, verify
 from pipeline.params import Bound
 from pipeline.settings import apply
-from tests.conftest import run
+from tests.conftest import ROOT, run
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +151,15 @@ def test_gates_bound_any_figure_and_name_those_there_are():
     for wrong in ("test.f2.low", "test", "unseen_worst"):
         with pytest.raises(StageError, match=r"test\.f1\.low|low"):
             gates.judge({wrong: Bound(min=0.1)}, evaluation)
+
+
+def test_a_folder_is_scored_on_a_fresh_clone_by_the_model_that_ships(prefect_server, package: Path, tmp_path: Path, monkeypatch):
+    shutil.copytree(package, tmp_path / "models/starter")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    ended = score([str(package / "golden")], return_state=True)
+    assert ended.is_completed(), ended.message
+    rows = (tmp_path / "reports/scores.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(list((package / "golden").iterdir())) and str(tmp_path / "reports/scores.csv") in ended.message
+    ended = score(["golden"], package="nowhere", return_state=True)
+    assert ended.name == "StageFailed" and "nowhere" in ended.message
