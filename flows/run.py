@@ -11,6 +11,7 @@ from prefect.settings import PREFECT_API_URL
 from flows import promotion, registry
 from flows.deploy import deploy
 from flows.materialise import workspace_lock
+from flows.ports import PORTS
 from flows.process import leash
 from flows.promotion import BENTO
 from flows.registry import Version
@@ -79,7 +80,7 @@ def summary(version: Version, champion: Version | None, promoted: bool) -> str:
     }
     width = max(map(len, rows))
     table = "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
-    port = os.environ.get("SERVICE_PORT", "3000")
+    port = os.environ.get("SERVICE_PORT") or PORTS["SERVICE_PORT"]
     commands = {"make up": "everything: MLflow to promote in, Prefect, the page"}
     if champion:
         commands = {"make serve": f"the page and the API on http://localhost:{port}"} | commands
