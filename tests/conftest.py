@@ -16,6 +16,7 @@ import mlflow
 import pytest
 from filelock import FileLock
 
+from benchmarks import project
 from pipeline.params import Params, load_params
 from pipeline.settings import apply, folder_source
 from tests.data_helpers import picture
@@ -77,17 +78,7 @@ def make_workspace() -> Callable[[Path], Path]:
     """A function that makes a folder a copy of the project in a git and DVC repository of its own, with small settings."""
 
     def make(folder: Path) -> Path:
-        folder.mkdir(parents=True)
-        ignore = shutil.ignore_patterns("__pycache__")
-        for name in ("pipeline", "flows", "serving", "web"):
-            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-        for name in ("params.yaml", "dvc.yaml", "bentofile.yaml", "service.py", ".bentoignore", ".dvcignore", ".gitignore"):
-            shutil.copy(ROOT / name, folder / name)
-        apply(SMALL, folder / "params.yaml")
-        run(folder, "git", "init", "--quiet")
-        run(folder, "git", "add", "--all")
-        run(folder, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "start")
-        run(folder, sys.executable, "-m", "dvc", "init", "--quiet")
+        project.make(folder, SMALL)
         return folder
 
     return make
