@@ -20,7 +20,7 @@ class Verdict:
     @property
     def passed(self) -> bool:
         """Whether the figure is there and within the bounds; a figure on a bound passes."""
-        if self.value is None or self.value != self.value:
+        if self.value is None:
             return False
         return (self.min is None or self.value >= self.min) and (self.max is None or self.value <= self.max)
 
