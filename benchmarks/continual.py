@@ -138,8 +138,8 @@ def page(result: dict[str, Any]) -> str:
         "What is shown of each source is `train.rehearsal`, here `{old: 0.0}` and then `{old: 1.0}`.",
         "",
         "Without labels a drift check cannot tell fakes that the model takes for reals from fewer fakes, and names the likelier.",
-        "That something changed it does know; the labels say what.",
-        "Where the first model knows half of the second family, nothing is found: `swap`, then `self_blend` (AUC .76), 600 pairs: p .16.",
+        "It does know that something changed; the labels say what.",
+        "Where the first model half knows the second family, no drift is found: `swap`, then `self_blend` (AUC .76), 600 pairs: p .16.",
     ]
     return "\n".join(lines) + "\n"
 
