@@ -1,12 +1,13 @@
 """params.yaml and what writes into it: a mistake is named, and nothing is written."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.params import ParamsError, load_params
-from pipeline.settings import apply, folder_source, pairs
+from pipeline.settings import apply, folder_source, main, pairs
 from tests.conftest import ROOT, run
 
 
@@ -58,6 +59,41 @@ def test_what_is_written_is_all_that_git_shows(params: Path):
     apply({"train.lr": 0.25, "promotion.auto": "if_better"}, params)
     changed = [(old.split(), new.split()) for old, new in zip(before, params.read_text().splitlines(), strict=True) if old != new]
     assert [new[:2] for _, new in changed] == [["lr:", "0.25"], ["auto:", "if_better"]]
+
+
+def called(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
+    """`python -m pipeline.settings` in a folder."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["settings", *arguments])
+    main()
+
+
+def test_a_preset_a_folder_a_model_and_single_values_are_written_together(params: Path, monkeypatch, capsys):
+    (params.parent / "faces").mkdir()
+    given = ("finetune", "--data", "faces", "--model", "org/network", "-S", "train.epochs=3")
+    called(monkeypatch, params.parent, *given)
+    found = load_params(params)
+    assert (found.model.name, found.model.init, found.model.config) == ("org/network", "pretrained", {})
+    assert found.train.epochs == 3 and found.train.patch_dropout == 0.5  # of the command, and of the preset
+    assert [source.name for source in found.data.sources] == ["faces"]
+    assert "git diff params.yaml" in capsys.readouterr().out
+    before = params.stat().st_mtime_ns
+    called(monkeypatch, params.parent, *given)
+    assert params.stat().st_mtime_ns == before and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("finetoon",), r"^error: params\.yaml: no preset 'finetoon'; there are: finetune, "),
+        (("--data", "nowhere"), r"^error: nowhere: no such folder; it should hold real/ and fake/, or a manifest\.csv"),
+    ],
+)
+def test_a_preset_or_folder_that_is_not_there_is_named_and_nothing_written(params: Path, arguments, message, monkeypatch):
+    before = params.read_text()
+    with pytest.raises(SystemExit, match=message):
+        called(monkeypatch, params.parent, *arguments)
+    assert params.read_text() == before
 
 
 @pytest.mark.parametrize("cron", ["*/5 9-17 * * MON-FRI", "30 4 1,15 * *"])
