@@ -66,7 +66,8 @@ def shift(table: pd.DataFrame, name: str, size: float, rng: np.random.Generator)
         embeddings[:, 10] += size * embeddings[:, 10].std()
         return table.assign(embedding=list(embeddings))
     if name == "no_face":
-        return table.assign(warnings=[["no_face"] if draw < size else [] for draw in rng.random(len(table))])
+        warnings: list[Any] = [["no_face"] if draw < size else [] for draw in rng.random(len(table))]
+        return table.assign(warnings=warnings)
     return answers(rng, len(table), 0.5 + size)[0]
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import psutil
 
 from benchmarks.gpu import Gpu
@@ -164,7 +165,7 @@ def in_process(package: Path, seconds: float) -> dict[str, Any]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def opened() -> list[Any]:
-            return [pool.submit(lambda data=data: detector.prepare(decode(data))) for data in files]
+            return [pool.submit(lambda data: detector.prepare(decode(data)), data) for data in files]
 
         ahead = [opened()]
 
@@ -187,9 +188,7 @@ def _rate(work: Callable[[], Any], seconds: float) -> dict[str, float]:
     return {"rate": round(images / passed, 1), "cpu_ms": round((time.process_time() - cpu) * 1000 / images, 1)}
 
 
-def _stacked(detector: Detector, files: list[bytes]) -> Any:
-    import numpy as np
-
+def _stacked(detector: Detector, files: list[bytes]) -> np.ndarray:
     return np.stack([detector.prepare(decode(data)).parts[0].pixels for data in files])
 
 
