@@ -41,9 +41,10 @@ def earned(settings: Promotion, comparison: Mapping[str, Any] | None, version: V
     Args:
         settings: the policy.
         comparison: reports/comparison.json; without one nothing is promoted.
-        version: the challenger. One that was the champion before is left to a person: somebody took it back.
+        version: the challenger, which has to have passed its gate. One that was the champion before is left to a person: somebody took it
+            back.
     """
-    if settings.auto == "never" or comparison is None or any(_is(line, version) for line in history()):
+    if settings.auto == "never" or comparison is None or not version.passed or any(_is(line, version) for line in history()):
         return None
     least = 0.0 if settings.auto == "if_better" else -settings.margin
     gaps = {name: comparison["parts"]["test"][name]["difference"] for name in COMPARED}

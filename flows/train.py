@@ -55,8 +55,7 @@ def train(reason: str = "manual", evidence: dict[str, Any] | None = None) -> Sta
             because = {"prefect_flow_run": str(flow_run.id), "reason": reason} | ({"evidence": json.dumps(evidence)} if evidence else {})
             version = register(settings, evaluation, verdicts, comparison, because)
         message = notify(version, verdicts, evaluation, comparison, reason)
-        why = promotion.earned(settings.promotion, comparison, version) if version.passed else None
-        if why:
+        if (why := promotion.earned(settings.promotion, comparison, version)) is not None:
             promote(version)
             deployed = deploy(by=f"the flow train, {why}", return_state=True)
             message += f"; promoted ({why}); deploy: {deployed.name}"

@@ -39,11 +39,13 @@ def comparison(f1: float | None, auc: float | None) -> dict:
 )
 def test_the_policy_asks_for_the_lower_bounds_of_both_figures(auto, lows, promoted, tmp_path, monkeypatch):
     monkeypatch.setenv("UNMASK_VAR", str(tmp_path))
-    challenger = registry.Version(4, "run", {"package": "digest 4"})
+    challenger = registry.Version(4, "run", {"package": "digest 4", "gate": "passed"})
     why = promotion.earned(Promotion(auto=auto, margin=0.02), comparison(*lows), challenger)
     assert (why is not None) == promoted
     assert not promoted or (auto in why and "version 3" in why)
     assert promotion.earned(Promotion(auto=auto, margin=0.02), None, challenger) is None
+    failed = registry.Version(4, "run", {"package": "digest 4", "gate": "failed"})
+    assert promotion.earned(Promotion(auto=auto, margin=0.02), comparison(*lows), failed) is None
 
 
 @pytest.fixture
