@@ -20,6 +20,7 @@ from pipeline.package import INT8, verify
 from pipeline.params import Bound
 from pipeline.settings import apply
 from tests.conftest import ROOT, run
+from tests.service_helpers import aliases, client
 
 
 @pytest.fixture(scope="module")
@@ -39,31 +40,25 @@ def here(workspace: Path, first_run: Path, prefect_server, monkeypatch: pytest.M
     """The workspace after its first run, as the working directory. What a test writes into params.yaml is taken back."""
     shutil.copytree(first_run / "bentoml/bentos", Path(os.environ["BENTOML_HOME"]) / "bentos", dirs_exist_ok=True)
     monkeypatch.chdir(workspace)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store(workspace))
     yield workspace
     run(workspace, "git", "checkout", "--quiet", "params.yaml")
 
 
-def client(workspace: Path) -> mlflow.MlflowClient:
-    uri = f"sqlite:///{workspace / 'mlflow.db'}"
-    return mlflow.MlflowClient(uri, uri)
-
-
-def aliases(workspace: Path) -> dict[str, str]:
-    found = client(workspace).get_registered_model("unmask").aliases
-    return {alias: str(version) for alias, version in found.items()}
+def store(workspace: Path) -> str:
+    return f"sqlite:///{workspace / 'mlflow.db'}"
 
 
 def recorded(workspace: Path) -> list[mlflow.entities.Run]:
-    experiment = client(workspace).get_experiment_by_name("unmask")
+    experiment = client(store(workspace)).get_experiment_by_name("unmask")
     assert experiment is not None
-    return list(client(workspace).search_runs([experiment.experiment_id]))
+    return list(client(store(workspace)).search_runs([experiment.experiment_id]))
 
 
 def test_the_first_run_registers_promotes_packs_and_says_so(workspace: Path, first: str):
-    version = client(workspace).get_model_version("unmask", "1")
+    version = client(store(workspace)).get_model_version("unmask", "1")
     package = verify(workspace / "models/package")
-    assert aliases(workspace) == {"champion": "1", "challenger": "1"}
+    assert aliases(store(workspace)) == {"champion": "1", "challenger": "1"}
     assert version.tags["gate"] == "passed" and version.tags["gate.test.f1.value"].startswith("passed: ")
     for tag in ("git_commit", "git_dirty", "dvc_lock", "data_md5", "prefect_flow_run", "bento"):
         assert version.tags[tag] not in ("", "None"), tag
@@ -84,17 +79,17 @@ def test_the_first_run_registers_promotes_packs_and_says_so(workspace: Path, fir
 def test_killed_during_training_it_goes_on_and_registers_once(workspace: Path, first: str):
     assert json.loads((workspace / "reports/train.json").read_text())["resumed_from_step"] > 0
     assert re.findall(r"Running stage '(\w+)'", first) == ["train", "evaluate", "export"]
-    assert len(client(workspace).search_model_versions("name='unmask'")) == 1
+    assert len(client(store(workspace)).search_model_versions("name='unmask'")) == 1
     assert len(recorded(workspace)) == 1
 
 
 def test_the_training_run_is_the_record(workspace: Path, first: str):
-    version = client(workspace).get_model_version("unmask", "1")
-    record = client(workspace).get_run(version.run_id)
+    version = client(store(workspace)).get_model_version("unmask", "1")
+    record = client(store(workspace)).get_run(version.run_id)
     assert json.loads((workspace / "reports/train.json").read_text())["run_id"] == version.run_id
     assert record.info.status == "FINISHED"
     assert {"val_f1", "val_loss", "val_accuracy", "loss", "test_f1", "test_f1_low", "test_f1_high"} <= set(record.data.metrics)
-    assert {point.step for point in client(workspace).get_metric_history(version.run_id, "val_f1")} == {1, 2, 3, 4}
+    assert {point.step for point in client(store(workspace)).get_metric_history(version.run_id, "val_f1")} == {1, 2, 3, 4}
     assert record.data.params["train.epochs"] == "4"
     inputs = {entry.dataset.name: entry.dataset.digest for entry in record.inputs.dataset_inputs}
     for part in ("train", "test"):
@@ -103,14 +98,14 @@ def test_the_training_run_is_the_record(workspace: Path, first: str):
     for tag in ("git_commit", "git_dirty", "prefect_flow_run", "dvc_lock"):
         assert record.data.tags[tag], tag
     assert record.data.tags["data_md5"] in (workspace / "dvc.lock").read_text()
-    assert {artifact.path for artifact in client(workspace).list_artifacts(version.run_id)} == {"package", "reports"}
+    assert {artifact.path for artifact in client(store(workspace)).list_artifacts(version.run_id)} == {"package", "reports"}
 
 
 def test_a_second_run_changes_nothing(here: Path, first: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         loop()
     assert ended.value.code == 0
-    assert len(client(here).search_model_versions("name='unmask'")) == 1
+    assert len(client(store(here)).search_model_versions("name='unmask'")) == 1
     assert len(recorded(here)) == 1
     tag = re.search(r"unmask:\w+", first)
     assert tag and tag[0] in capsys.readouterr().out
@@ -132,9 +127,9 @@ def test_a_failed_gate_is_registered_and_not_promoted(here: Path, capsys: pytest
     assert package.digest != before
     assert package.meta.int8 is measured["allowed"] is (package.path / INT8).is_file()
     assert all((example.int8 is not None) is measured["allowed"] for example in package.golden.values())
-    version = client(here).get_model_version("unmask", "2")
+    version = client(store(here)).get_model_version("unmask", "2")
     assert version.tags["gate"] == "failed" and version.tags["gate.test.f1.low"].startswith("failed: ")
-    assert aliases(here) == {"champion": "1", "challenger": "1"}
+    assert aliases(store(here)) == {"champion": "1", "challenger": "1"}
 
 
 def test_a_failed_stage_names_itself_and_its_reason(here: Path):

@@ -61,7 +61,7 @@ def test_what_is_written_is_all_that_git_shows(params: Path):
     assert [new[:2] for _, new in changed] == [["lr:", "0.25"], ["auto:", "if_better"]]
 
 
-def called(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
+def settings(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
     """`python -m pipeline.settings` in a folder."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["settings", *arguments])
@@ -71,14 +71,14 @@ def called(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> No
 def test_a_preset_a_folder_a_model_and_single_values_are_written_together(params: Path, monkeypatch, capsys):
     (params.parent / "faces").mkdir()
     given = ("finetune", "--data", "faces", "--model", "org/network", "-S", "train.epochs=3")
-    called(monkeypatch, params.parent, *given)
+    settings(monkeypatch, params.parent, *given)
     found = load_params(params)
     assert (found.model.name, found.model.init, found.model.config) == ("org/network", "pretrained", {})
     assert found.train.epochs == 3 and found.train.patch_dropout == 0.5  # of the command, and of the preset
     assert [source.name for source in found.data.sources] == ["faces"]
     assert "git diff params.yaml" in capsys.readouterr().out
     before = params.stat().st_mtime_ns
-    called(monkeypatch, params.parent, *given)
+    settings(monkeypatch, params.parent, *given)
     assert params.stat().st_mtime_ns == before and not capsys.readouterr().out
 
 
@@ -92,7 +92,7 @@ def test_a_preset_a_folder_a_model_and_single_values_are_written_together(params
 def test_a_preset_or_folder_that_is_not_there_is_named_and_nothing_written(params: Path, arguments, message, monkeypatch):
     before = params.read_text()
     with pytest.raises(SystemExit, match=message):
-        called(monkeypatch, params.parent, *arguments)
+        settings(monkeypatch, params.parent, *arguments)
     assert params.read_text() == before
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import imagehash
-import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -19,6 +18,7 @@ from PIL import Image
 from pipeline import manifest, split
 from pipeline.errors import StageError
 from pipeline.manifest import PARTS, UNSEEN, read_parts
+from tests.data_helpers import picture
 from tests.split_helpers import image, params, table
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -62,12 +62,6 @@ def test_shares_are_met_to_the_image_where_groups_allow(run):
 def test_many_rare_generators_reach_every_part(run):
     report = run([row for number in range(100) for row in people(1, number, f"gan{number}")])
     assert [report["parts"][part]["by_label"]["fake"] for part in PARTS] == [70, 15, 15]
-
-
-def picture(path: Path, seed: int, **options: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    coarse = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC).save(path, **options)
 
 
 def described(path: Path, **columns: Any) -> dict[str, Any]:

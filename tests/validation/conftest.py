@@ -9,7 +9,8 @@ import pytest
 from pipeline.params import Params, load_params
 from pipeline.settings import apply
 from tests.conftest import ROOT
-from tests.validation.use import REALS, picture, row, table_of
+from tests.data_helpers import picture
+from tests.validation.use import REALS, row, table_of
 
 
 @pytest.fixture(scope="module")

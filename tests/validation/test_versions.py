@@ -11,7 +11,8 @@ import pytest
 from pipeline import data_card, validate, versions
 from pipeline.errors import StageError
 from tests.conftest import ROOT
-from tests.validation.use import REAL, change, failures, picture, row, save, table_of
+from tests.data_helpers import picture
+from tests.validation.use import REAL, change, failures, row, save, table_of
 
 
 def test_a_version_is_compared_with_the_last_accepted_one(clean: pd.DataFrame, pictures: Path, workspace):

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from PIL import Image
 
@@ -16,12 +15,6 @@ from pipeline.params import Validate
 
 REALS = 30
 REAL, FAKE = "real/07.jpg", "fake/07.jpg"
-
-
-def picture(path: Path, seed: int, **options: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    coarse = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC).save(path, **options)
 
 
 def row(path: Path, label: str, group: str) -> dict[str, object]:
