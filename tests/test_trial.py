@@ -207,6 +207,17 @@ def test_a_picture_that_is_sent_again_and_again_ends_no_canary():
     assert guard.wrong() is None
 
 
+def test_a_few_failures_among_many_pictures_end_no_canary():
+    guard = Guard(shift=1.0, alpha=0.05, least=20)
+    for lot in range(297):
+        guard.note(lot / 297, True, "real")
+    for _ in range(3):
+        guard.failed()
+    assert guard.wrong() is None  # 1%, and not more
+    guard.failed()
+    assert guard.wrong() == "failed on 4 of 301 pictures"
+
+
 def test_a_canary_needs_a_champion_to_compare_with():
     with pytest.raises(StageError, match=r"UNMASK_CHALLENGER_SHARE.*compared with the champion on the rest"):
         Settings.from_environment({"UNMASK_CHALLENGER": "canary", "UNMASK_CHALLENGER_SHARE": "1"})
