@@ -58,7 +58,7 @@ check: $(STAMP)  ## Style, types and import rules
 
 lock: $(STAMP)  ## Write requirements.lock from what is installed
 	@{ echo "# Exact versions that are installed and tested. Made with 'make lock' from the ranges in pyproject.toml."; \
-	   $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -viE '^(setuptools|wheel|pip|unmask)\b'; } > requirements.lock
+	   $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//'; } > requirements.lock
 
 clean:  ## Remove what the pipeline made here (data, models, reports, records); sources, feedback, labels and the DVC cache stay
 	rm -rf data reports models/trained models/package models/champion models/calibration.json mlflow.db mlartifacts

@@ -4,7 +4,9 @@ import ast
 import re
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
+
+from packaging.requirements import Requirement
 
 from tests.conftest import ROOT
 
@@ -33,3 +35,11 @@ def test_every_import_is_of_a_declared_package():
     packages = imported()
     assert {"torch", "prefect", "yaml"} <= packages
     assert {name for name in packages if not declared & {normal(package) for package in brought[name]}} == set()
+
+
+def test_what_a_locked_package_asks_for_is_locked():
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    locked = {normal(line.partition("==")[0]) for line in lines}
+    asked = [Requirement(text) for name in locked for text in requires(name) or ()]
+    needed = {normal(one.name) for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})}
+    assert len(locked) == len(lines) and needed - locked <= {"setuptools", "wheel", "pip"}
