@@ -40,6 +40,7 @@ def special() -> dict[str, bytes]:
         "header that promises 2**31 pixels a side": png_of(2**31 - 1, 2**31 - 1, zlib.compress(bytes(1000))),
         "header that promises nothing": png_of(0, 0, b""),
         "JPEG that promises 65,500 x 65,500": _jpeg_claiming(jpeg, 65_500, 65_500),
+        "JPEG of 1,000 scans": _jpeg_scanned(_saved(Image.new("L", (1000, 1000)), "JPEG", progressive=True), 1000),
         "JPEG with a script behind it": jpeg + b"<script>alert(1)</script>" * 1000,
         "ZIP behind a PNG": png + b"PK\x03\x04" + bytes(1000),
         "PDF before a JPEG": b"%PDF-1.7\n" + jpeg,
@@ -77,6 +78,11 @@ def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
 def _jpeg_claiming(data: bytes, width: int, height: int) -> bytes:
     place = data.index(b"\xff\xc0") + 5
     return data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
+
+
+def _jpeg_scanned(data: bytes, times: int) -> bytes:
+    """A progressive JPEG with its last scan so many times more."""
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * times + data[-2:]
 
 
 def _mutated(data: bytes, rng: random.Random) -> bytes:

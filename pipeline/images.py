@@ -32,6 +32,12 @@ LONGEST_SIDE = 65_535
 JPEG_END = b"\xff\xd9"
 """Marker that a whole JPEG file ends with."""
 
+JPEG_SCAN = b"\xff\xda\x00"
+"""What each scan of a JPEG begins with."""
+
+MOST_SCANS = 100
+"""Of a JPEG; a progressive one has about 10. Each goes over all of the picture, and an empty one takes 12 bytes: 20 MB of them, an hour."""
+
 
 class Limits(BaseModel):
     """What an image may cost before it is refused."""
@@ -145,6 +151,8 @@ def identify(data: bytes, limits: Limits | None = None) -> Image.Image:
             f"The image has {image.width} x {image.height} pixels, more than {limits.max_pixels:,}",
             "Scale it down first.",
         )
+    if image.format in ("JPEG", "MPO") and (scans := data.count(JPEG_SCAN)) > MOST_SCANS:
+        raise ImageError("not_an_image", f"The JPEG has {scans:,} scans, more than {MOST_SCANS}", "Save it again.")
     return image
 
 

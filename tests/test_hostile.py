@@ -52,6 +52,7 @@ def test_liars_bombs_and_double_files_cost_little_memory(package):
         resource.setrlimit(resource.RLIMIT_AS, before)
     assert found["bomb of 10,000 x 10,000 zeros"] == found["header that promises 60,000 x 60,000"] == "too_many_pixels"
     assert found["JPEG that promises 65,500 x 65,500"] == "too_many_pixels"
+    assert found["JPEG of 1,000 scans"] == "not_an_image"  # it would take seconds, and one of 20 MB an hour
     verdicts = {"10,000 frames", "bomb within the limit", "ZIP behind a PNG", "EXIF of 60 kB"}
     assert {found[what] for what in verdicts} <= {"real", "fake", "uncertain"}, found
     assert {found[what] for what in ("SVG", "EPS", "PDF before a JPEG")} <= {"not_an_image"}, found
