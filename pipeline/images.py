@@ -158,7 +158,8 @@ def identify(data: bytes, limits: Limits | None = None) -> Image.Image:
 
 def load(image: Image.Image, data: bytes) -> np.ndarray:
     """The upright pixels, uint8 (height, width, 3), of `data` that `identify` opened. Raises ImageError as `decode` does."""
-    if image.format == "JPEG" and image.mode == "RGB" and "exif" not in image.info and data.endswith(JPEG_END):
+    turned = "exif" in image.info or "xmp" in image.info  # either may say which side is up, and OpenCV reads one of the two
+    if image.format == "JPEG" and image.mode == "RGB" and not turned and data.endswith(JPEG_END):
         # The same libjpeg-turbo and the same pixels at half the cost. What it cannot read goes on to Pillow, which says why.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if pixels is not None and pixels.shape[1::-1] == image.size:

@@ -83,6 +83,12 @@ def test_a_jpeg_has_the_pixels_that_pillow_gives_it(options, size):
     assert np.array_equal(decode(file.getvalue()).pixels, np.asarray(Image.open(file)))
 
 
+def test_a_jpeg_that_says_in_xmp_which_side_is_up_is_turned_whatever_lies_behind_it():
+    file = io.BytesIO()
+    Image.new("RGB", (64, 32)).save(file, "JPEG", xmp=b'<rdf:Description tiff:Orientation="6"/>')
+    assert decode(file.getvalue()).pixels.shape == decode(file.getvalue() + b"\0").pixels.shape == (64, 32, 3)
+
+
 def test_large_pictures_that_nobody_waits_for_any_more_do_not_pile_up():
     threads = Threads()
     at_work, most, done, end = [0], [0], [0], threading.Event()
