@@ -12,10 +12,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from benchmarks.hostile import damaged, special
+from benchmarks.hostile import damaged, png_of, special
 from benchmarks.load import photograph
 from pipeline.detector import Detector
-from pipeline.images import FORMATS, ImageError, decode
+from pipeline.images import FORMATS, ImageError, Limits, decode, identify
 from serving.threads import Threads
 from tests.service_helpers import served, wait_for
 
@@ -81,6 +81,13 @@ def test_a_jpeg_has_the_pixels_that_pillow_gives_it(options, size):
     pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(file, "JPEG", **options)
     assert np.array_equal(decode(file.getvalue()).pixels, np.asarray(Image.open(file)))
+
+
+def test_a_limit_above_pillows_own_holds():
+    file = png_of(14_000, 14_000, b"")
+    assert identify(file, Limits(max_pixels=200_000_000)).size == (14_000, 14_000)
+    with pytest.raises(ImageError, match="14000 x 14000 pixels, more than 195,000,000"):
+        identify(file, Limits(max_pixels=195_000_000))
 
 
 def test_a_jpeg_that_says_in_xmp_which_side_is_up_is_turned_whatever_lies_behind_it():
