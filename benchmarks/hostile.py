@@ -50,6 +50,8 @@ def special() -> dict[str, bytes]:
         "EXIF of 60 kB": _saved(small, "JPEG", exif=exif),
         "EXIF that points at itself": _saved(small, "JPEG", exif=LOOP),
         "TIFF that is its own next page": b"II*\0\x08\0\0\0\x00\0\x08\0\0\0",
+        "TIFF of 16 x 16 in a tile of 16,384 x 16,384": _tiff_tiled(4, 16_384),
+        "TIFF whose tile is hidden from Pillow": _tiff_tiled(17, 16_384),
         "text of 10 MB in 10 kB": png[:33] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10_000_000), 9)) + png[33:],
         "10,000 chunks": png[:33] + chunk(b"tEXt", b"a\0b") * 10_000 + png[33:],
         "1 x 50,000,000 pixels": png_of(1, 50_000_000, zlib.compress(bytes(1000))),
@@ -83,6 +85,19 @@ def _jpeg_claiming(data: bytes, width: int, height: int) -> bytes:
 def _jpeg_scanned(data: bytes, times: int) -> bytes:
     """A progressive JPEG with its last scan so many times more."""
     return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * times + data[-2:]
+
+
+def _tiff_tiled(kind: int, side: int) -> bytes:
+    """A gray TIFF of 16 x 16 in one tile, whose side is written in a type of number: 4 has 32 bits, 17 has 64."""
+    packed = zlib.compress(bytes(side * side), 9)
+    tags = {256: (4, 16), 257: (4, 16), 258: (3, 8), 259: (3, 8), 262: (3, 1), 273: (4, 0), 277: (3, 1), 278: (4, 16)}
+    tags |= {279: (4, len(packed)), 284: (3, 1), 322: (kind, side), 323: (kind, side), 324: (4, 0), 325: (4, len(packed))}
+    behind = 10 + 12 * len(tags) + 4
+    file = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    for tag, (form, value) in tags.items():
+        stands = behind if form == 17 else behind + 8 if tag in (273, 324) else value
+        file += struct.pack("<HHII", tag, form, 1, stands)
+    return file + bytes(4) + struct.pack("<q", side) + packed
 
 
 def _mutated(data: bytes, rng: random.Random) -> bytes:

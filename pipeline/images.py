@@ -2,6 +2,7 @@
 
 import io
 import stat
+import struct
 import sys
 import warnings
 from dataclasses import dataclass
@@ -140,6 +141,7 @@ def identify(data: bytes, limits: Limits | None = None) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=limits.formats)
+        tile = _tile(data) if image.format == "TIFF" else 0
     except Exception:  # mostly UnidentifiedImageError; AVIF's decoder raises RuntimeError, and others what they like
         raise ImageError("not_an_image", "The file is not an image that can be read", "Use JPEG, PNG or WebP.") from None
     if max(image.size) > LONGEST_SIDE:
@@ -151,6 +153,8 @@ def identify(data: bytes, limits: Limits | None = None) -> Image.Image:
             f"The image has {image.width} x {image.height} pixels, more than {limits.max_pixels:,}",
             "Scale it down first.",
         )
+    if tile > limits.max_pixels:
+        raise ImageError("too_many_pixels", f"A tile of the TIFF has {tile:,} pixels, more than {limits.max_pixels:,}", "Save it again.")
     if image.format in ("JPEG", "MPO") and (scans := data.count(JPEG_SCAN)) > MOST_SCANS:
         raise ImageError("not_an_image", f"The JPEG has {scans:,} scans, more than {MOST_SCANS}", "Save it again.")
     return image
@@ -214,6 +218,24 @@ def luma_statistics(luma: np.ndarray) -> dict[str, float]:
 def _too_large(size: int, limits: Limits) -> ImageError:
     message = f"The file has {size / 1e6:.1f} MB, more than {limits.max_bytes / 1e6:.0f} MB"
     return ImageError("too_large", message, "Send a smaller file.")
+
+
+def _tile(data: bytes) -> int:
+    """Pixels of a TIFF's tiles, of which libtiff decodes a whole one however small the picture is; 0 if it has none.
+
+    Read here, because Pillow passes over types of numbers that libtiff reads. KeyError: a side is of such a type.
+    """
+    order, big = "<" if data.startswith(b"II") else ">", 43 in data[2:4]
+    (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
+    first, size, room = (start + 8, 20, 8) if big else (start + 2, 12, 4)
+    sides = {322: 0, 323: 0}
+    for place in range(first, min(first + count * size, len(data) - size + 1), size):
+        tag, kind = struct.unpack_from(order + "HH", data, place)
+        if tag in sides:
+            (side,) = struct.unpack_from(order + {3: "H", 4: "I"}[kind], data, place + size - room)
+            sides[tag] = max(sides[tag], side)
+    return sides[322] * sides[323]
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -53,6 +53,8 @@ def test_liars_bombs_and_double_files_cost_little_memory(package):
     assert found["bomb of 10,000 x 10,000 zeros"] == found["header that promises 60,000 x 60,000"] == "too_many_pixels"
     assert found["JPEG that promises 65,500 x 65,500"] == "too_many_pixels"
     assert found["JPEG of 1,000 scans"] == "not_an_image"  # it would take seconds, and one of 20 MB an hour
+    assert found["TIFF of 16 x 16 in a tile of 16,384 x 16,384"] == "too_many_pixels"
+    assert found["TIFF whose tile is hidden from Pillow"] == "not_an_image"
     verdicts = {"10,000 frames", "bomb within the limit", "ZIP behind a PNG", "EXIF of 60 kB"}
     assert {found[what] for what in verdicts} <= {"real", "fake", "uncertain"}, found
     assert {found[what] for what in ("SVG", "EPS", "PDF before a JPEG")} <= {"not_an_image"}, found
