@@ -39,6 +39,7 @@ def test_headers_that_go_on_for_ever_are_refused(opened):
 
 def test_whoever_says_nothing_is_hung_up_on(monkeypatch):
     monkeypatch.setattr("serving.connections.HEADER_SECONDS", 0.5)
+    monkeypatch.setattr("serving.connections.REST_SECONDS", 0.5)
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         await asyncio.sleep(1)
@@ -50,13 +51,20 @@ def test_whoever_says_nothing_is_hung_up_on(monkeypatch):
     thread.start()
     wait_for(lambda: server.started)
     try:
-        silent, unfinished, waiting = (socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(3))
+        silent, unfinished, waiting, unread, blank = (socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(5))
         unfinished.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
         waiting.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        unread.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
+        blank.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert closed(silent) and closed(unfinished)
         assert b"late" in waiting.recv(4096)
         waiting.sendall(b"GET / HT")  # the next request of a connection that is kept
         assert closed(waiting)
+        assert b"late" in unread.recv(4096) and b"late" in blank.recv(4096)
+        with suppress(ConnectionError):
+            unread.sendall(b"x" * 500)  # the body of a request that has its answer
+            blank.sendall(b"\r\n")  # what may stand before a request, and begins none
+        assert closed(unread) and closed(blank)
     finally:
         server.should_exit = True
         thread.join(timeout=20)
