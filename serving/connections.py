@@ -1,8 +1,10 @@
-"""Connections: how long and how large a request may be before its first route sees it, which uvicorn leaves open."""
+"""Connections: how long and how large a request may be before its first route sees it, which uvicorn leaves open; and offers of HTTP/2."""
 
 import asyncio
+import sys
 from typing import Any
 
+from httptools import HttpParserUpgrade
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -16,13 +18,18 @@ REST_SECONDS = 120.0
 """From an answer to the next request: as long as an upload may take, for a client that reads the answer only after it sent everything."""
 
 
+OFFER = {b"connection", b"upgrade", b"http2-settings"}
+"""Headers that offer HTTP/2. Java's client sends them with every first request, unless it is told to speak HTTP/1.1."""
+
+
 class Bounded(HttpToolsProtocol):
-    """HTTP whose headers end: a client that says nothing, or goes on for ever, is hung up on."""
+    """HTTP whose headers end: a client that says nothing, or goes on for ever, is hung up on. Offers of HTTP/2 are passed over."""
 
     _clock: asyncio.TimerHandle | None = None
     _headed = False
     """Whether the headers of the newest request are there."""
     _received = 0
+    _data = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
@@ -38,8 +45,9 @@ class Bounded(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on, up to HEADER_BYTES before the body."""
-        self._received += len(data)
+        self._received, self._data = self._received + len(data), data
         super().data_received(data)
+        self._data = b""
         if not self._headed and self._received > HEADER_BYTES and not self.transport.is_closing():
             self.send_400_response(f"The headers of the request are larger than {HEADER_BYTES} bytes")
 
@@ -47,7 +55,13 @@ class Bounded(HttpToolsProtocol):
         """Hand the request over."""
         self._headed = True
         self._stop()
-        super().on_headers_complete()
+        if not self._offered():
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Hand the end of its body over."""
+        if not self._offered():
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or the rest of one that was answered early: uvicorn's own clock stops at the first byte."""
@@ -59,6 +73,18 @@ class Bounded(HttpToolsProtocol):
         """Nobody is waited for any more."""
         self._stop()
         super().connection_lost(exc)
+
+    def _offered(self) -> bool:
+        """Whether the client offers another protocol than HTTP/1.1 and WebSocket."""
+        return self.parser.should_upgrade() and self._get_upgrade() is not None and not self._should_upgrade()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Read the request again without the offer: the parser has passed over its body, which it took for the other protocol."""
+        upgrade = sys.exception()
+        if self._offered() and isinstance(upgrade, HttpParserUpgrade):
+            lines = [self.parser.get_method() + b" " + self.url + b" HTTP/1.1"]
+            lines += [name + b": " + value for name, value in self.headers if name not in OFFER]
+            self.data_received(b"\r\n".join([*lines, b"", self._data[upgrade.args[0] :]]))
 
     def _wait(self, seconds: float) -> None:
         self._stop()

@@ -12,6 +12,7 @@ import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from benchmarks.load import photograph
 from serving.connections import HEADER_BYTES, Bounded
 from tests.package_helpers import tiny_package
 from tests.service_helpers import free_port, served, wait_for
@@ -35,6 +36,13 @@ def test_headers_that_go_on_for_ever_are_refused(opened):
         assert b" 400 " in connection.recv(1000).partition(b"\r\n")[0] and closed(connection)
     whole = {f"x-{number}": "x" * 1000 for number in range(50)}
     assert opened.get("/model", headers=whole).is_success and opened.post("/model", content=bytes(2 * HEADER_BYTES)).status_code == 405
+
+
+def test_a_client_that_offers_http2_as_javas_does_is_answered_in_http1(opened):
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAoAAAAAIAAAAA"}
+    for _ in range(2):  # what comes after an offer is read, too
+        assert "verdict" in opened.post("/predict", files={"image": photograph(96, 0)}, headers=offer).json()
+    assert opened.get("/model", headers=offer).is_success
 
 
 def test_whoever_says_nothing_is_hung_up_on(monkeypatch):
