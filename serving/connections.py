@@ -28,6 +28,8 @@ class Bounded(HttpToolsProtocol):
     _clock: asyncio.TimerHandle | None = None
     _headed = False
     """Whether the headers of the newest request are there."""
+    _last = False
+    """Whether the connection shall end with the newest request."""
     _received = 0
     _data = b""
 
@@ -57,16 +59,22 @@ class Bounded(HttpToolsProtocol):
         self._stop()
         if not self._offered():
             super().on_headers_complete()
+            # Closed with bytes unread, the connection is reset, and the client never sees why its upload was refused.
+            self._last, self.cycle.keep_alive = not self.cycle.keep_alive, True
 
     def on_message_complete(self) -> None:
         """Hand the end of its body over."""
         if not self._offered():
+            if self._last and self.cycle.response_complete:
+                self.transport.close()
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or the rest of one that was answered early: uvicorn's own clock stops at the first byte."""
         super().on_response_complete()
-        if self._headed and self.cycle.response_complete:  # and no request waits behind it
+        if self._last and not self.cycle.more_body:
+            self.transport.close()
+        elif self._headed and self.cycle.response_complete:  # and no request waits behind it
             self._wait(REST_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:

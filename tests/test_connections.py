@@ -4,7 +4,8 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from http.client import HTTPConnection
 
 import httpx
 import pytest
@@ -43,6 +44,13 @@ def test_a_client_that_offers_http2_as_javas_does_is_answered_in_http1(opened):
     for _ in range(2):  # what comes after an offer is read, too
         assert "verdict" in opened.post("/predict", files={"image": photograph(96, 0)}, headers=offer).json()
     assert opened.get("/model", headers=offer).is_success
+
+
+def test_a_client_that_wants_its_connection_closed_hears_why_its_upload_is_refused(opened):
+    with closing(HTTPConnection("127.0.0.1", opened.base_url.port, timeout=60)) as connection:
+        headers = {"Connection": "close", "Content-Type": "multipart/form-data; boundary=x"}
+        connection.request("POST", "/predict", bytes(30_000_000), headers)
+        assert connection.getresponse().status == 413
 
 
 def test_whoever_says_nothing_is_hung_up_on(monkeypatch):
