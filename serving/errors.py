@@ -66,7 +66,7 @@ def http_error(status: int, headers: Mapping[str, str] | None = None) -> ApiErro
         return internal()
     messages = {
         "not_found": "There is nothing at this address",
-        "method_not_allowed": "This address does not know that method",
+        "method_not_allowed": "Nothing at this address answers that method",
         "timeout": "The answer took too long",
         "bad_value": "The request cannot be understood",
     }

@@ -30,7 +30,7 @@ MEANING = {
     "empty": ("The file is empty", "Choose an image file."),
     "internal": ("Something went wrong inside", "Try again; the service's log says more."),
     "loopback_only": ("Without API keys this service answers only its own machine", "Set UNMASK_API_KEYS where the service is started."),
-    "method_not_allowed": ("This address does not know that method", "GET /openapi.json lists what there is."),
+    "method_not_allowed": ("Nothing at this address answers that method", "GET /openapi.json lists what there is."),
     "no_card": ("The package of this model has no card", "Models that `make run` trains have one."),
     "no_model": ("No model is promoted", "Run `make run`, or set the alias in MLflow."),
     "no_report": ("Drift was not checked yet", "The flow `drift` does it every hour where `make up` runs."),
