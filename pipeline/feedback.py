@@ -81,9 +81,15 @@ def record(
     )
     (folder / IMAGES).mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        if image is not None and digest is not None and not (folder / IMAGES / digest).exists():
+        new = digest is not None and not (folder / IMAGES / digest).exists()
+        if image is not None and digest is not None and new:
             write(folder / IMAGES / digest, image)
-        _append(folder / FILE, statement.model_dump_json().encode() + b"\n")
+        try:
+            _append(folder / FILE, statement.model_dump_json().encode() + b"\n")
+        except OSError:
+            if digest is not None and new:  # a picture that no statement names would stay for ever
+                (folder / IMAGES / digest).unlink()
+            raise
     return statement
 
 

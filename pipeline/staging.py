@@ -14,8 +14,12 @@ STAGING = Path("var/sources")
 def write(path: Path, data: bytes) -> None:
     """Write a file under another name first and move it into place; its folder has to exist."""
     part = path.with_name(f"{hashlib.sha256(path.name.encode()).hexdigest()[:16]}.{os.getpid()}-{threading.get_ident()}.part")
-    part.write_bytes(data)
-    part.replace(path)
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError:  # a full disk would only be fuller
+        part.unlink(missing_ok=True)
+        raise
 
 
 def make_once(path: Path, make: Callable[[Path], None]) -> None:

@@ -146,6 +146,20 @@ def test_a_statement_that_a_full_disk_cuts_off_is_refused_and_spoils_nothing(wor
     assert [statement.id for statement in feedback.read(folder)] == ["a", "c"]
 
 
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_full_disk_keeps_no_picture_that_its_user_was_told_is_not_kept(workspace, size):
+    kept(workspace, "a")
+    folder = workspace / "var/feedback"
+    before, limits = sorted(folder.glob("images/*")), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "feedback.jsonl").stat().st_size + 20, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            feedback.record(folder, id="b", label="fake", image=bytes(size), **SAID)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(folder.glob("images/*")) == before
+
+
 def test_a_time_without_a_zone_is_named_with_its_line(workspace):
     kept(workspace, "a", "b")
     file = workspace / "var/feedback/feedback.jsonl"
