@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import unquote, urlencode, urlsplit
 
 from pipeline import package
 from pipeline.package import STARTER
@@ -116,11 +116,11 @@ class Registry:
         place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
         query = urlencode({"name": MODEL, "alias": self.alias})
         request = urllib.request.Request(f"{place}/api/2.0/mlflow/registered-models/alias?{query}")  # noqa: S310 - http(s) only
-        user = os.environ.get("MLFLOW_TRACKING_USERNAME", parts.username or "")
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME", unquote(parts.username or ""))
         if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
             request.add_header("Authorization", f"Bearer {token}")
         elif user:
-            pair = f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', parts.password or '')}"
+            pair = f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', unquote(parts.password or ''))}"
             request.add_header("Authorization", f"Basic {b64encode(pair.encode()).decode()}")
         try:
             with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310

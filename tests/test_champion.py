@@ -6,7 +6,10 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import weakref
+from base64 import b64decode
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
@@ -14,7 +17,7 @@ import mlflow
 
 from benchmarks.load import photograph
 from pipeline.champion import Champion
-from pipeline.champion_source import KEEP, Pinned, Registry, UntilPromoted
+from pipeline.champion_source import KEEP, Pinned, Registry, UnavailableError, UntilPromoted
 from pipeline.package import GOLDEN, GRAPH, seal, verify
 from serving import app
 from serving.context import Context
@@ -164,3 +167,21 @@ def test_the_old_model_is_freed_once_its_last_answer_is_given(tmp_path, package,
 def test_signals_are_heard_after_another_thread_let_go_of_a_model(package: Path):
     done = subprocess.run([sys.executable, "-c", LET_GO, package / GRAPH], cwd=ROOT, text=True, capture_output=True)
     assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+
+
+def test_a_password_in_mlflows_address_is_percent_encoded(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
+    heard = []
+
+    class Asked(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(b64decode(self.headers["Authorization"].removeprefix("Basic ")).decode())
+            self.send_error(401)
+
+    with HTTPServer(("127.0.0.1", 0), Asked) as server:
+        asking = threading.Thread(target=server.handle_request)
+        asking.start()
+        with pytest.raises(UnavailableError, match="401"):
+            Registry(f"http://a%40b:p%40ss%3A@127.0.0.1:{server.server_port}", tmp_path).wanted()
+        asking.join()
+    assert heard == ["a@b:p@ss:"]  # as MLflow's own client reads it
