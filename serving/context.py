@@ -49,7 +49,7 @@ class Context:
         self.batches = Batches()
         self.trial = Trial(settings, champion, self.log, self.metrics)
         self.threads = Threads()
-        self._under_way = 0
+        self._under_way = self._bytes = 0
 
     def served(self) -> Served:
         """The model that answers now. Raises ApiError: no_model."""
@@ -64,9 +64,17 @@ class Context:
             raise ApiError("busy", f"{self._under_way} uploads are under way", "Try again in a second.", {"Retry-After": "1"})
         self._under_way += 1
 
-    def leave(self) -> None:
-        """Count an upload out."""
+    def hold(self, size: int) -> None:
+        """Count in what an upload takes of the memory. Raises ApiError: busy."""
+        if self._bytes + size > self.settings.under_way_bytes:
+            message = f"{self._bytes / 1e6:,.0f} MB of uploads are under way"
+            raise ApiError("busy", message, "Try again in a second.", {"Retry-After": "1"})
+        self._bytes += size
+
+    def leave(self, held: int) -> None:
+        """Count an upload out, and the bytes that it held."""
         self._under_way -= 1
+        self._bytes -= held
 
     async def open(self, champion: Served, data: bytes) -> Opened:
         """An image file, ready for who shall judge it. Raises ImageError."""

@@ -61,6 +61,7 @@ class Front:
                 if scope["method"] == "POST":
                     context.rate.take(client)
                     context.enter()
+                    request.state.held = 0
                     uploading = True
             if scope["path"] == "/schema.json":
                 await JSONResponse(bentoml_schema())(scope, receive, answer)
@@ -82,7 +83,7 @@ class Front:
             await internal().response()(scope, receive, answer)
         finally:
             if uploading:
-                context.leave()
+                context.leave(request.state.held)
 
 
 class _Answer:

@@ -48,7 +48,7 @@ class Predict(HTTPEndpoint):
         """The verdict on the form's `image`."""
         started, context = time.perf_counter(), _context(request)
         context.served()  # without a model there is no use in receiving the picture
-        async with upload.form(request, context.settings, ONE) as form:
+        async with upload.form(request, context, ONE) as form:
             data = await upload.files(form, "image", 1, ONE)[0].read()
         champion = context.served()
         async with _deadline(context):
@@ -65,7 +65,7 @@ class PredictBatch(HTTPEndpoint):
         started, context = time.perf_counter(), _context(request)
         context.served()
         most = context.settings.max_batch
-        async with upload.form(request, context.settings, SEVERAL, most) as form:
+        async with upload.form(request, context, SEVERAL, most) as form:
             files = upload.files(form, "images", most, SEVERAL)
             names = [file.filename and file.filename[:200] for file in files]
             champion = context.served()
@@ -91,7 +91,7 @@ class Explain(HTTPEndpoint):
         """Where the model looked, as numbers or, if `Accept` asks for image/png, as a transparent picture to lay over the image."""
         context = _context(request)
         context.served()
-        async with upload.form(request, context.settings, MAP) as form:
+        async with upload.form(request, context, MAP) as form:
             data = await upload.files(form, "image", 1, MAP)[0].read()
         champion = context.served()
 
@@ -114,7 +114,7 @@ class Feedback(HTTPEndpoint):
     async def post(self, request: Request) -> Response:
         """Note what a user says an image is, and keep the image if the user agrees."""
         context = _context(request)
-        async with upload.form(request, context.settings, LABEL) as form:
+        async with upload.form(request, context, LABEL) as form:
             id = upload.text(form, "id", (), LABEL)
             label = cast(Literal["real", "fake"], upload.text(form, "label", ("real", "fake"), LABEL))
             comment = upload.text(form, "comment", (), LABEL, default="", most=feedback.LONGEST_COMMENT).strip() or None

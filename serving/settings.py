@@ -13,6 +13,9 @@ from pipeline.images import FORMATS, Limits
 
 PREFIX = "UNMASK_"
 
+FORM_BYTES = 64_000
+"""What a multipart form may add to its files: boundaries, headers, small fields."""
+
 
 def _listed(value: object) -> object:
     return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
@@ -38,7 +41,7 @@ class Settings(BaseModel):
         ge=0,
         description="POST requests a minute of one client, 0 for any number; by default 1200 where keys are set, any number otherwise",
     )
-    queue: int = Field(128, gt=0, description="uploads that may be under way; further ones are answered 429")
+    queue: int = Field(128, gt=0, description="uploads that may be under way, of max_megabytes each; further ones are answered 429")
     timeout: float = Field(30, gt=0, le=120, description="seconds that the answer to an upload may take")
     upload_timeout: float = Field(60, gt=0, le=120, description="seconds that an upload may take")
     log_rows: int = Field(predictions.MOST, gt=0, description="answers that the prediction log keeps; the oldest go first")
@@ -88,6 +91,11 @@ class Settings(BaseModel):
     def images(self) -> Limits:
         """What an image may cost."""
         return Limits(max_bytes=int(self.max_megabytes * 1e6), max_pixels=int(self.max_megapixels * 1e6), formats=self.formats)
+
+    @property
+    def under_way_bytes(self) -> int:
+        """What uploads under way may hold in memory together: as many pictures as may be, or one batch."""
+        return int(max(self.queue * self.max_megabytes, self.max_batch_megabytes) * 1e6) + FORM_BYTES * self.queue
 
     @property
     def requests_a_minute(self) -> int:

@@ -9,26 +9,25 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from serving.context import Context
 from serving.errors import ApiError
-from serving.settings import Settings
-
-FORM_BYTES = 64_000
-"""What a multipart form may add to its files: boundaries, headers, small fields."""
+from serving.settings import FORM_BYTES
 
 
 @asynccontextmanager
-async def form(request: Request, settings: Settings, example: str, most_files: int = 1) -> AsyncGenerator[FormData, None]:
+async def form(request: Request, context: Context, example: str, most_files: int = 1) -> AsyncGenerator[FormData, None]:
     """The request's form, until the block ends.
 
     Args:
         request: whose body is read.
-        settings: how large and how slow an upload may be.
+        context: whose settings say how large and how slow an upload may be, and which counts the bytes.
         example: arguments of curl for a right request, for error messages.
         most_files: how many files the request may have; more than one share `max_batch_megabytes`.
 
     Raises:
-        ApiError: not_multipart, too_large, too_many_images, upload_timeout, bad_form.
+        ApiError: not_multipart, too_large, too_many_images, upload_timeout, bad_form, busy.
     """
+    settings = context.settings
     hint = _hint(example)
     kind = request.headers.get("content-type", "")
     if not kind.lower().startswith("multipart/form-data"):
@@ -40,8 +39,16 @@ async def form(request: Request, settings: Settings, example: str, most_files: i
     limit = int(megabytes * 1e6) + FORM_BYTES
     too_large = ApiError("too_large", f"The upload is larger than {megabytes:g} MB", "Send a smaller file, or fewer at a time.")
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
+    known = length.isdecimal()
+    if known and int(length) > limit:
         raise too_large
+
+    def hold(size: int) -> None:
+        context.hold(size)
+        request.state.held += size
+
+    if known:  # all of it at once: uploads that grow side by side would all end where the room does, and none be received
+        hold(int(length))
 
     async def bounded() -> AsyncGenerator[bytes, None]:
         received = 0
@@ -49,6 +56,8 @@ async def form(request: Request, settings: Settings, example: str, most_files: i
             received += len(chunk)
             if received > limit:  # a chunked upload has no length to look at beforehand
                 raise too_large
+            if not known:
+                hold(len(chunk))
             yield chunk
 
     # A few more than are allowed, so that the error can name the fields; from there on the parser stops.

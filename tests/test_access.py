@@ -215,6 +215,21 @@ def test_a_full_queue_is_answered_at_once(opened):
         assert all(pool.map(lambda _: opened.post("/predict", files={"image": png()}).is_success, range(6)))
 
 
+def test_uploads_that_would_fill_the_memory_together_are_refused_while_the_first_goes_on(opened):
+    head = b"POST /predict/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    with socket.create_connection(("127.0.0.1", opened.base_url.port), timeout=20) as first:
+        first.sendall(head + b"Content-Length: 60000000\r\n\r\n--x")
+
+        def full() -> bool:  # two places in the queue, and room for one batch of 100 MB
+            with socket.create_connection(("127.0.0.1", opened.base_url.port), timeout=20) as second:
+                second.sendall(head + b"Content-Length: 60000000\r\n\r\n--x")
+                return b" 429 " in second.recv(100)
+
+        wait_for(full, seconds=20)
+        assert b" 408 " in first.recv(100)
+    wait_for(lambda: opened.post("/predict", files={"image": png()}).is_success, seconds=10)
+
+
 def test_a_bucket_fills_again(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("serving.access.time.monotonic", lambda: now[0])
