@@ -1,11 +1,11 @@
 """A recipe in the words of transformers' Trainer, on the machine at hand."""
 
-import os
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
 
+from pipeline.cores import cores
 from pipeline.errors import StageError
 from pipeline.params_train import Train
 
@@ -73,4 +73,4 @@ def arguments(recipe: Train, folder: Path, rate: float, examples: int, processes
 
 def _workers(on_gpu: bool, processes: int) -> int:
     """How many prepare batches in each process. On a processor they would take the cores that the network computes on."""
-    return max(1, (os.cpu_count() or 1) // processes - 2) if on_gpu else 0
+    return max(1, cores() // processes - 2) if on_gpu else 0

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any, Literal, TypeVar
 
+from pipeline.cores import cores
 from pipeline.errors import StageError
 
 Engine = Literal["local", "ray"]
@@ -37,7 +38,7 @@ def run(function: Callable[[Task], Result], tasks: Iterable[Task], engine: Engin
 
 
 def _local(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-    workers = os.cpu_count() or 1
+    workers = cores()
     # Not forks of this process, which may hold threads: a lock that one of them held would stay shut in the fork for ever.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipeline.batch"])

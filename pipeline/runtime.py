@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 import numpy as np
 
+from pipeline.cores import cores
+
 if TYPE_CHECKING:  # importing torch takes seconds, which a service on a CPU does not need
     import openvino
     import torch
@@ -174,7 +176,10 @@ def read(graph: Path) -> "openvino.Model":
 
 def compiled(graph: "openvino.Model", kind: Precision = "f32") -> "openvino.CompiledModel":
     """A graph ready to run. Left alone, OpenVINO takes bfloat16 where the processor has it, whatever that costs the figures."""
-    return _core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": kind})
+    settings: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": kind}
+    if cores() < (os.cpu_count() or 1):  # a thread for each of the machine's would take turns in a container's share of them
+        settings["INFERENCE_NUM_THREADS"] = cores()
+    return _core().compile_model(graph, "CPU", settings)
 
 
 def has_bf16() -> bool:

@@ -26,6 +26,7 @@ from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, Trai
 
 from pipeline import features, manifest, model, params, patches, tuning
 from pipeline.arguments import arguments
+from pipeline.cores import cores
 from pipeline.dataset import Pairs, Singles, collate, keep_cached, pixels, rehearsed, sheet
 from pipeline.errors import DivergedError
 from pipeline.memory import keep_freed
@@ -118,6 +119,7 @@ def _fit(
 ) -> Trained | None:
     recipe = settings.train
     cv2.setNumThreads(0)  # pictures are small, and a process that prepares batches may not wait for threads that it has not inherited
+    torch.set_num_threads(min(torch.get_num_threads(), cores()))
     set_seed(recipe.seed)
     network, processor = model.build(settings.model)
     tuning.prepare(network, recipe)

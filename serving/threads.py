@@ -1,10 +1,11 @@
 """Work that takes the processor, beside the requests that only wait."""
 
 import asyncio
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from pipeline.cores import cores
 
 Result = TypeVar("Result")
 
@@ -16,9 +17,9 @@ class Threads:
     """A thread for each core, fewer of their own for long work, and one for heat maps: neither keeps short work from all cores."""
 
     def __init__(self) -> None:
-        cores = os.cpu_count() or 2
-        self.long = max(1, min(cores // 2, MOST_LONG))
-        self._short, self._long = ThreadPoolExecutor(cores, "short"), ThreadPoolExecutor(self.long, "long")
+        number = cores()
+        self.long = max(1, min(number // 2, MOST_LONG))
+        self._short, self._long = ThreadPoolExecutor(number, "short"), ThreadPoolExecutor(self.long, "long")
         self._maps = ThreadPoolExecutor(1, "maps")
 
     async def run(self, work: Callable[[], Result], long: bool = False) -> Result:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import mlflow
+import pytest
 
 from benchmarks.load import photograph
 from pipeline.champion import Champion

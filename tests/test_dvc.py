@@ -19,7 +19,7 @@ CARRY = {
     f"pipeline.{name}"
     for name in (
         *("cli", "errors", "labels", "params", "params_data", "params_loop", "params_train", "telemetry"),
-        *("engine", "fingerprint", "ledger", "shards", "staging", "var", "labelling"),
+        *("cores", "engine", "fingerprint", "ledger", "shards", "staging", "var", "labelling"),
         *("lineage", "manifest", "memory", "package", "record", "tracking"),
     )
 } | {"pipeline"}

@@ -1,6 +1,5 @@
 """Processes here, few tasks ahead and in order, and a Ray cluster of two nodes that makes the same data."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from pipeline import engine, ingest
+from pipeline.cores import cores
 from pipeline.params import Params
 from tests.test_kill import digests
 
@@ -40,5 +40,5 @@ def test_a_local_run_keeps_the_order_and_few_tasks_in_flight():
             yield number
 
     results = engine.run(abs, tasks(), "local")
-    assert next(results) == 0 and len(started) <= 1 + engine.AHEAD * (os.cpu_count() or 1)
+    assert next(results) == 0 and len(started) <= 1 + engine.AHEAD * cores()
     assert [0, *results] == list(range(200))

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 import struct
 import zlib
@@ -17,6 +16,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.hostile import chunk, png_of, special
+from pipeline.cores import cores
 from pipeline.images import HEIF
 from tests.conftest import at_work_in
 from tests.service_helpers import promote, register, served, wait_for
@@ -161,7 +161,7 @@ def test_large_pictures_do_not_hold_up_small_ones(client, path, small):
     told = {"id": predict(client, PNG).json()["id"], "label": "real", "keep_image": "true"} if path == "/feedback" else {}
     assert client.post(small, files={"image": PNG}).is_success
     with ThreadPoolExecutor(60) as pool:
-        large = [pool.submit(client.post, path, data=told, files={"image": image}) for _ in range(min(3 * (os.cpu_count() or 2), 60))]
+        large = [pool.submit(client.post, path, data=told, files={"image": image}) for _ in range(min(3 * cores(), 60))]
         assert next(as_completed(large)).result().is_success
         assert client.post(small, files={"image": PNG}).is_success
         assert sum(not one.done() for one in large) >= len(large) / 2
