@@ -124,7 +124,8 @@ class Champion:
                 log.info("%s: serving version %s with %s", self.alias, version.number, detector.runtime.name)
                 self.source.keep(version)
                 return True
-        self._tell(f"Version {version.number} was refused: {refusal.reason}", "Promote another version, or register this one again.")
+        hint = f"Promote another version, or mend what it says: this one is tried again every {RETRY_SECONDS:g} seconds."
+        self._tell(f"Version {version.number} was refused: {refusal.reason}", hint)
         return False
 
     def _tell(self, message: str, hint: str) -> None:

@@ -14,6 +14,16 @@ from serving.errors import ApiError
 from serving.settings import FORM_BYTES
 
 
+class Parser(MultiPartParser):
+    """Starlette's, which takes a form that breaks off for one without the part that it breaks off in."""
+
+    whole = False
+
+    def on_end(self) -> None:
+        """Note the last delimiter."""
+        self.whole = True
+
+
 @asynccontextmanager
 async def form(request: Request, context: Context, example: str, most_files: int = 1) -> AsyncGenerator[FormData, None]:
     """The request's form, until the block ends.
@@ -61,7 +71,7 @@ async def form(request: Request, context: Context, example: str, most_files: int
             yield chunk
 
     # A few more than are allowed, so that the error can name the fields; from there on the parser stops.
-    parser = MultiPartParser(request.headers, bounded(), max_files=most_files + 8, max_fields=32)
+    parser = Parser(request.headers, bounded(), max_files=most_files + 8, max_fields=32)
     parser.spool_max_size = limit
     try:
         async with asyncio.timeout(settings.upload_timeout):
@@ -73,6 +83,8 @@ async def form(request: Request, context: Context, example: str, most_files: int
     except TimeoutError:
         raise ApiError("upload_timeout", f"The upload took more than {settings.upload_timeout:g} seconds", "Try again.") from None
     try:
+        if not parser.whole:
+            raise ApiError("bad_form", "The multipart form breaks off before its last delimiter", hint)
         yield read
     finally:
         await read.close()

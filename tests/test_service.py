@@ -190,6 +190,10 @@ def test_a_bad_request_is_refused(client):
     form = {"Content-Type": "multipart/form-data; boundary=x"}
     assert refusal(client.post("/predict", content=b"no boundary here", headers=form)) == (400, "bad_form")
     assert refusal(client.post("/predict", content=b"", headers={"Content-Type": "multipart/form-data"})) == (400, "bad_form")
+    head = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n'
+    two = (head + PNG + b"\r\n") * 2
+    assert refusal(client.post("/predict/batch", content=two, headers=form)) == (400, "bad_form")
+    assert [one["index"] for one in client.post("/predict/batch", content=two + b"--x--", headers=form).json()["results"]] == [0, 1]
     assert refusal(client.get("/predict")) == (405, "method_not_allowed")
     assert refusal(client.get("/nothing")) == (404, "not_found")
     assert refusal(client.get("/../service.py")) == (404, "not_found")
