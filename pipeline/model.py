@@ -22,7 +22,9 @@ if TYPE_CHECKING:  # a server reads networks, and no settings
 TRAINED = Path("models/trained")
 """Where training leaves the network."""
 
-HEAD: dict[str, Any] = {"id2label": ID2LABEL, "label2id": LABEL2ID}
+HEAD: dict[str, Any] = {"id2label": ID2LABEL, "label2id": LABEL2ID, "num_labels": len(ID2LABEL)}
+"""The number for configs that would not count the names, as PVT's."""
+
 log = logging.getLogger(__name__)
 
 
@@ -40,11 +42,17 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
         if settings.init == "pretrained":
             # safetensors alone: a pickled checkpoint runs whatever its maker likes.
             model, found = AutoModelForImageClassification.from_pretrained(
-                settings.name, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **HEAD, **settings.config
+                settings.name,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **HEAD,
+                **settings.config,
             )
-            _check_shapes(found["mismatched_keys"], settings)
-            if not any("classifier" in name for name in (*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"]))):
-                _order_outputs(model, AutoConfig.from_pretrained(settings.name).id2label)
+            before = AutoConfig.from_pretrained(settings.name)
+            _check_shapes(found["mismatched_keys"], before.num_labels, settings)
+            if not found["mismatched_keys"] and not any("classifier" in name for name in found["missing_keys"]):
+                _order_outputs(model, before.id2label)
             return _with_its_head(model), AutoImageProcessor.from_pretrained(settings.name)
         if settings.name in CONFIG_MAPPING:
             config = AutoConfig.for_model(settings.name, **HEAD, **settings.config)
@@ -63,9 +71,12 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
     return model, ViTImageProcessorPil(size={"height": side, "width": side})
 
 
-def _check_shapes(mismatched: Any, settings: "params.Model") -> None:
-    """Only the head may have another shape than the pretrained weights: what else does would begin anew, without a word."""
-    others = sorted({name for name, *_ in mismatched if "classifier" not in name})
+def _check_shapes(mismatched: Any, outputs: int, settings: "params.Model") -> None:
+    """Only the head may have another shape than the pretrained weights: what else does would begin anew, without a word.
+
+    Whatever it is called, it is what has two outputs in place of the `outputs` that the weights came with, and else the same shape.
+    """
+    others = sorted({name for name, was, now in mismatched if (*was[:1], *now) != (outputs, len(ID2LABEL), *was[1:])})
     if others:
         raise StageError(
             f"model.config = {settings.config}: the shape is another one in {settings.name} of {', '.join(others[:3])}. "

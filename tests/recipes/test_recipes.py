@@ -174,40 +174,6 @@ def test_any_classifier_trains_and_exports(settings: Callable[..., Params], tmp_
     assert to_openvino(tmp_path / "model", tmp_path / "graph" / "openvino.xml", values) < 1e-4
 
 
-def test_a_pretrained_network_keeps_its_shapes(tmp_path: Path):
-    network, processor = model.build(Model(name="vit", init="scratch", config=VIT))
-    model.save(network, processor, tmp_path)
-    with pytest.raises(StageError, match=r"shape is another one in .* of vit.embeddings.position_embeddings"):
-        model.build(Model(name=str(tmp_path), init="pretrained", config={"image_size": 48}))
-
-
-@pytest.mark.parametrize("name", ["vit", "clip", "convnextv2"])
-def test_a_pretrained_head_answers_in_the_order_of_the_labels(tmp_path: Path, name: str):
-    chosen = Model(name=name, init="scratch", config=ZOO[name])
-    network, processor = model.build(chosen)
-    model.save(network, processor, tmp_path)
-    torch.nn.init.normal_(network.get_submodule("classifier").bias)
-    values = torch.rand(2, 3, SIDE, SIDE)
-
-    def logits(*labels: str) -> torch.Tensor:
-        """Of the network read again from a folder in which its outputs have these names."""
-        network.config.id2label = dict(enumerate(labels))
-        network.config.label2id = {label: index for index, label in enumerate(labels)}
-        network.save_pretrained(tmp_path)
-        set_seed(0)
-        again, _ = model.build(Model(name=str(tmp_path), init="pretrained"))
-        assert again.config.id2label == {0: "real", 1: "fake"}
-        with torch.no_grad():
-            return again.eval()(pixel_values=values).logits
-
-    kept = logits("real", "fake")
-    assert torch.equal(logits("Real", "FAKE"), kept) and not torch.allclose(kept[:, 0], kept[:, 1])
-    torch.testing.assert_close(logits("Fake", "Real"), kept.flip(1))
-    for labels in (("LABEL_0", "LABEL_1"), ("cat", "dog")):
-        anew = logits(*labels)
-        assert not torch.allclose(anew, kept, atol=1e-4) and not torch.allclose(anew, kept.flip(1), atol=1e-4)
-
-
 def test_lora_says_what_it_could_be_put_on():
     network, _ = model.build(Model(name="convnextv2", init="scratch", config=ZOO["convnextv2"]))
     recipe = load_params(ROOT / "params.yaml").train.model_copy(update={"tune": "lora"})

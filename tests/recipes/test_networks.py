@@ -1,0 +1,65 @@
+"""Networks as they are built: with outputs real and fake, whatever they came from, and no weights that began anew unsaid."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageClassification, ViTImageProcessorPil, set_seed
+
+from pipeline import model
+from pipeline.errors import StageError
+from pipeline.params import Model
+from tests.recipes.small import SIDE, VIT, ZOO
+
+PVT = {"image_size": SIDE, "hidden_sizes": [8, 8, 8, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
+PVT |= {"sequence_reduction_ratios": [1] * 4}
+
+
+def test_a_pretrained_network_keeps_its_shapes(tmp_path: Path):
+    network, processor = model.build(Model(name="vit", init="scratch", config=VIT))
+    model.save(network, processor, tmp_path)
+    with pytest.raises(StageError, match=r"shape is another one in .* of vit.embeddings.position_embeddings"):
+        model.build(Model(name=str(tmp_path), init="pretrained", config={"image_size": 48}))
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("vit", VIT), ("pvt", PVT), ("swiftformer", {"image_size": 64, "embed_dims": [8, 8, 8, 16], "depths": [1] * 4})],
+    ids=["vit", "a config that counts by itself", "a head of another name"],
+)
+def test_a_network_for_other_classes_gets_a_head_of_two(tmp_path: Path, name: str, config: dict[str, Any]):
+    of_five = AutoModelForImageClassification.from_config(AutoConfig.for_model(name, num_labels=5, architectures=[], **config))
+    of_five.save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": config["image_size"], "width": config["image_size"]}).save_pretrained(tmp_path)
+    values = torch.rand(1, 3, config["image_size"], config["image_size"])
+    for chosen in (Model(name=name, init="scratch", config=config), Model(name=str(tmp_path), init="pretrained")):
+        network, _ = model.build(chosen)
+        assert network.eval()(pixel_values=values).logits.shape == (1, 2) and network.config.id2label == {0: "real", 1: "fake"}
+
+
+@pytest.mark.parametrize("name", ["vit", "clip", "convnextv2"])
+def test_a_pretrained_head_answers_in_the_order_of_the_labels(tmp_path: Path, name: str):
+    chosen = Model(name=name, init="scratch", config=ZOO[name])
+    network, processor = model.build(chosen)
+    model.save(network, processor, tmp_path)
+    torch.nn.init.normal_(network.get_submodule("classifier").bias)
+    values = torch.rand(2, 3, SIDE, SIDE)
+
+    def logits(*labels: str) -> torch.Tensor:
+        """Of the network read again from a folder in which its outputs have these names."""
+        network.config.id2label = dict(enumerate(labels))
+        network.config.label2id = {label: index for index, label in enumerate(labels)}
+        network.save_pretrained(tmp_path)
+        set_seed(0)
+        again, _ = model.build(Model(name=str(tmp_path), init="pretrained"))
+        assert again.config.id2label == {0: "real", 1: "fake"}
+        with torch.no_grad():
+            return again.eval()(pixel_values=values).logits
+
+    kept = logits("real", "fake")
+    assert torch.equal(logits("Real", "FAKE"), kept) and not torch.allclose(kept[:, 0], kept[:, 1])
+    torch.testing.assert_close(logits("Fake", "Real"), kept.flip(1))
+    for labels in (("LABEL_0", "LABEL_1"), ("cat", "dog")):
+        anew = logits(*labels)
+        assert not torch.allclose(anew, kept, atol=1e-4) and not torch.allclose(anew, kept.flip(1), atol=1e-4)
