@@ -25,6 +25,9 @@ TRAINED = Path("models/trained")
 HEAD: dict[str, Any] = {"id2label": ID2LABEL, "label2id": LABEL2ID, "num_labels": len(ID2LABEL)}
 """The number for configs that would not count the names, as PVT's."""
 
+WHOLE: dict[str, Any] = {"dtype": torch.float32}
+"""Whatever the weights are stored in, as transformers would take them otherwise: in 16 bits the small steps of a training round to none."""
+
 log = logging.getLogger(__name__)
 
 
@@ -46,6 +49,7 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **WHOLE,
                 **HEAD,
                 **settings.config,
             )
@@ -60,7 +64,7 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
             config = AutoConfig.from_pretrained(settings.name, **HEAD, **settings.config)
         # Where a config suits two kinds of classifier, as DeiT's does, transformers looks into this list and takes the first without one.
         config.architectures = config.architectures or []
-        model = AutoModelForImageClassification.from_config(config)
+        model = AutoModelForImageClassification.from_config(config, **WHOLE)
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StageError(
@@ -104,14 +108,14 @@ def _order_outputs(model: PreTrainedModel, names: Mapping[int, str]) -> None:
             raise StageError(f"{type(model).__name__} has no `classifier` whose outputs, {', '.join(labels)}, could be turned round")
     else:
         log.info("the outputs of the head are called %s, which says nothing of real and fake: it begins anew", ", ".join(labels))
-        fresh = AutoModelForImageClassification.from_config(model.config).state_dict()
+        fresh = AutoModelForImageClassification.from_config(model.config, **WHOLE).state_dict()
         turned = {name: fresh[name] for name in weights}
     model.load_state_dict(turned, strict=False)
 
 
 def load(folder: Path) -> PreTrainedModel:
     """Read a trained model from a folder that `save` wrote, in evaluation mode, with attentions that can be looked at."""
-    return _with_its_head(AutoModelForImageClassification.from_pretrained(folder, attn_implementation="eager")).eval()
+    return _with_its_head(AutoModelForImageClassification.from_pretrained(folder, attn_implementation="eager", **WHOLE)).eval()
 
 
 def save(model: PreTrainedModel, processor: Any, folder: Path) -> None:

@@ -38,6 +38,15 @@ def test_a_network_for_other_classes_gets_a_head_of_two(tmp_path: Path, name: st
         assert network.eval()(pixel_values=values).logits.shape == (1, 2) and network.config.id2label == {0: "real", 1: "fake"}
 
 
+def test_weights_that_are_stored_in_16_bits_are_trained_in_32(tmp_path: Path):
+    network, processor = model.build(Model(name="vit", init="scratch", config=VIT))
+    model.save(network.to(torch.bfloat16), processor, tmp_path)
+    for init in ("pretrained", "scratch"):
+        again, _ = model.build(Model(name=str(tmp_path), init=init))
+        assert {weight.dtype for weight in again.parameters()} == {torch.float32}, init
+    assert model.load(tmp_path).dtype == torch.float32
+
+
 @pytest.mark.parametrize("name", ["vit", "clip", "convnextv2"])
 def test_a_pretrained_head_answers_in_the_order_of_the_labels(tmp_path: Path, name: str):
     chosen = Model(name=name, init="scratch", config=ZOO[name])
