@@ -64,7 +64,7 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
             config = AutoConfig.from_pretrained(settings.name, **HEAD, **settings.config)
         # Where a config suits two kinds of classifier, as DeiT's does, transformers looks into this list and takes the first without one.
         config.architectures = config.architectures or []
-        model = AutoModelForImageClassification.from_config(config, **WHOLE)
+        model = _with_its_head(AutoModelForImageClassification.from_config(config, **WHOLE))
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StageError(

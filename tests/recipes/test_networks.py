@@ -47,6 +47,16 @@ def test_weights_that_are_stored_in_16_bits_are_trained_in_32(tmp_path: Path):
     assert model.load(tmp_path).dtype == torch.float32
 
 
+def test_a_head_on_normalised_features_stays_one_from_scratch(tmp_path: Path):
+    network, processor = model.build(Model(name="vit", init="scratch", config=VIT))
+    model.normalise_features(network)
+    model.save(network, processor, tmp_path / "before")
+    again, processor = model.build(Model(name=str(tmp_path / "before"), init="scratch"))
+    model.save(again, processor, tmp_path / "after")
+    values = torch.rand(2, 3, SIDE, SIDE)
+    torch.testing.assert_close(model.load(tmp_path / "after")(pixel_values=values).logits, again.eval()(pixel_values=values).logits)
+
+
 @pytest.mark.parametrize("name", ["vit", "clip", "convnextv2"])
 def test_a_pretrained_head_answers_in_the_order_of_the_labels(tmp_path: Path, name: str):
     chosen = Model(name=name, init="scratch", config=ZOO[name])
