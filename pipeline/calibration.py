@@ -47,9 +47,9 @@ def choose_thresholds(labels: np.ndarray, probabilities: np.ndarray, max_fpr: fl
 
 
 def _above(reals: np.ndarray, rate: float) -> float:
-    """The lowest threshold that at most `rate` of the sorted reals reach."""
+    """The lowest threshold that at most `rate` of the sorted reals reach; over 1 where a real of 1 may not reach it."""
     allowed = int(np.floor(rate * len(reals)))
-    return float(np.nextafter(reals[-1 - allowed], 1))
+    return float(np.nextafter(reals[-1 - allowed], 2))
 
 
 def _best_f1(labels: np.ndarray, probabilities: np.ndarray) -> float:

@@ -201,6 +201,12 @@ def test_the_temperature_makes_overconfident_scores_honest():
     )
 
 
+def test_a_real_that_is_certainly_a_fake_breaks_no_promise():
+    labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 1.0, 0.9, 1.0])
+    found = choose_thresholds(labels, scores, max_fpr=0.05, max_fnr=0.05)
+    assert not (scores[labels == 0] >= found.fake_above).any() and not (scores[labels == 0] >= found.fpr5).any()
+
+
 def test_thresholds_keep_their_promises_on_the_data_they_come_from():
     labels, scores = simulated(np.random.default_rng(5), 2000)
     found = choose_thresholds(labels, scores, max_fpr=0.05, max_fnr=0.1)
