@@ -201,6 +201,16 @@ def test_the_temperature_makes_overconfident_scores_honest():
     )
 
 
+def test_a_few_images_without_a_mistake_make_nothing_certain():
+    rng = np.random.default_rng(9)
+    labels = np.tile([0, 1], 1000)
+    scores = rng.normal(np.where(labels == 1, 6, -6), 5)
+    few = np.flatnonzero((scores > 0) == (labels == 1))[:40]
+    found = figures(labels, probability(scores, fit_temperature(scores[few], labels[few])), 0.5)
+    plain = figures(labels, probability(scores, 1.0), 0.5)
+    assert found["auc"] == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores)) and found["nll"] < plain["nll"]
+
+
 def test_a_real_that_is_certainly_a_fake_breaks_no_promise():
     labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 1.0, 0.9, 1.0])
     found = choose_thresholds(labels, scores, max_fpr=0.05, max_fnr=0.05)
