@@ -35,15 +35,16 @@ class Preprocess(BaseModel):
     def from_processor(cls, processor: Any) -> Self:
         """Take over the settings of a transformers image processor."""
         size = dict(processor.size)
-        crop = dict(getattr(processor, "crop_size", None) or {})
-        # One that does not normalise, as that of MobileViT, may have a mean all the same.
+        # One that does not crop, as that of EfficientNet, may have a size to crop to all the same; and a mean one that does not normalise.
+        crop = dict((getattr(processor, "do_center_crop", False) and processor.crop_size) or {})
         normalises = processor.do_normalize and processor.image_mean
+        power = 2 if getattr(processor, "include_top", False) else 1  # EfficientNet's divides by the deviation twice
         return cls(
             size=int(crop.get("height") or size.get("height") or size["shortest_edge"]),
             keep_aspect="shortest_edge" in size,
             resample=int(processor.resample),
             mean=tuple(processor.image_mean) if normalises else (0.0, 0.0, 0.0),
-            std=tuple(processor.image_std) if normalises else (1.0, 1.0, 1.0),
+            std=tuple(deviation**power for deviation in processor.image_std) if normalises else (1.0, 1.0, 1.0),
             flip_channels=bool(getattr(processor, "do_flip_channel_order", False)),
         )
 

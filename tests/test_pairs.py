@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from transformers import ConvNextImageProcessorPil, MobileViTImageProcessorPil, ViTImageProcessorPil
+from transformers import ConvNextImageProcessorPil, EfficientNetImageProcessorPil, MobileViTImageProcessorPil, ViTImageProcessorPil
 
 from pipeline.dataset import Pairs, collate, pixels, rehearsed
 from pipeline.errors import StageError
@@ -36,14 +36,23 @@ def test_a_training_sees_the_pixels_that_a_service_sees(flip_channels: bool):
     np.testing.assert_allclose(preprocess.standardise(unit).numpy(), seen, atol=1e-6)
 
 
-@pytest.mark.parametrize("processor", [MobileViTImageProcessorPil(), ViTImageProcessorPil(), ConvNextImageProcessorPil()])
+PROCESSORS = [
+    MobileViTImageProcessorPil(),
+    ViTImageProcessorPil(),
+    ConvNextImageProcessorPil(),
+    EfficientNetImageProcessorPil(size={"height": 224, "width": 224}, image_mean=[0.485, 0.456, 0.406], image_std=[0.479, 0.473, 0.474]),
+]
+
+
+@pytest.mark.parametrize("processor", PROCESSORS, ids=lambda processor: type(processor).__name__)
 def test_a_network_is_given_what_its_own_processor_would_give_it(processor: Any):
     colour = np.full((300, 300, 3), (250, 100, 10), np.uint8)
     expected = np.asarray(processor(Image.fromarray(colour), return_tensors="np")["pixel_values"])
     preprocess = Preprocess.from_processor(processor)
     found = preprocess.normalise(preprocess.pixels(Image.fromarray(colour))[None])
+    assert found.shape == expected.shape
     middle = (slice(None), expected.shape[-1] // 2, expected.shape[-1] // 2)
-    np.testing.assert_allclose(found[0][:, found.shape[-1] // 2, found.shape[-1] // 2], expected[0][middle], atol=1e-6)
+    np.testing.assert_allclose(found[0][middle], expected[0][middle], atol=1e-6)
 
 
 def test_a_package_from_before_the_order_of_channels_was_said_is_read_as_rgb(tmp_path: Path):
