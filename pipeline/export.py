@@ -20,7 +20,7 @@ from pipeline.convert import to_onnx, to_openvino
 from pipeline.dataset import pixels
 from pipeline.detector import Detector, Prediction
 from pipeline.errors import StageError
-from pipeline.images import OWN, read, read_bytes
+from pipeline.images import OWN, Limits, read, read_bytes
 from pipeline.labels import ID2LABEL
 from pipeline.lineage import lineage
 from pipeline.model import TRAINED
@@ -49,7 +49,7 @@ def run(params: Params) -> dict[str, Any]:
     """Write models/package.
 
     Raises:
-        StageError: if the exported graph does not give the network's answers.
+        StageError: if the exported graph does not give the network's answers, or no test image of a class could be a golden example.
     """
     settings = params.export
     shutil.rmtree(PACKAGE, ignore_errors=True)
@@ -69,7 +69,7 @@ def run(params: Params) -> dict[str, Any]:
     (PACKAGE / "card.md").write_text(card.write(params, parts, validation, evaluation, training, meta, precision))
     # What is written from here on are answers of the package, which has to be whole for them; each changes its seal.
     full = Detector(seal(PACKAGE, meta), OpenVinoRuntime(PACKAGE / GRAPH))
-    shown = parts["test"] if settings.golden_from == "test" else _rendered(settings.golden, preprocess.size)
+    shown = servable(parts["test"]) if settings.golden_from == "test" else _rendered(settings.golden, preprocess.size)
     detectors = {"probability_fake": full}
     if meta["int8"]:
         detectors["int8"] = Detector(full.package, OpenVinoRuntime(PACKAGE / INT8))
@@ -151,6 +151,23 @@ def _write_golden(detectors: dict[str, Detector], test: pd.DataFrame, of_each: i
         (folder / name).write_bytes(read_bytes(Path(path), OWN))
         listed[name] = {"label": label} | {kind: found[row].probability_fake for kind, found in answers.items()}
     (folder / "golden.json").write_text(json.dumps(listed, indent=2) + "\n")
+
+
+def servable(test: pd.DataFrame) -> pd.DataFrame:
+    """The images that a service takes with the limits it has by itself, because it has to judge the golden examples among them.
+
+    Raises:
+        StageError: if none of a class is left.
+    """
+    limits = Limits()
+    found = test[(test["bytes"] <= limits.max_bytes) & (test["width"] * test["height"] <= limits.max_pixels)]
+    for label in ID2LABEL.values():
+        if not (found["label"] == label).any():
+            raise StageError(
+                f"every {label} image of the test part is over {limits.max_bytes / 1e6:.0f} MB or {limits.max_pixels:,} pixels, which a "
+                "service refuses: none can be a golden example. Set export.golden_from: rendered, or bring smaller images"
+            )
+    return found
 
 
 def _rendered(of_each: int, size: int) -> pd.DataFrame:

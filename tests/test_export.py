@@ -4,9 +4,11 @@ import hashlib
 import json
 from collections.abc import Callable
 
+import pandas as pd
 import pytest
 
 from pipeline import evaluate, export, ingest, manifest, split, train
+from pipeline.errors import StageError
 from pipeline.package import GOLDEN, PACKAGE, verify
 from pipeline.params import Params
 from tests.package_helpers import CONFIG
@@ -30,3 +32,12 @@ def test_golden_examples_come_out_of_shards(prepare: Callable[..., Params], new_
     listed = json.loads((PACKAGE / GOLDEN / "golden.json").read_text())
     found = {hashlib.sha256(path.read_bytes()).hexdigest(): listed[path.name]["label"] for path in golden}
     assert found.items() <= {(image_id, label) for image_id, label in zip(test["image_id"], test["label"], strict=True)}
+
+
+def test_golden_examples_are_pictures_that_a_service_takes():
+    table = pd.DataFrame({"label": ["real", "fake"] * 3, "bytes": 1000, "width": 100, "height": 100})
+    table.loc[2, "bytes"] = 30_000_000
+    table.loc[3, ["width", "height"]] = 8000
+    assert export.servable(table).index.tolist() == [0, 1, 4, 5]
+    with pytest.raises(StageError, match=r"every fake image .* a service refuses"):
+        export.servable(table.drop(index=[1, 5]))
