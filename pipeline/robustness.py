@@ -131,6 +131,8 @@ def attacked(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> dict[s
     runs = [(name, subject.network, subject.preprocess, images, steps) for name, steps in ATTACKS.items()]
     if settings.transfer_from:
         network, preprocess = attacker(settings.transfer_from)
+        # Of the part of a picture that is judged: what changes its margins alone would be no attack.
+        preprocess = preprocess.model_copy(update={"keep_aspect": subject.preprocess.keep_aspect})
         runs.append(("transfer_pgd10", network, preprocess, pixels(rows, preprocess), ATTACKS["pgd10"]))
     result: dict[str, Any] = {"n": len(rows)}
     clean = _unit(images)

@@ -1,0 +1,42 @@
+"""Attacks that evaluation makes on the model it judges, on pictures as people have them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import model
+from pipeline.embedding import WithEmbedding
+from pipeline.judge_package import describe_folder
+from pipeline.package import Thresholds
+from pipeline.params import Model, load_params
+from pipeline.preprocess import Preprocess
+from pipeline.robustness import attacked
+from pipeline.runtime import runtime
+from pipeline.scoring import Subject
+from tests.conftest import ROOT
+from tests.package_helpers import CONFIG, SIDE
+
+
+def test_an_attack_that_transfers_is_on_the_part_that_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for index in range(16):
+        path = tmp_path / "faces" / ("real", "fake")[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (SIDE, 4 * SIDE, 3), dtype=np.uint8)).save(path)
+    torch.manual_seed(0)
+    network, processor = model.build(Model(name="vit", init="scratch", config=CONFIG))
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight *= 8  # so that what is an attack on one picture is none on another
+    model.save(network, processor, tmp_path / "trained")
+    network, preprocess = model.load(tmp_path / "trained"), Preprocess(size=SIDE, keep_aspect=True)
+    table, _ = describe_folder(tmp_path / "faces")
+    subject = Subject(network, runtime(WithEmbedding(network).eval(), SIDE), preprocess, 1.0, Thresholds.model_construct(f1=0.5))
+    settings = load_params(ROOT / "params.yaml").evaluate.model_copy(update={"attack_images": 16, "transfer_from": tmp_path / "trained"})
+    found = attacked(subject, table, settings)
+    # The same weights make the same attack, whatever shape their own preprocessing would give a picture.
+    assert found["transfer_pgd10"] == found["pgd10"]
