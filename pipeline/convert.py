@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from pipeline.embedding import WithEmbedding
+from pipeline.embedding import WithEmbedding, fixed_positions
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import OpenVinoRuntime, compiled, read, traced
 
@@ -42,7 +42,7 @@ def to_onnx(folder: Path, target: Path, values: np.ndarray) -> float:
     """The same as an ONNX file: pixel_values in, logits and embedding out. OpenVINO reads it back to compare."""
     module = WithEmbedding.load(folder)
     names = ["pixel_values", "logits", "embedding"]
-    with torch.no_grad(), warnings.catch_warnings():
+    with fixed_positions(module, values.shape[-1]), warnings.catch_warnings():
         # The exporter that traces is called old; the new one takes half a minute.
         warnings.simplefilter("ignore")
         torch.onnx.export(

@@ -1,13 +1,19 @@
 """The network as it is exported and served: with its view of a picture beside its logits."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline import model
+
+SCALING = "interpolate_pos_encoding"
+"""How transformers calls the method that scales position embeddings to an input of another size."""
 
 
 class WithEmbedding(nn.Module):
@@ -27,3 +33,28 @@ class WithEmbedding(nn.Module):
         outputs = self.network(pixel_values=pixel_values, output_hidden_states=True)
         last = outputs.hidden_states[-1]
         return outputs.logits, last.mean(1) if last.ndim == 3 else last.mean((2, 3))
+
+
+@contextmanager
+def fixed_positions(module: WithEmbedding, size: int) -> Iterator[None]:
+    """While it is open, position embeddings that are scaled to the input are constants: those of pictures of `size` pixels.
+
+    A graph that scaled them for each picture would do so otherwise than PyTorch, or could not be written: DINOv2's with registers. The
+    call that finds them also fills what LeViT keeps from its first one, which tracing stumbles over.
+    """
+    scaling = [part for part in module.modules() if hasattr(part, SCALING)]
+    for part in scaling:
+        setattr(part, SCALING, partial(_once, getattr(part, SCALING), []))
+    try:
+        with torch.no_grad():
+            module(torch.zeros(2, 3, size, size))
+            yield
+    finally:
+        for part in scaling:
+            delattr(part, SCALING)
+
+
+def _once(method: Callable[..., torch.Tensor], kept: list[torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+    if not kept:
+        kept.append(method(*args, **kwargs))
+    return kept[0]

@@ -217,7 +217,9 @@ def traced(module: "WithEmbedding", size: int) -> "openvino.Model":
     import openvino
     import torch
 
-    with torch.no_grad(), warnings.catch_warnings():
+    from pipeline.embedding import fixed_positions
+
+    with fixed_positions(module, size), warnings.catch_warnings():
         # Tracing fixes the size of the input, which is what is wanted: preprocessing makes no other.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", FutureWarning)

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageClassification, ViTImageProcessorPil, set_seed
 
 from pipeline import model
+from pipeline.convert import to_onnx, to_openvino
 from pipeline.errors import StageError
 from pipeline.params import Model
 from tests.recipes.small import SIDE, VIT, ZOO
@@ -82,3 +84,18 @@ def test_a_pretrained_head_answers_in_the_order_of_the_labels(tmp_path: Path, na
     for labels in (("LABEL_0", "LABEL_1"), ("cat", "dog")):
         anew = logits(*labels)
         assert not torch.allclose(anew, kept, atol=1e-4) and not torch.allclose(anew, kept.flip(1), atol=1e-4)
+
+
+LEVIT = {"image_size": 64, "hidden_sizes": [16, 32, 48], "num_attention_heads": [1, 2, 3], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}
+
+
+@pytest.mark.parametrize(("name", "config"), [("dinov2_with_registers", VIT | {"image_size": 128, "mlp_ratio": 2}), ("levit", LEVIT)])
+def test_a_graph_is_made_of_networks_that_are_hard_to_trace(tmp_path: Path, name: str, config: dict[str, Any]):
+    network, processor = model.build(Model(name=name, init="scratch", config=config))
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight += 0.1 * torch.randn_like(weight)  # positions that differ from each other, as training leaves them
+    model.save(network, processor, tmp_path / "model")
+    values = np.random.default_rng(0).normal(size=(5, 3, 64, 64)).astype(np.float32)
+    assert to_openvino(tmp_path / "model", tmp_path / "openvino.xml", values) < 1e-4
+    assert to_onnx(tmp_path / "model", tmp_path / "model.onnx", values) < 1e-4
