@@ -157,6 +157,10 @@ def normalise_features(model: PreTrainedModel) -> None:
 
 
 def _with_its_head(model: PreTrainedModel) -> PreTrainedModel:
+    if model.config.model_type == "efficientnet":
+        # Its own average is over a window of a thousand pixels and more, cut to the map: OpenVINO makes no graph of that.
+        kind = nn.AdaptiveAvgPool2d if model.config.pooling_type == "mean" else nn.AdaptiveMaxPool2d
+        model.set_submodule("efficientnet.pooler", kind(1))
     if getattr(model.config, "normalised_features", False):
         normalise_features(model)
     return model

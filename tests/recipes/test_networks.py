@@ -87,9 +87,13 @@ def test_a_pretrained_head_answers_in_the_order_of_the_labels(tmp_path: Path, na
 
 
 LEVIT = {"image_size": 64, "hidden_sizes": [16, 32, 48], "num_attention_heads": [1, 2, 3], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}
+EFFICIENTNET = {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.2, "hidden_dim": 320}
 
 
-@pytest.mark.parametrize(("name", "config"), [("dinov2_with_registers", VIT | {"image_size": 128, "mlp_ratio": 2}), ("levit", LEVIT)])
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("dinov2_with_registers", VIT | {"image_size": 128, "mlp_ratio": 2}), ("levit", LEVIT), ("efficientnet", EFFICIENTNET)],
+)
 def test_a_graph_is_made_of_networks_that_are_hard_to_trace(tmp_path: Path, name: str, config: dict[str, Any]):
     network, processor = model.build(Model(name=name, init="scratch", config=config))
     with torch.no_grad():
