@@ -32,7 +32,8 @@ def heat_maps(network: PreTrainedModel, values: np.ndarray) -> list[Explanation]
         except (TypeError, ValueError):  # networks without attention refuse the argument
             outputs = None
         attentions = list(outputs.attentions or ()) if outputs is not None and "attentions" in outputs else []
-        layers = [layer.detach().numpy() for layer in attentions if layer is not None]
+        # Some have no attention in a layer, and PVT v2's layers are of several parts.
+        layers = [layer.detach().numpy() for layer in attentions if isinstance(layer, torch.Tensor)]
         if outputs is not None and layers and len(layers) == len(attentions) and over_all(layers):
             slopes = torch.autograd.grad(_score(outputs.logits), attentions)
             found = {"attention_rollout": rollout([layer[0] for layer in layers]), "attention_relevance": relevance(attentions, slopes)}

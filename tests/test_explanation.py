@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,13 +41,15 @@ from tests.package_helpers import CONFIG, SIDE
             ["grad_cam"],
         ),
         ("mobilenet_v2", {"image_size": 32, "depth_multiplier": 0.25}, ["grad_cam"]),
+        ("pvt_v2", {"image_size": 64, "hidden_sizes": [8, 16, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}, ["grad_cam"]),
     ],
 )
-def test_each_kind_of_network_is_explained_by_a_method_that_fits_it(kind: str, config: dict[str, object], methods: list[str]):
+def test_each_kind_of_network_is_explained_by_a_method_that_fits_it(kind: str, config: dict[str, Any], methods: list[str]):
     torch.manual_seed(0)
     made = AutoConfig.for_model(kind, num_labels=2, **config)
     network = AutoModelForImageClassification.from_config(made, attn_implementation="eager").eval()
-    values = np.random.default_rng(0).normal(0, 1, (1, 3, SIDE, SIDE)).astype(np.float32)
+    side = config["image_size"]
+    values = np.random.default_rng(0).normal(0, 1, (1, 3, side, side)).astype(np.float32)
     found = heat_maps(network, values)
     assert [seen.method for seen in found] == methods
     for seen in found:
