@@ -9,6 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from pipeline.embedding import WithEmbedding, fixed_positions
+from pipeline.errors import StageError
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import OpenVinoRuntime, compiled, read, traced
 
@@ -39,22 +40,30 @@ def to_openvino(folder: Path, graph: Path, values: np.ndarray) -> float:
 
 
 def to_onnx(folder: Path, target: Path, values: np.ndarray) -> float:
-    """The same as an ONNX file: pixel_values in, logits and embedding out. OpenVINO reads it back to compare."""
+    """The same as an ONNX file: pixel_values in, logits and embedding out. OpenVINO reads it back to compare.
+
+    Raises:
+        StageError: if the network has an operation that ONNX does not know.
+    """
     module = WithEmbedding.load(folder)
     names = ["pixel_values", "logits", "embedding"]
     with fixed_positions(module, values.shape[-1]), warnings.catch_warnings():
         # The exporter that traces is called old; the new one takes half a minute.
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module,
-            (torch.from_numpy(values[:2]),),
-            str(target),
-            input_names=names[:1],
-            output_names=names[1:],
-            dynamic_axes={name: {0: "images"} for name in names},
-            opset_version=17,
-            dynamo=False,
-        )
+        try:
+            torch.onnx.export(
+                module,
+                (torch.from_numpy(values[:2]),),
+                str(target),
+                input_names=names[:1],
+                output_names=names[1:],
+                dynamic_axes={name: {0: "images"} for name in names},
+                opset_version=17,
+                dynamo=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = str(error).partition("\n")[0]
+            raise StageError(f"no ONNX graph of this network: {reason}. python -m pipeline.settings -S export.onnx=false") from None
     return _difference(module, target, values)
 
 

@@ -103,3 +103,10 @@ def test_a_graph_is_made_of_networks_that_are_hard_to_trace(tmp_path: Path, name
     values = np.random.default_rng(0).normal(size=(5, 3, 64, 64)).astype(np.float32)
     assert to_openvino(tmp_path / "model", tmp_path / "openvino.xml", values) < 1e-4
     assert to_onnx(tmp_path / "model", tmp_path / "model.onnx", values) < 1e-4
+
+
+def test_a_network_that_onnx_does_not_know_says_how_to_go_without(tmp_path: Path):
+    network, processor = model.build(Model(name="mobilevitv2", init="scratch", config={"image_size": 64, "width_multiplier": 0.5}))
+    model.save(network, processor, tmp_path)
+    with pytest.raises(StageError, match=r"export\.onnx=false"):
+        to_onnx(tmp_path, tmp_path / "model.onnx", np.zeros((2, 3, 64, 64), np.float32))
