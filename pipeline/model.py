@@ -22,9 +22,7 @@ if TYPE_CHECKING:  # a server reads networks, and no settings
 TRAINED = Path("models/trained")
 """Where training leaves the network."""
 
-HEAD: dict[str, Any] = {"id2label": ID2LABEL, "label2id": LABEL2ID, "num_labels": len(ID2LABEL)}
-"""The number for configs that would not count the names, as PVT's."""
-
+HEAD: dict[str, Any] = {"id2label": ID2LABEL, "label2id": LABEL2ID}
 WHOLE: dict[str, Any] = {"dtype": torch.float32}
 """Whatever the weights are stored in, as transformers would take them otherwise: in 16 bits the small steps of a training round to none."""
 
@@ -43,6 +41,7 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
     """
     try:
         if settings.init == "pretrained":
+            before = AutoConfig.from_pretrained(settings.name)
             # safetensors alone: a pickled checkpoint runs whatever its maker likes.
             model, found = AutoModelForImageClassification.from_pretrained(
                 settings.name,
@@ -51,9 +50,9 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
                 output_loading_info=True,
                 **WHOLE,
                 **HEAD,
+                **_count(before),
                 **settings.config,
             )
-            before = AutoConfig.from_pretrained(settings.name)
             _check_shapes(found["mismatched_keys"], before.num_labels, settings)
             if not found["mismatched_keys"] and not any("classifier" in name for name in found["missing_keys"]):
                 _order_outputs(model, before.id2label)
@@ -62,6 +61,7 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
             config = AutoConfig.for_model(settings.name, **HEAD, **settings.config)
         else:
             config = AutoConfig.from_pretrained(settings.name, **HEAD, **settings.config)
+        config.update(_count(config))
         # Where a config suits two kinds of classifier, as DeiT's does, transformers looks into this list and takes the first without one.
         config.architectures = config.architectures or []
         model = _with_its_head(AutoModelForImageClassification.from_config(config, **WHOLE))
@@ -73,6 +73,11 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
         ) from None
     side = _side(config)
     return model, ViTImageProcessorPil(size={"height": side, "width": side})
+
+
+def _count(config: Any) -> dict[str, int]:
+    """What a config has to be told besides the names of the outputs, if it does not count them, as PVT's."""
+    return {"num_labels": len(ID2LABEL)} if "num_labels" in config.to_dict() else {}
 
 
 def _check_shapes(mismatched: Any, outputs: int, settings: "params.Model") -> None:
