@@ -1,5 +1,6 @@
 """A loaded package: pictures in, verdicts out. The service, batch scoring and the export's own check all go through here."""
 
+import json
 import logging
 import threading
 from collections.abc import Iterator, Sequence
@@ -234,7 +235,8 @@ class Detector:
         with self._loading:
             if not self._maps:
                 graph = self.runtime.graph if isinstance(self.runtime, OpenVinoRuntime) else read_graph(self.package.path / GRAPH)
-                self._maps = [GraphAttention(graph), GraphActivation(graph)]
+                config = json.loads((self.package.path / "model/config.json").read_text())
+                self._maps = [GraphAttention(graph, config), GraphActivation(graph)]
         found = next(filter(None, (look(values) for look in self._maps)), None)
         return found if found is not None else self._look_with_gradients(values)
 

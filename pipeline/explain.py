@@ -1,6 +1,7 @@
 """Where a network looked, as heat maps over its input: by every method, with gradients, which PyTorch has."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,20 +36,24 @@ def heat_maps(network: PreTrainedModel, values: np.ndarray) -> list[Explanation]
         # Some have no attention in a layer, and PVT v2's layers are of several parts.
         layers = [layer.detach().numpy() for layer in attentions if isinstance(layer, torch.Tensor)]
         if outputs is not None and layers and len(layers) == len(attentions) and over_all(layers):
-            slopes = torch.autograd.grad(_score(outputs.logits), attentions)
-            found = {"attention_rollout": rollout([layer[0] for layer in layers]), "attention_relevance": relevance(attentions, slopes)}
+            slopes, config = torch.autograd.grad(_score(outputs.logits), attentions), network.config.to_dict()
+            found = {
+                "attention_rollout": rollout([layer[0] for layer in layers], config),
+                "attention_relevance": relevance(attentions, slopes, config),
+            }
             maps = [Explanation(name, scaled(heat)) for name, heat in found.items() if heat is not None]
             if maps:
                 return maps
         return [Explanation("grad_cam", scaled(grad_cam(network, tensor)))]
 
 
-def relevance(attentions: Sequence[torch.Tensor], slopes: Sequence[torch.Tensor]) -> np.ndarray | None:
+def relevance(attentions: Sequence[torch.Tensor], slopes: Sequence[torch.Tensor], config: Mapping[str, Any]) -> np.ndarray | None:
     """Attention weighted with its gradient (Chefer et al., ICCV 2021): which patches speak for "fake".
 
     Args:
         attentions: one tensor (1, heads, tokens, tokens) a layer; the patches are the last tokens.
         slopes: of the same shapes, the gradients of the score of "fake".
+        config: of the network, as config.json has it.
 
     Returns:
         float (rows, columns), or None if the patches form no square.
@@ -56,7 +61,7 @@ def relevance(attentions: Sequence[torch.Tensor], slopes: Sequence[torch.Tensor]
     joined = torch.eye(attentions[0].shape[-1])
     for layer, slope in zip(attentions, slopes, strict=True):
         joined = joined + (layer.detach() * slope)[0].clamp(min=0).mean(0) @ joined
-    return patches(joined.numpy())
+    return patches(joined.numpy(), config)
 
 
 def grad_cam(network: PreTrainedModel, tensor: torch.Tensor) -> np.ndarray:

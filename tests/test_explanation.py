@@ -1,5 +1,6 @@
 """Heat maps: by a method that fits the network, the same from the exported graph, and worth more than noise."""
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from pipeline import faithfulness, model
 from pipeline.activation import GraphActivation
-from pipeline.attention import GraphAttention
+from pipeline.attention import GraphAttention, patches
 from pipeline.convert import to_openvino
 from pipeline.embedding import WithEmbedding
 from pipeline.explain import heat_maps
@@ -66,18 +67,19 @@ CONVOLUTIONS: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["vit", "deit", "dinov2", "beit", *CONVOLUTIONS])
+@pytest.mark.parametrize("kind", ["vit", "deit", "dinov2", "beit", "clip", *CONVOLUTIONS])
 def test_the_exported_graph_shows_the_same_map_as_the_network(kind: str, tmp_path: Path):
-    beit = {"beit": CONFIG | {"use_relative_position_bias": True, "layer_scale_init_value": 1.0}}
+    others = {"beit": CONFIG | {"use_relative_position_bias": True, "layer_scale_init_value": 1.0}, "clip": {"vision_config": CONFIG}}
     torch.manual_seed(0)
-    network, processor = model.build(ModelSettings(name=kind, init="scratch", config=(CONVOLUTIONS | beit).get(kind, CONFIG)))
+    network, processor = model.build(ModelSettings(name=kind, init="scratch", config=(CONVOLUTIONS | others).get(kind, CONFIG)))
     for weights in network.parameters():
         weights.data += 0.1 * torch.randn_like(weights)  # a fresh network looks everywhere alike
     model.save(network, processor, tmp_path / "model")
     values = np.random.default_rng(0).normal(0, 1, (2, 3, processor.size["height"], processor.size["width"])).astype(np.float32)
     to_openvino(tmp_path / "model", tmp_path / "graph.xml", values)
     graph = read_graph(tmp_path / "graph.xml")
-    attention, activation = GraphAttention(graph)(values[:1]), GraphActivation(graph)(values[:1])
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    attention, activation = GraphAttention(graph, config)(values[:1]), GraphActivation(graph)(values[:1])
     expected = heat_maps(model.load(tmp_path / "model"), values[:1])[0]
     if kind == "cvt":  # whose class token sees the places in windows, and is all that is averaged
         assert attention is None and activation is None and expected.method == "grad_cam"
@@ -86,6 +88,28 @@ def test_the_exported_graph_shows_the_same_map_as_the_network(kind: str, tmp_pat
     assert (attention is None) is (kind in CONVOLUTIONS) and found is not None
     assert found.method == expected.method == ("grad_cam" if kind in CONVOLUTIONS else "attention_rollout")
     assert found.heat.std() > 0.05 and found.heat == pytest.approx(expected.heat, abs=2e-3 if kind in CONVOLUTIONS else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        *((kind, CONFIG) for kind in ("vit", "vit_msn", "deit", "beit", "data2vec-vision", "dinov2", "dinov2_with_registers", "ijepa")),
+        ("beit", CONFIG | {"use_mean_pooling": False}),
+        ("deit", CONFIG | {"architectures": ["DeiTForImageClassificationWithTeacher"]}),
+        *((kind, {"vision_config": CONFIG}) for kind in ("clip", "metaclip_2", "siglip")),
+    ],
+    ids=str,
+)
+def test_a_map_is_seen_from_the_very_tokens_that_the_answer_hangs_on(kind: str, config: dict[str, Any]):
+    torch.manual_seed(0)
+    network = AutoModelForImageClassification.from_config(AutoConfig.for_model(kind, **{"architectures": []} | config)).eval()
+    seen = network(pixel_values=torch.randn(1, 3, 32, 32), output_hidden_states=True)
+    (slope,) = torch.autograd.grad(seen.logits[0, 1] - seen.logits[0, 0], seen.hidden_states[-1])
+    for token, reaches in enumerate(slope[0].abs().sum(-1) > 0):
+        joined = np.zeros((slope.shape[1], slope.shape[1]))
+        joined[token] = 1
+        heat = patches(joined, network.config.to_dict())
+        assert heat is not None and heat.any() == bool(reaches), token
 
 
 def test_the_starter_shows_its_maps_without_pytorch(tmp_path: Path):
