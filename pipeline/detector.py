@@ -235,8 +235,10 @@ class Detector:
         with self._loading:
             if not self._maps:
                 graph = self.runtime.graph if isinstance(self.runtime, OpenVinoRuntime) else read_graph(self.package.path / GRAPH)
+                # In 8 bits the small differences that Grad-CAM looks at are those of rounding.
+                exact = read_graph(self.package.path / GRAPH) if self.runtime.precision == "int8" else graph
                 config = json.loads((self.package.path / "model/config.json").read_text())
-                self._maps = [GraphAttention(graph, config), GraphActivation(graph)]
+                self._maps = [GraphAttention(graph, config), GraphActivation(exact)]
         found = next(filter(None, (look(values) for look in self._maps)), None)
         return found if found is not None else self._look_with_gradients(values)
 

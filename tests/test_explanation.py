@@ -112,18 +112,22 @@ def test_a_map_is_seen_from_the_very_tokens_that_the_answer_hangs_on(kind: str, 
         assert heat is not None and heat.any() == bool(reaches), token
 
 
-def test_the_starter_shows_its_maps_without_pytorch(tmp_path: Path):
+@pytest.mark.parametrize("flags", ["avx2", "avx512_vnni"])
+def test_the_starter_shows_its_maps_without_pytorch(flags: str, tmp_path: Path):
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (240, 240, 3), dtype=np.uint8)).save(tmp_path / "noise.png")
     script = """
 import sys
 from pathlib import Path
+from pipeline import runtime
 from pipeline.detector import Detector
 from pipeline.images import read
+runtime.CPUINFO = Path(sys.argv[3])
 detector = Detector.load(Path(sys.argv[1]), "cpu")
 found, _ = detector.explain(detector.prepare(read(Path(sys.argv[2]))))
 print(found.method, found.heat.shape, "torch" in sys.modules)
 """
-    said = run(ROOT, sys.executable, "-c", script, str(ROOT / "models/starter"), str(tmp_path / "noise.png"))
+    said = run(ROOT, sys.executable, "-c", script, str(ROOT / "models/starter"), str(tmp_path / "noise.png"), str(tmp_path / "cpuinfo"))
     assert said.splitlines()[-1] == "grad_cam (7, 7) False"
 
 
