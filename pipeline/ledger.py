@@ -72,7 +72,7 @@ class Ledger:
 
     def _flush(self) -> None:
         if self._rows:
-            self._write(pd.DataFrame(self._rows))
+            self._write(pd.DataFrame(self._rows, columns=list(TYPES)))  # of broken files alone there are no figures
             self._rows = []
 
     def _write(self, rows: pd.DataFrame) -> None:

@@ -99,6 +99,12 @@ def test_every_kind_of_broken_file_is_listed_with_its_reason(faces: Path, prepar
         ingest.run(prepare(ingest__max_megapixels=1, ingest__max_megabytes=1.5))
 
 
+def test_what_is_new_may_all_be_broken(faces: Path, prepare: Callable[..., Params]):
+    ingest.run(params := prepare())
+    (faces / "real" / "new.jpg").write_bytes(b"hello")
+    assert ingest.run(params)["images"] == 60 and quarantined() == {"new.jpg": "not_an_image"}
+
+
 def test_odd_names_are_no_trouble(faces: Path, prepare: Callable[..., Params]):
     names = ["émile.jpg", "人脸.jpg", "😀.jpg", "a b'\"c;$(rm).jpg", "new\nline.jpg", "no_suffix", "x" * 251 + ".jpg", "comma,.JPG"]
     for index, name in enumerate(names):
