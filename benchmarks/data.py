@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks.measure import Measured, measured, record
 from benchmarks.tables import people, real_hashes, simulate
-from pipeline import ingest, manifest, split, validate, versions
+from pipeline import ingest, manifest, split, validate
 from pipeline.duplicates import clusters, near_duplicates
 from pipeline.params import load_params
 from pipeline.settings import apply, folder_source
@@ -151,7 +151,7 @@ def write_people(hashes: np.ndarray, workspace: Path) -> None:
     """Put a manifest into the workspace, and its first nine tenths as the last accepted version."""
     table = people(hashes)
     manifest.write(table, workspace / manifest.MANIFEST)
-    manifest.write(table.head(len(table) * 9 // 10), workspace / versions.ACCEPTED)
+    manifest.write(table.head(len(table) * 9 // 10), workspace / manifest.ACCEPTED)
 
 
 def manifest_again(workspace: Path) -> None:

@@ -18,6 +18,9 @@ from pipeline.params_data import Ingest
 from pipeline.staging import stamp_of, write
 
 CODE = ("batch.py", "describe.py", "faces.py", "images.py", "shards.py")
+LEDGERS = Path("var/ingest")
+"""What earlier runs found out, folders for each source."""
+
 BATCH = 64
 """Images that a worker takes at a time."""
 
@@ -42,7 +45,7 @@ def bring(
     """
     out.mkdir(parents=True, exist_ok=True)
     mode = f"{'shard' if shard else 'files'}-{'in-place' if in_place else 'copied'}"
-    ledger = Ledger(Path("var/ingest") / f"{name}-{mode}-{fingerprint(settings, *CODE, exclude={'max_broken'})}")
+    ledger = Ledger(LEDGERS / f"{name}-{mode}-{fingerprint(settings, *CODE, exclude={'max_broken'})}")
     listed = listed.assign(stamp=[stamp_of(file) for file in listed["file"]])
     known = ledger.known(listed)
     _remove_others(out, set() if in_place else set(known["stored"].dropna()), {"SHA256SUMS"} if in_place else set())

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 from pipeline import manifest, plots
 from pipeline.labels import LABELS
-from pipeline.manifest import ManifestError
+from pipeline.manifest import ACCEPTED, ManifestError
 from pipeline.validation_page import histogram, quarantined
-from pipeline.versions import ACCEPTED, QUALITY, changes
+from pipeline.versions import QUALITY, changes
 
 TEMPLATE = Path(__file__).parent / "templates" / "data_card.md"
 CARD = Path("reports/data_card.md")

@@ -1,5 +1,6 @@
 """Stage ingest: brings the sources' images into data/raw and describes each of them in the manifest."""
 
+import glob
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline import manifest
-from pipeline.bring import bring
+from pipeline.bring import LEDGERS, bring
 from pipeline.errors import StageError
 from pipeline.labels import LABELS
 from pipeline.params import Params
@@ -26,8 +27,10 @@ def run(params: Params) -> dict[str, Any]:
     """Make data/manifest.parquet from the sources. Files that cannot be used are listed in reports/quarantine.csv.
 
     Raises:
-        StageError: if a source cannot be used, a class has no image, or more than `ingest.max_broken` of the files are broken.
+        StageError: if a source cannot be used, data/raw holds what ingest did not make, a class has no image, or more than
+            `ingest.max_broken` of the files are broken.
     """
+    _check_owned(params)
     table = pd.concat([_brought(listing(source, STAGING / source.name), params, source.name) for source in params.data.sources])
     if params.data.forge:
         fakes = _forge(table, params)
@@ -113,10 +116,21 @@ def _forge(table: pd.DataFrame, params: Params) -> pd.DataFrame:
     )
 
 
+def _check_owned(params: Params) -> None:
+    """Raise StageError if somebody keeps images of his own in data/raw, where all is deleted that is no copy of a listed image."""
+    for source in params.data.sources:
+        if isinstance(source, FolderSource) and source.path.resolve().is_relative_to(RAW.resolve()):
+            raise StageError(f"data source {source.name}: {source.path} lies in {RAW}, which holds copies alone: move it elsewhere")
+    accepted = set(pd.read_parquet(manifest.ACCEPTED, columns=["source"])["source"]) if manifest.ACCEPTED.is_file() else set()
+    for folder in RAW.glob("*/"):
+        if folder.name not in accepted and any(folder.iterdir()) and not any(LEDGERS.glob(f"{glob.escape(folder.name)}-*")):
+            raise StageError(f"{folder} is not known to be made by ingest, which would delete it: move it out of {RAW}")
+
+
 def _forget_what_left(params: Params) -> None:
     """Remove our own copies of sources that params.yaml no longer has, and forgeries of faces, which show the faces still."""
     names = {source.name for source in params.data.sources} | ({FORGED} if params.data.forge else set())
-    for folder in RAW.iterdir():
+    for folder in RAW.glob("*/"):
         if folder.name not in names:
             shutil.rmtree(folder)
     if not params.data.forge:

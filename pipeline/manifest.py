@@ -52,6 +52,9 @@ SIZE = "size"
 """Of a picture, its longer side: evaluation cuts the images along it too."""
 
 MANIFEST = Path("data/manifest.parquet")
+ACCEPTED = Path("data/accepted.parquet")
+"""The manifest of the last data version that passed validation."""
+
 SPLITS = Path("data/splits")
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")

@@ -3,17 +3,13 @@
 import filecmp
 import os
 import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipeline.manifest import MANIFEST
+from pipeline.manifest import ACCEPTED, MANIFEST
 from pipeline.params import Validate
-
-ACCEPTED = Path("data/accepted.parquet")
-"""The manifest of the last data version that passed validation."""
 
 QUALITY = ("width", "height", "bytes", "blur", "brightness", "contrast", "jpeg_quality", "face_share")
 """Numbers that describe how a picture was taken and stored."""

@@ -105,6 +105,15 @@ def test_what_is_new_may_all_be_broken(faces: Path, prepare: Callable[..., Param
     assert ingest.run(params)["images"] == 60 and quarantined() == {"new.jpg": "not_an_image"}
 
 
+@pytest.mark.parametrize("source", ["data/raw/mine", "faces"])
+def test_originals_in_data_raw_are_not_taken_for_copies(faces: Path, prepare: Callable[..., Params], source: str):
+    prepare()
+    shutil.copytree(faces, "data/raw/mine")
+    with pytest.raises(StageError, match="move it"):
+        ingest.run(prepare(data__sources=[{"kind": "folder", "name": "faces", "path": source if source != "faces" else str(faces)}]))
+    assert len(list(Path("data/raw/mine").rglob("*.jpg"))) == 60
+
+
 def test_odd_names_are_no_trouble(faces: Path, prepare: Callable[..., Params]):
     names = ["émile.jpg", "人脸.jpg", "😀.jpg", "a b'\"c;$(rm).jpg", "new\nline.jpg", "no_suffix", "x" * 251 + ".jpg", "comma,.JPG"]
     for index, name in enumerate(names):

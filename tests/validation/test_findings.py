@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from pipeline import data_card, suites, validate, versions
+from pipeline import data_card, manifest, suites, validate
 from pipeline.errors import StageError
 from pipeline.params import Validate
 from tests.validation.use import FAKE, REAL, change, failures, save, twin, twin_of_one_class
@@ -103,7 +103,7 @@ def test_every_critical_failure_is_in_the_message_and_the_page_shows_it(clean: p
     message = str(caught.value)
     assert "called both real and fake" in message and "A real image names a generator" in message and "reports/validation.html" in message
     report = json.loads(validate.REPORT.read_text())
-    assert not report["passed"] and len(report["critical"]) == 2 and not versions.ACCEPTED.exists()
+    assert not report["passed"] and len(report["critical"]) == 2 and not manifest.ACCEPTED.exists()
     page = validate.PAGE.read_text()
     assert "not fit for training" in page and all(
         line in page for line in ("both real and fake", "names a generator", "The file is cut off")
@@ -120,7 +120,7 @@ def test_the_report_is_the_same_every_time(clean: pd.DataFrame, workspace):
     validate.run(params)
     files = [validate.REPORT, validate.PAGE, *Path("reports/data_card").iterdir()]
     before = {path: path.read_bytes() for path in files}
-    versions.ACCEPTED.unlink()
+    manifest.ACCEPTED.unlink()
     validate.run(params)
     assert {path: path.read_bytes() for path in files} == before
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline import data_card, validate, versions
+from pipeline import data_card, manifest, validate, versions
 from pipeline.errors import StageError
 from tests.conftest import ROOT
 from tests.data_helpers import picture
@@ -20,7 +20,7 @@ def test_a_version_is_compared_with_the_last_accepted_one(clean: pd.DataFrame, p
     save(clean)
     validate.run(params)
     assert "No version was accepted before" in data_card.CARD.read_text()
-    assert pd.read_parquet(versions.ACCEPTED).equals(clean)
+    assert pd.read_parquet(manifest.ACCEPTED).equals(clean)
 
     assert not validate.run(params)["warnings"]
     assert "Unchanged since the last accepted version" in data_card.CARD.read_text()
@@ -52,7 +52,7 @@ def test_a_version_is_compared_with_the_last_accepted_one(clean: pd.DataFrame, p
     for kind, name in (("new", "new/real.jpg"), ("removed", "real/05.jpg"), ("relabelled", "fake/03.jpg")):
         assert f"- **{kind}**: 1\n  - `{pictures.as_posix()}/{name}`" in text
     assert Path("reports/data_card/blur.png").stat().st_size and "data_card/blur.png" in text
-    assert len(pd.read_parquet(versions.ACCEPTED).query("generator == 'gan'")) == 20
+    assert len(pd.read_parquet(manifest.ACCEPTED).query("generator == 'gan'")) == 20
 
 
 def test_a_version_that_fails_is_described_but_not_accepted(clean: pd.DataFrame, workspace):
@@ -62,7 +62,7 @@ def test_a_version_that_fails_is_described_but_not_accepted(clean: pd.DataFrame,
     save(change("generator", "gan", REAL)(clean))
     with pytest.raises(StageError, match="A real image names a generator"):
         validate.run(params)
-    assert pd.read_parquet(versions.ACCEPTED).equals(clean)
+    assert pd.read_parquet(manifest.ACCEPTED).equals(clean)
     text = data_card.CARD.read_text()
     assert "did not pass validation" in text and "| generator: gan | 1 | 0 | +1 |" in text
 
