@@ -61,5 +61,5 @@ lock: $(STAMP)  ## Write requirements.lock from what is installed
 	   $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//'; } > requirements.lock
 
 clean:  ## Remove what the pipeline made here (data, models, reports, records); sources, feedback, labels and the DVC cache stay
-	rm -rf data reports models/trained models/package models/champion models/calibration.json mlflow.db mlartifacts
+	rm -rf data/raw data/splits data/splits.new data/manifest.parquet data/accepted.parquet reports models/trained models/package models/champion models/calibration.json mlflow.db mlartifacts
 	test ! -d var || find var -mindepth 1 -maxdepth 1 ! -name feedback ! -name labelling -exec rm -rf {} +

@@ -258,9 +258,10 @@ def test_data_on_a_remote_is_pushed_and_stays_there(project: Path, tmp_path: Pat
     assert any(path.is_file() for path in (tmp_path / "remote").rglob("*"))
 
 
-def test_make_clean_keeps_what_users_said_and_people_labelled(tmp_path: Path):
+def test_make_clean_keeps_what_users_said_people_labelled_and_brought(tmp_path: Path):
     run(tmp_path, "make", "--file", str(ROOT / "Makefile"), "clean")  # and minds no folder that is missing
-    kept = {made(tmp_path / "var" / name) for name in ("feedback/feedback.jsonl", "labelling/2026-01-31/manifest.csv")}
+    brought = ("var/feedback/feedback.jsonl", "var/labelling/2026-01-31/manifest.csv", "data/faces/real/a.jpg")
+    kept = {made(tmp_path / name) for name in brought}
     gone = {made(tmp_path / name) for name in ("var/predictions.db", "var/.hidden", "var/checkpoints/1/weights", "data/raw/a", "mlflow.db")}
     for file in kept | gone:
         file.write_text("something")
