@@ -33,7 +33,9 @@ def run(params: Params) -> dict[str, Any]:
     _check_owned(params)
     table = pd.concat([_brought(listing(source, STAGING / source.name), params, source.name) for source in params.data.sources])
     if params.data.forge:
-        fakes = _forge(table, params)
+        # Of a picture's other copies nothing is forged: the manifest has no row of theirs that the fakes could stand beside.
+        pictures, _, _ = one_row_a_picture(table[table["reason"].isna()])
+        fakes = _forge(pictures, params)
         table = pd.concat([table, _brought(fakes, params, FORGED)])
     table = table.reset_index(drop=True)
 
@@ -99,10 +101,10 @@ def _brought(listed: pd.DataFrame, params: Params, name: str) -> pd.DataFrame:
     return table.assign(source=name)
 
 
-def _forge(table: pd.DataFrame, params: Params) -> pd.DataFrame:
+def _forge(pictures: pd.DataFrame, params: Params) -> pd.DataFrame:
     assert params.data.forge is not None
     sources = params.data.forge.sources or [source.name for source in params.data.sources]
-    reals = table[table["reason"].isna() & (table["label"] == "real") & table["source"].isin(sources)].drop_duplicates("image_id")
+    reals = pictures[(pictures["label"] == "real") & pictures["source"].isin(sources)]
     if reals.empty:
         raise StageError(f"data.forge: there is no real image in the sources {', '.join(sources)}")
     ingest = params.ingest

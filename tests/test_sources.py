@@ -180,6 +180,15 @@ def test_the_forgeries_of_a_picture_leave_with_it_whatever_they_were_made_with(f
     assert not [*Path("var/sources").rglob("*.jpg"), *Path("data/raw/forge").rglob("*.jpg")]
 
 
+def test_a_picture_in_two_files_is_forged_once_and_from_the_one_that_stays(faces: Path, prepare: Callable[..., Params]):
+    for path in (faces / "real").glob("*.jpg"):
+        (faces / "real" / f"copy-{path.name}").write_bytes(path.read_bytes() + b"\0")
+    ingest.run(prepare(data__forge=FORGE))
+    table = read(MANIFEST)
+    parents = table["parents"].str.split().explode().dropna()
+    assert (table["source"] == "forge").sum() == 30 and set(parents) <= set(table["image_id"])
+
+
 def test_parents_and_fakes_are_never_parted(faces: Path, prepare: Callable[..., Params]):
     settings = prepare(data__forge={"methods": {"swap": 1}, "per_real": 0.5})
     ingest.run(settings)
