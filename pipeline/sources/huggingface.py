@@ -74,10 +74,13 @@ def _row(source: HuggingFaceSource, example: dict[str, Any], names: list[str] | 
         return None
     file = keep(staging / "images", image["bytes"] or _bytes_of(image["path"]), Path(image["path"] or "").suffix)
     row = {"file": file.as_posix(), "path": f"{label}/{file.name}", "label": label}
-    row |= {"generator": str(example[source.generator]) if source.generator else "", "group": ""}
-    if source.group:
-        row["group"] = str(example[source.group])
-    return row | {column: str(example[column]) for column in source.attributes}
+    row |= {name: _text(example[column]) if column else "" for name, column in (("generator", source.generator), ("group", source.group))}
+    return row | {column: _text(example[column]) for column in source.attributes}
+
+
+def _text(value: Any) -> str:
+    """A cell in words; nothing where it is empty: `None` would be one person of all images whose person is not known."""
+    return "" if value is None or value != value else str(value)
 
 
 def _bytes_of(place: str) -> bytes:
