@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,7 @@ def drift() -> State[Any]:
     try:
         params = load_params()
         settings = params.drift
-        expired = feedback.expire(var_folder() / feedback.FOLDER, params.feedback.retention_days)
-        labelling.forget(var_folder(), expired)
-        copies.delete(expired)
+        let_expire(params.feedback.retention_days)
         version = find_champion()
         if version is None:
             return Completed(name="NotEnoughData", message=f"no version of {registry.MODEL} is the champion: there is nothing to compare")
@@ -71,6 +70,17 @@ def drift() -> State[Any]:
     write(report_file(), (json.dumps(report, indent=2) + "\n").encode())
     monitoring.record(report, report_file().parent)
     return Completed(name="Drift" if report["drift"] else "NoDrift", message=show(report))
+
+
+def let_expire(days: float | None) -> None:
+    """Delete what users let us keep, and every copy of it, after these days; None keeps it. Raises as `feedback.read`."""
+    if days is None:
+        return
+    var, end = var_folder(), datetime.now(UTC) - timedelta(days=days)
+    images = feedback.expired(var / feedback.FOLDER, end)
+    copies.delete(images)
+    labelling.forget(var, images)
+    feedback.expire(var / feedback.FOLDER, end)  # last: after a kill, or an error, the record still says whose copies were to go
 
 
 @task(name="fetch the package", **retried)

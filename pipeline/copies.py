@@ -17,7 +17,9 @@ def delete(images: Collection[str]) -> int:
     Returns:
         How many copies were found.
     """
-    files = [file for image in images for file in RAW.rglob(f"{image}*") if file.is_file()]
+    if not images:
+        return 0
+    files = [file for file in RAW.rglob("*") if file.name.partition(".")[0] in images and file.is_file()]
     packed = {
         shard: sum(Path(name).name.partition(".")[0] in images for name in shards.members(shard))
         for shard in RAW.rglob(f"*{shards.SUFFIX}")

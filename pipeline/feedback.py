@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -139,11 +139,14 @@ def forget(folder: Path, id: str) -> set[str]:
     return _rewrite(folder, lambda statement: None if statement.id == id else statement)
 
 
-def expire(folder: Path, days: float | None) -> set[str]:
-    """Delete the images of statements that are older than this; the statements stay. None keeps all. Returns and raises as `forget`."""
-    if days is None:
-        return set()
-    end = datetime.now(UTC) - timedelta(days=days)
+def expired(folder: Path, end: datetime) -> set[str]:
+    """SHA-256 of the images that no statement after `end` keeps. Raises as `forget`."""
+    said = [line for line in _lines(folder / FILE) if line.image]
+    return {str(line.image) for line in said if line.time <= end} - {str(line.image) for line in said if line.time > end}
+
+
+def expire(folder: Path, end: datetime) -> set[str]:
+    """Delete the images of statements up to `end`; the statements stay. Returns and raises as `forget`."""
     return _rewrite(folder, lambda statement: statement if statement.time > end else statement.model_copy(update={"image": None}))
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows import cli, retraining
-from pipeline import feedback, labelling, predictions, shards, sources, trust
+from flows import cli, drift, retraining
+from pipeline import copies, feedback, labelling, predictions, shards, sources, trust
 from pipeline.errors import StageError
 from pipeline.feedback import Statement
 from pipeline.params_data import FeedbackSource, FolderSource
@@ -172,14 +172,33 @@ def test_a_time_without_a_zone_is_named_with_its_line(workspace):
 def test_images_are_kept_as_long_as_the_settings_say(workspace):
     kept(workspace, "a", "b")
     folder = workspace / "var/feedback"
-    assert feedback.expire(folder, None) == set() == feedback.expire(folder, 1)
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    assert feedback.expire(folder, yesterday) == set()
     old, new = feedback.read(folder)
     lines = [old.model_copy(update={"time": old.time - timedelta(days=2)}), new]
     (folder / "feedback.jsonl").write_text("".join(line.model_dump_json() + "\n" for line in lines))
-    assert feedback.expire(folder, 1) == {old.image}
+    assert feedback.expired(folder, yesterday) == {old.image} == feedback.expire(folder, yesterday)
     assert [path.name for path in (folder / "images").iterdir()] == [new.image]
     assert [statement.label for statement in feedback.read(folder)] == ["fake", "fake"]
     assert len(sources.feedback.listing(FeedbackSource(kind="feedback", path=folder))) == 1
+
+
+def test_copies_of_what_has_expired_go_even_if_a_kill_comes_between(workspace, monkeypatch):
+    kept(workspace, "a")
+    folder = workspace / "var/feedback"
+    (said,) = feedback.read(folder)
+    (folder / "feedback.jsonl").write_text(said.model_copy(update={"time": said.time - timedelta(days=2)}).model_dump_json() + "\n")
+    copy = workspace / f"data/raw/users/{said.label}/{said.image}.jpg"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(b"a copy")
+    with monkeypatch.context() as patch:
+        patch.setattr(copies, "delete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            drift.let_expire(1)
+    drift.let_expire(None)
+    assert copy.exists()
+    drift.let_expire(1)
+    assert not copy.exists() and not list((folder / "images").iterdir())
 
 
 def test_what_is_put_out_for_labelling_is_read_back_as_a_source(workspace):
