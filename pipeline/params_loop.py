@@ -58,7 +58,7 @@ class Retrain(Section):
     """When a drift may start a training by itself. A person's `prefect deployment run train/default` is bound by none of it."""
 
     on: Literal["new_data", "always"] = Field(description="`new_data`: only if there are images that the newest version has not seen")
-    cooldown_hours: float = Field(ge=0, description="since the last training that was started so")
+    cooldown_hours: float = Field(ge=0, le=87_600, description="since the last training that was started so")
     a_day: int = Field(ge=0, description="trainings that are started so within 24 hours")
     label_next: int = Field(ge=0, description="images that are put out for labelling where nothing new has come in")
 
@@ -66,7 +66,9 @@ class Retrain(Section):
 class Feedback(Section):
     """How long is kept what users let us keep. Which of their statements count is said at the data source `feedback`."""
 
-    retention_days: float | None = Field(gt=0, description="after these an image that a user let us keep is deleted; null keeps it")
+    retention_days: float | None = Field(
+        gt=0, le=36_500, description="after these an image that a user let us keep is deleted; null keeps it"
+    )
 
 
 class Notifications(Section):
