@@ -1,14 +1,16 @@
 """Images put out for people to label: a folder that the data source `folder` reads once its manifest.csv is filled in."""
 
 import csv
+import io
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.feedback import Statement
+from pipeline.staging import write
 
 FOLDER = Path("labelling")
 """Inside UNMASK_VAR: a folder for each time that images were put out."""
@@ -50,8 +52,8 @@ def export(folder: Path, statements: Sequence[Statement], images: Path, distance
         part.mkdir()
         for row in rows:
             shutil.copyfile(images / Path(str(row["path"])).stem, part / str(row["path"]))
-        _write(part / MANIFEST, [{name: row[name] for name in ("path", "label")} for row in rows])
-        _write(part / ABOUT, [{name: value for name, value in row.items() if name != "label"} for row in rows])
+        for table, names in ((MANIFEST, ["path", "label"]), (ABOUT, [name for name in rows[0] if name != "label"])):
+            _write(part / table, [names, *([row[name] for name in names] for row in rows)])
         part.rename(folder)
     return len(rows)
 
@@ -66,18 +68,18 @@ def forget(var: Path, images: Collection[str]) -> int:
     files = [file for image in images for file in (var / FOLDER).glob(f"*/{image}.*")]
     for file in files:
         for table in filter(Path.is_file, (file.with_name(MANIFEST), file.with_name(ABOUT))):
-            with table.open(newline="") as opened:
-                rows = [row for row in csv.DictReader(opened) if row.get("path") != file.name]
+            # As a spreadsheet may have left it: with a mark before the first name, semicolons, another encoding.
+            with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
+                rows = [row for row in csv.reader(opened) if not any(file.name in cell for cell in row)]
             _write(table, rows)
         file.unlink()
     return len(files)
 
 
-def _write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["path", "label"])
-        writer.writeheader()
-        writer.writerows(rows)
+def _write(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write(path, text.getvalue().encode(errors="surrogateescape"))  # whole or not at all: it may hold an afternoon's labels
 
 
 def _suffix(path: Path) -> str:

@@ -229,6 +229,19 @@ def test_what_has_no_label_yet_and_what_is_gone_from_a_folder_for_labelling_is_n
     assert sources.listing(source, workspace).empty
 
 
+def test_what_a_spreadsheet_saved_is_forgotten_too(workspace):
+    kept(workspace, "a", "b")
+    one, other = feedback.read(workspace / "var/feedback")
+    folder = workspace / "var/labelling/day"
+    labelling.export(folder, [one, other], workspace / "var/feedback/images", {}, 2)
+    labels, about = (folder / "manifest.csv", folder / "about.csv")
+    labels.write_text(labels.read_text().replace(".png,", ".png,fake"), encoding="utf-8-sig")
+    about.write_bytes(about.read_text().replace(",", ";").replace("uncertain", "zu nah an der Grenze, für mich").encode("cp1252"))
+    assert labelling.forget(workspace / "var", {str(one.image)}) == 1
+    assert sources.listing(FolderSource(kind="folder", path=folder), workspace)["path"].tolist() == [f"{other.image}.png"]
+    assert str(one.image).encode() not in about.read_bytes() and "für mich".encode("cp1252") in about.read_bytes()
+
+
 def test_trainings_by_themselves_have_a_cooldown_and_a_budget(workspace):
     settings = Retrain(on="new_data", cooldown_hours=1, a_day=2, label_next=10)
     assert retraining.held_back(settings) is None
