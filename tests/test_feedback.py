@@ -130,6 +130,16 @@ def test_forget_takes_what_lies_in_a_shard_and_goes_on_after_a_kill(workspace, m
     assert [statement.id for statement in feedback.read(workspace / "var/feedback")] == ["b"]
 
 
+def test_the_list_of_what_does_not_count_forgets_too(workspace):
+    folder = workspace / "var/feedback"
+    for id, label in (("a", "real"), ("b", "fake")):
+        feedback.record(folder, id=id, label=label, client=id, image=b"one picture", **SAID)
+    source = FeedbackSource(kind="feedback", path=folder)
+    assert sources.listing(source, workspace).empty and "\nb," in (folder / "set_aside.csv").read_text()
+    feedback.forget(folder, "b")
+    assert len(sources.listing(source, workspace)) == 1 and not (folder / "set_aside.csv").exists()
+
+
 def test_a_statement_that_a_full_disk_cuts_off_is_refused_and_spoils_nothing(workspace):
     kept(workspace, "a")
     folder = workspace / "var/feedback"

@@ -22,11 +22,13 @@ def listing(source: FeedbackSource) -> pd.DataFrame:
         StageError: naming a line of the record that cannot be read.
     """
     judged = trust.judge(feedback.read(source.path), source)
+    aside = source.path / SET_ASIDE
+    aside.unlink(missing_ok=True)  # what it said before may be forgotten by now
     if judged.set_aside:
         fields = ("id", "image", "client", "label", "time")
         listed = [{name: getattr(said, name) for name in fields} | {"reason": reason} for said, reason in judged.set_aside]
-        pd.DataFrame(listed).to_csv(source.path / SET_ASIDE, index=False)
-        log.warning("%d statements of users do not count: %s says why", len(listed), source.path / SET_ASIDE)
+        pd.DataFrame(listed).to_csv(aside, index=False)
+        log.warning("%d statements of users do not count: %s says why", len(listed), aside)
     rows = {
         said.image: {
             "file": str(source.path / feedback.IMAGES / said.image),
