@@ -181,10 +181,20 @@ def _add(archive: tarfile.TarFile, place: Path, name: str, copy: Path) -> None:
 
 
 def _below(folder: Path, left_out: Collection[str]) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        beside = next((path.with_name(path.name.removesuffix(suffix)) for suffix in BESIDE if path.name.endswith(suffix)), None)
-        if path.relative_to(folder).parts[0] not in left_out and not (beside and beside.is_file() and _is_sqlite(beside)):
-            yield path
+    """What lies in a folder, behind links as well: somebody may have moved a part of it to a larger disk."""
+    for root, folders, files in os.walk(folder, followlinks=True):
+        here = Path(root)
+        folders[:] = [
+            name for name in folders if (here / name).relative_to(folder).parts[0] not in left_out and not _is_circle(here, here / name)
+        ]
+        for path in (here / name for name in (*folders, *files)):
+            beside = next((path.with_name(path.name.removesuffix(suffix)) for suffix in BESIDE if path.name.endswith(suffix)), None)
+            if not (beside and beside.is_file() and _is_sqlite(beside)):
+                yield path
+
+
+def _is_circle(folder: Path, inside: Path) -> bool:
+    return inside.is_symlink() and folder.resolve().is_relative_to(inside.resolve())
 
 
 def _is_sqlite(path: Path) -> bool:

@@ -258,6 +258,16 @@ def test_data_on_a_remote_is_pushed_and_stays_there(project: Path, tmp_path: Pat
     assert any(path.is_file() for path in (tmp_path / "remote").rglob("*"))
 
 
+def test_what_was_moved_to_another_disk_is_backed_up(project: Path, tmp_path: Path):
+    shutil.move("var/feedback", tmp_path / "disk")
+    Path("var/feedback").symlink_to(tmp_path / "disk")
+    Path("var/circle").symlink_to("..")
+    backup.backup(tmp_path / "a.tar.gz")
+    shutil.rmtree(tmp_path / "disk")
+    backup.restore(tmp_path / "a.tar.gz", force=True)
+    assert [said.id for said in feedback.read(Path("var/feedback"))] == ["an answer"] and list(Path("var/feedback/images").iterdir())
+
+
 def test_make_clean_keeps_what_users_said_people_labelled_and_brought(tmp_path: Path):
     run(tmp_path, "make", "--file", str(ROOT / "Makefile"), "clean")  # and minds no folder that is missing
     brought = ("var/feedback/feedback.jsonl", "var/labelling/2026-01-31/manifest.csv", "data/faces/real/a.jpg")
