@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pipeline import manifest
 from pipeline.bring import LEDGERS, bring
+from pipeline.duplicates import join
 from pipeline.errors import StageError
 from pipeline.labels import LABELS
 from pipeline.params import Params
@@ -77,11 +79,13 @@ def one_row_a_picture(table: pd.DataFrame) -> tuple[pd.DataFrame, int, pd.DataFr
     """Leave one row of each picture, and none of a picture that stands under both labels.
 
     Two files hold one picture if their bytes or their pixels are equal. Near-duplicates are not meant: a good forgery is one of its
-    original; they are kept in one part instead (pipeline.split).
+    original; they are kept in one part instead (pipeline.split). Groups that hold one picture become one group: without the rows that
+    go nothing else would tell that they belong together.
 
     Returns:
         The rows to keep, how many were doubles, and the contradictory rows with `reason` and `detail`.
     """
+    table = table.assign(together=_joined_groups(table))
     key = table["pixel_hash"]
     labels = table.groupby(key)["label"].transform("nunique")
     conflicts = table[labels > 1]
@@ -89,7 +93,17 @@ def one_row_a_picture(table: pd.DataFrame) -> tuple[pd.DataFrame, int, pd.DataFr
     conflicts = conflicts.assign(reason="conflict", detail="one picture stands under real and under fake: " + other.astype("str"))
     agreed = table[labels == 1]
     unique = agreed.sort_values("path").drop_duplicates("pixel_hash")
+    codes, names = pd.factorize(unique["group"], sort=True)
+    first = pd.Series(codes).groupby(unique["together"].to_numpy()).transform("min")  # a name that stays: copies alone rename no group
+    unique = unique.assign(group=names[first]).drop(columns="together")
     return unique, len(agreed) - len(unique), conflicts
+
+
+def _joined_groups(table: pd.DataFrame) -> np.ndarray:
+    """int (rows,): equal for groups that hold one picture, or are joined by a chain of such."""
+    group, picture = (pd.factorize(table[column])[0] for column in ("group", "pixel_hash"))
+    groups = int(group.max(initial=-1)) + 1
+    return join(np.stack([group, groups + picture], axis=1), groups + int(picture.max(initial=-1)) + 1)[group]
 
 
 def _brought(listed: pd.DataFrame, params: Params, name: str) -> pd.DataFrame:

@@ -114,6 +114,24 @@ def test_originals_in_data_raw_are_not_taken_for_copies(faces: Path, prepare: Ca
     assert len(list(Path("data/raw/mine").rglob("*.jpg"))) == 60
 
 
+def test_groups_that_hold_one_picture_stay_together_without_its_copy(faces: Path, tmp_path: Path, prepare: Callable[..., Params]):
+    other = tmp_path / "other"  # a second data set, with the same reals under names of its own
+    other.mkdir()
+    rows = ["path,label,group"]
+    for number in range(30):
+        for label in ("real", "fake"):
+            shutil.copy(faces / "real" / f"{number}.jpg", other / f"{label}-{number}.jpg")
+            rows.append(f"{label}-{number}.jpg,{label},video {number}")
+        picture(other / f"fake-{number}.jpg", seed=9000 + number, quality=90)
+    (other / "manifest.csv").write_text("\n".join(rows))
+    sources = [{"kind": "folder", "name": path.name, "path": str(path)} for path in (faces, other)]
+    ingest.run(prepare(data__sources=sources))
+    table = read(MANIFEST).set_index("path")["group"]
+    assert len(table) == 90
+    for number in range(30):
+        assert table[f"data/raw/other/fake-{number}.jpg"] == table[f"data/raw/faces/real/{number}.jpg"] == f"faces/real/{number}.jpg"
+
+
 def test_odd_names_are_no_trouble(faces: Path, prepare: Callable[..., Params]):
     names = ["émile.jpg", "人脸.jpg", "😀.jpg", "a b'\"c;$(rm).jpg", "new\nline.jpg", "no_suffix", "x" * 251 + ".jpg", "comma,.JPG"]
     for index, name in enumerate(names):
