@@ -30,6 +30,9 @@ from pipeline.servable import ADVICE, SMOKE_TEST
 PACKED = Path("models/champion")
 """Where bentofile.yaml takes the package from."""
 
+FRESH = ".champion-"
+"""Begins the name of a folder beside it, where the next one is brought whole."""
+
 MOST = 400
 """Characters of what a service said that go into a tag."""
 
@@ -122,7 +125,9 @@ def fetch(version: Version) -> None:
         PackageError: if what was downloaded is not whole; models/champion stays as it was.
     """
     PACKED.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".champion-", dir=PACKED.parent) as folder:
+    for left in PACKED.parent.glob(f"{FRESH}*"):  # by a run that was killed: hundreds of megabytes that git does not know
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=FRESH, dir=PACKED.parent) as folder:
         found = package.verify(registry.download(version, Path(folder)))
         shutil.rmtree(PACKED, ignore_errors=True)
         found.path.rename(PACKED)

@@ -37,8 +37,10 @@ def test_deploy_refuses_once_and_packs_what_may_be_served(store, package, messag
     versions(store, package, "passed", "failed")
     client(store).set_model_version_tag("unmask", "2", "gate.test.f1.low", "failed: 0.1000, at least 0.75")
     promote(store, "1")
+    Path("models/.champion-of-a-run-that-was-killed").mkdir(parents=True)
     first = deploy(by="the test", return_state=True)
     assert first.is_completed(), first.message
+    assert [path.name for path in Path("models").iterdir()] == ["champion"]
     (line,) = promotion.history()
     assert (line["version"], line["by"], line["gate"], line["bento"]) == (1, "the test", "passed", first.message)
     assert client(store).get_model_version("unmask", "1").tags["smoke_test"] == "passed"
