@@ -72,6 +72,7 @@ def test_a_folder_with_nothing_is_named(faces: Path, prepare):
         ("", "manifest.csv cannot be read: No columns to parse.* Save it as CSV in UTF-8"),
         ("Label,path,label\nreal,real/0.jpg,real\n", "column label is there twice"),
         ("path,label\nreal/0.jpg,genuine\n", "label 'genuine'; allowed are real, fake"),
+        ("path,label\n" + "".join(f"real/0.jpg,{n}\n" for n in range(9)), "label '0', '1', '2', '3', '4' and 4 others; allowed"),
         ("path,label\n../outside.jpg,real\n", "points out of the folder"),
         ("path,label\nreal/absent.jpg,real\n", "1 listed files do not exist, the first is 'real/absent.jpg'"),
         ("path,label\nreal/0.jpg,real\nreal/0.jpg,real\n", "listed twice"),

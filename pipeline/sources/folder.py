@@ -16,6 +16,9 @@ MANIFEST_NAME = "manifest.csv"
 GIVEN = ("path", "label", "generator", "group")
 """Columns of it that mean something; the others are attributes."""
 
+NAMED = 5
+"""Labels that a message names: a wrong column may have a million."""
+
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +50,8 @@ def _listed(source: FolderSource) -> pd.DataFrame:
         table = table[~open_].reset_index(drop=True)
     unknown = sorted(set(table["label"]) - set(LABELS))
     if unknown:
-        raise StageError(f"{origin}: label {', '.join(map(repr, unknown))}; allowed are {', '.join(LABELS)}")
+        first = ", ".join(map(repr, unknown[:NAMED])) + (f" and {len(unknown) - NAMED} others" if len(unknown) > NAMED else "")
+        raise StageError(f"{origin}: label {first}; allowed are {', '.join(LABELS)}")
     outside = [path for path in table["path"] if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts]
     if outside:
         raise StageError(f"{origin}: {outside[0]!r} points out of the folder; paths are relative to it")
