@@ -95,10 +95,11 @@ def test_a_manifest_that_is_not_utf_8_is_named(faces: Path, prepare, encoding: s
 
 
 def test_capitals_and_blanks_around_names_and_labels_mean_nothing(faces: Path, prepare):
-    rows = [f"{folder}/{i}.jpg, {label},{i}" for folder, label in (("real", "Real"), ("fake", "FAKE ")) for i in range(30)]
-    (faces / "manifest.csv").write_text("Path, Label ,Light\n" + "\n".join(rows) + "\n")
+    rows = [f"{folder}/{i}.jpg, {label},{i}, 0{i}" for folder, label in (("real", "Real"), ("fake", "FAKE ")) for i in range(30)]
+    (faces / "manifest.csv").write_text("Path, Label ,Light,Group\n" + "\n".join(rows) + "\n")
     assert ingest.run(prepare())["by_label"] == {"real": 30, "fake": 30}
-    assert "Light" in read(Path("data/manifest.parquet"))  # an attribute keeps its name
+    table = read(Path("data/manifest.parquet"))
+    assert "Light" in table and set(table["group"]) == {f"faces/0{i}" for i in range(30)}  # an attribute keeps its name
 
 
 def test_a_manifest_brings_groups_generators_and_attributes(faces: Path, prepare):

@@ -45,6 +45,8 @@ def _listed(source: FolderSource) -> pd.DataFrame:
             f"{origin}: column {', '.join(missing)} is missing; it needs path,label and may have generator,group,..., separated by commas"
         )
     table["label"] = [label.strip().lower() for label in table["label"]]
+    for name in {"generator", "group"} & set(table):
+        table[name] = table[name].str.strip()  # a blank that nobody sees would part a person from himself
     if (source.path / labelling.ABOUT).is_file() and (open_ := table["label"] == "").any():
         log.warning("%s: %d images have no label yet and are left out", origin, open_.sum())
         table = table[~open_].reset_index(drop=True)
