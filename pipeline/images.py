@@ -144,6 +144,8 @@ def identify(data: bytes, limits: Limits | None = None) -> Image.Image:
         tile = _tile(data) if image.format == "TIFF" else 0
     except Exception:  # mostly UnidentifiedImageError; AVIF's decoder raises RuntimeError, and others what they like
         raise ImageError("not_an_image", "The file is not an image that can be read", "Use JPEG, PNG or WebP.") from None
+    if image.format == "MPO":  # Pillow's word for the JPEG of a phone that has another picture behind its end
+        image.format = "JPEG"
     if max(image.size) > LONGEST_SIDE:
         size = f"{image.width:,} x {image.height:,}"
         raise ImageError("too_many_pixels", f"The image has {size} pixels; a side may have {LONGEST_SIDE:,}", "Cut out what matters.")

@@ -17,7 +17,7 @@ from pipeline.faces import FaceDetector
 from pipeline.fingerprint import fingerprint
 from pipeline.forge import METHODS
 from pipeline.forge.face import Face
-from pipeline.images import Picture, decode, read_bytes
+from pipeline.images import OWN, Picture, decode, identify, read_bytes
 from pipeline.params_data import Forge
 from pipeline.staging import write
 
@@ -163,7 +163,7 @@ def _face(picture: Picture, detector: FaceDetector | None) -> Face | None:
 def _encoded(fake: Image.Image, real: bytes, lossless: bool) -> bytes:
     """The fake stored as its real is: same format, and the JPEG's own tables and sampling, so that the file gives nothing away."""
     buffer = io.BytesIO()
-    with Image.open(io.BytesIO(real)) as origin:
+    with identify(real, OWN) as origin:
         if origin.format == "JPEG" and not lossless:
             tables = getattr(origin, "quantization", {})
             sampling = _subsampling(origin)
