@@ -156,7 +156,9 @@ def test_links_are_followed_but_not_in_circles(faces: Path, prepare: Callable[..
     picture(tmp_path / "elsewhere" / "linked.jpg", seed=8000, quality=90)
     (faces / "real" / "folder").symlink_to(tmp_path / "elsewhere")
     (faces / "real" / "circle").symlink_to(faces / "real")
+    (faces / "real" / "itself").symlink_to("itself")
     ingest.run(prepare())
+    assert quarantined() == {"itself": "unreadable"}
     assert "data/raw/faces/real/folder/linked.jpg" in set(read(MANIFEST)["path"]) and len(read(MANIFEST)) == 61
 
 
@@ -232,3 +234,10 @@ def test_the_listing_of_a_folder_is_the_same_whatever_order_the_disk_has(faces: 
     table = list_folder(prepare().data.sources[0])  # type: ignore[arg-type]
     assert list(table["path"]) == sorted(table["path"], key=lambda path: (path.split("/")[0] != "real", path))
     json.dumps(table.to_dict("records"))
+
+
+def test_a_space_in_the_table_makes_no_other_person(faces: Path, prepare: Callable[..., Params]):
+    rows = ["real/0.jpg,real,,007", "fake/0.jpg, fake , gan, 007 "]
+    (faces / "manifest.csv").write_text("path,label,generator,group\n" + "\n".join(rows) + "\n")
+    table = list_folder(prepare().data.sources[0])  # type: ignore[arg-type]
+    assert set(table["group"]) == {"007"} and set(table["generator"]) == {"", "gan"}

@@ -115,7 +115,14 @@ def _files(folder: str, name: str, above: frozenset[tuple[int, int]] = frozenset
             continue
         # A name that is no UTF-8 fits into no table: it is written with escapes, which the reader then reports as unreadable.
         shown = os.fsencode(entry.name).decode("utf-8", "backslashreplace")
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _files(entry.path, f"{name}/{shown}", above | {here})
         else:
             yield f"{name}/{shown}"
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that nobody may look into: unreadable, as a file would be
+        return False
