@@ -51,7 +51,7 @@ def nothing_new() -> registry.Version | None:
 
 
 def label_next(params: Params) -> Path | None:
-    """Put out what is best to label next, into var/labelling, a folder a day. Returns the folder; None if no user let us keep anything."""
+    """Put out what is best to label next, into var/labelling, a folder a day. Returns the folder; None if there is nothing to label."""
     folder = var_folder() / labelling.FOLDER / f"{datetime.now(UTC):%Y-%m-%d}"
     if folder.is_dir():
         return folder  # somebody may be at work in it

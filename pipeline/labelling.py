@@ -22,6 +22,8 @@ ABOUT = "about.csv"
 def export(folder: Path, statements: Sequence[Statement], images: Path, distances: Mapping[str, float], most: int) -> int:
     """Copy the most telling of the kept images: half of them the most uncertain, half the most foreign, none twice.
 
+    What somebody has labelled in a folder beside this one is not put out again.
+
     Args:
         folder: to make. manifest.csv gets `path` and an empty `label`; about.csv what the user and the model said, and why it is there.
         statements: of users; those without an image are left out.
@@ -32,7 +34,9 @@ def export(folder: Path, statements: Sequence[Statement], images: Path, distance
     Returns:
         How many were copied; without any, no folder is made.
     """
+    done = _labelled(folder.parent)
     kept = {said.image: said for said in statements if said.image is not None and (images / said.image).is_file()}
+    kept = {image: said for image, said in kept.items() if image not in done}
     uncertain = sorted(kept.values(), key=lambda said: abs(said.probability_fake - 0.5))
     foreign = sorted((said for said in kept.values() if said.id in distances), key=lambda said: -distances[said.id])
     chosen = {said.id: (said, "uncertain") for said in uncertain[: (most + 1) // 2]}
@@ -68,12 +72,21 @@ def forget(var: Path, images: Collection[str]) -> int:
     files = [file for image in images for file in (var / FOLDER).glob(f"*/{image}.*")]
     for file in files:
         for table in filter(Path.is_file, (file.with_name(MANIFEST), file.with_name(ABOUT))):
-            # As a spreadsheet may have left it: with a mark before the first name, semicolons, another encoding.
-            with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
-                rows = [row for row in csv.reader(opened) if not any(file.name in cell for cell in row)]
-            _write(table, rows)
+            _write(table, [row for row in _rows(table) if not any(file.name in cell for cell in row)])
         file.unlink()
     return len(files)
+
+
+def _labelled(folder: Path) -> set[str]:
+    """Names, without their endings, of the images that have a label in the folders inside of this one."""
+    rows = [",".join(row).replace(";", ",").split(",") for table in folder.glob(f"*/{MANIFEST}") for row in _rows(table)]
+    return {Path(row[0]).stem for row in rows if any(cell.strip() for cell in row[1:])}
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """As a spreadsheet may have left them: with a mark before the first name, semicolons, another encoding."""
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        return list(csv.reader(file))
 
 
 def _write(path: Path, rows: Iterable[Sequence[object]]) -> None:

@@ -252,6 +252,18 @@ def test_what_a_spreadsheet_saved_is_forgotten_too(workspace):
     assert str(one.image).encode() not in about.read_bytes() and "für mich".encode("cp1252") in about.read_bytes()
 
 
+@pytest.mark.parametrize("comma", [",", ";"])
+def test_what_people_labelled_is_not_put_out_again(workspace, comma: str):
+    kept(workspace, *"abcd")
+    statements, images = feedback.read(workspace / "var/feedback"), workspace / "var/feedback/images"
+    first, second = workspace / "var/labelling/2026-01-30", workspace / "var/labelling/2026-01-31"
+    assert labelling.export(first, statements, images, {}, 2) == 2
+    header, one, two = (first / "manifest.csv").read_text().splitlines()
+    (first / "manifest.csv").write_text(f"{header}\n{one}fake\n{two}\n".replace(",", comma), encoding="utf-8-sig")
+    assert labelling.export(second, statements, images, {}, 4) == 3
+    assert one.partition(".")[0] not in (second / "manifest.csv").read_text()
+
+
 def test_trainings_by_themselves_have_a_cooldown_and_a_budget(workspace):
     settings = Retrain(on="new_data", cooldown_hours=1, a_day=2, label_next=10)
     assert retraining.held_back(settings) is None
