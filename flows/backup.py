@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import postgres
+from flows.materialise import at_work
 from flows.ports import running
 from flows.state import State, here
 from pipeline.errors import StageError
@@ -90,13 +91,15 @@ def restore(file: Path, force: bool = False) -> dict[str, Any]:
         The index of the archive.
 
     Raises:
-        StageError: if a server runs, the archive is not whole or does not fit the settings, there is state already, or a database
-            does not answer.
+        StageError: if a server or a run is at work, the archive is not whole or does not fit the settings, there is state already, or a
+            database does not answer.
     """
     state = here()
     if found := running():
         where = ", ".join(f"{place} ({name})" for name, place in found.items())
         raise StageError(f"something listens on {where}: stop it before a restore, or unset what names a server that keeps nothing here")
+    if held := at_work():
+        raise StageError(f"a run is at work in this folder ({', '.join(held)}): let it end, or stop it, before a restore")
     with ExitStack() as tidy:
         staging = _room(Path.cwd(), tidy)
         index = _unpack(file, staging)

@@ -103,6 +103,18 @@ def workspace_lock(name: str = "materialise", say: Callable[[str], None] | None 
         yield
 
 
+def at_work() -> list[str]:
+    """Names of the locks that runs in this folder hold now."""
+    held = []
+    for path in sorted(var_folder().glob("*.lock")):
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(path.stem)
+    return held
+
+
 def _complaint(ended: Ended) -> str:
     """The stage's own message; DVC's, if the stage did not come to run. And that the disk is full, where it is."""
     own = [line for line in ended.tail if not re.match("ERROR: failed to reproduce .*: failed to run:", line)]

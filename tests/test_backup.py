@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from flows import backup, cli, promotion, registry
+from flows.materialise import workspace_lock
 from pipeline import feedback
 from pipeline.champion_source import Registry
 from pipeline.errors import StageError
@@ -145,6 +146,15 @@ def test_what_was_wiped_is_as_before(project: Path, tmp_path: Path):
         [sys.executable, "-m", "dvc", "metrics", "diff", "HEAD", "--json"], text=True, capture_output=True, check=True
     )
     assert json.loads(compared.stdout) == {"reports/evaluation.json": {"auc": {"old": 0.5, "new": 0.75, "diff": 0.25}}}
+
+
+def test_a_restore_does_not_take_the_files_from_under_a_run(project: Path, tmp_path: Path):
+    backup.backup(tmp_path / "a.tar.gz")
+    before = content(project)
+    with workspace_lock("run", print), pytest.raises(StageError, match=r"a run is at work in this folder \(run\)"):
+        backup.restore(tmp_path / "a.tar.gz", force=True)
+    assert content(project) == before | {project / "var/run.lock": b""}
+    backup.restore(tmp_path / "a.tar.gz", force=True)
 
 
 def test_a_project_moves_to_another_folder(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
