@@ -214,8 +214,8 @@ class UntilPromoted:
 
 
 def _check(number: int | str, tags: Mapping[str, str]) -> None:
-    """Raise UnavailableError if a version failed its gate. One that was registered by hand has none, and is the person's own choice."""
-    if "gate" in tags and (reason := obstacle(number, tags)) is not None:
+    """Raise UnavailableError if a version may not be served; one that was registered by hand, without a gate, by an override alone."""
+    if (reason := obstacle(number, tags)) is not None:
         raise UnavailableError(reason[0].upper() + reason[1:], f"{ADVICE}.")
 
 

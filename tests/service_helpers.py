@@ -50,7 +50,8 @@ def register(uri: str, package: Path, *, champion: bool = True) -> str:
     assert experiment is not None
     run = client.create_run(experiment.experiment_id)
     client.log_artifacts(run.info.run_id, str(package), "package")
-    version = str(client.create_model_version("unmask", f"{run.info.artifact_uri}/package", run.info.run_id).version)
+    source = f"{run.info.artifact_uri}/package"
+    version = str(client.create_model_version("unmask", source, run.info.run_id, tags={"gate": "passed"}).version)
     if champion:
         promote(uri, version)
     return version

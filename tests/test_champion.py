@@ -20,13 +20,14 @@ from benchmarks.load import photograph
 from pipeline.champion import Champion
 from pipeline.champion_source import KEEP, Pinned, Registry, UnavailableError, UntilPromoted
 from pipeline.package import GOLDEN, GRAPH, seal, verify
+from pipeline.servable import OVERRIDE, SMOKE_TEST
 from serving import app
 from serving.context import Context
 from serving.front import Front
 from serving.settings import Settings
 from tests.conftest import ROOT
 from tests.package_helpers import META, tiny_package
-from tests.service_helpers import register, wait_for
+from tests.service_helpers import client, register, wait_for
 
 LET_GO = """
 import os, signal, sys, threading
@@ -186,3 +187,18 @@ def test_a_password_in_mlflows_address_is_percent_encoded(tmp_path, monkeypatch)
             Registry(f"http://a%40b:p%40ss%3A@127.0.0.1:{server.server_port}", tmp_path).wanted()
         asking.join()
     assert heard == ["a@b:p@ss:"]  # as MLflow's own client reads it
+
+
+def test_what_deploy_refuses_is_not_served(tmp_path: Path, package: Path, new_store):
+    store = new_store()
+    register(store, package)
+    source = Registry(store, tmp_path / "served")
+    assert source.wanted()
+    client(store).delete_model_version_tag("unmask", "1", "gate")
+    with pytest.raises(UnavailableError, match="Version 1 did not pass its gate: it has none"):
+        source.wanted()
+    client(store).set_model_version_tag("unmask", "1", OVERRIDE, "Ada: registered by hand")
+    assert source.wanted()
+    client(store).set_model_version_tag("unmask", "1", SMOKE_TEST, "failed: it does not come up")
+    with pytest.raises(UnavailableError, match="Version 1 did not pass its smoke test"):
+        source.wanted()
