@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from graphlib import TopologicalSorter
+from pathlib import Path
 
+import psutil
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
@@ -22,6 +24,9 @@ from pipeline.var import var_folder
 
 DVC = [sys.executable, "-m", "dvc"]
 CACHED = ("Stage '{}' didn't change, skipping", "Stage '{}' is cached - skipping run, checking out outputs")
+NOTE = Path(".dvc/tmp/rwlock")
+"""Where DVC notes which processes are at work on which files."""
+
 NODE = re.compile(r'^"(?P<stage>[^"]+)"(?: -> "(?P<after>[^"]+)")?;$', re.MULTILINE)
 
 
@@ -35,6 +40,7 @@ def materialise(last: str | None = None, again: str | None = None) -> None:
     Raises:
         StageError: naming the stage that failed, with its own message.
     """
+    forget_the_dead()
     states: dict[str, State] = {}
     graph = stages()
     for stage in TopologicalSorter(graph).static_order():
@@ -80,6 +86,31 @@ def stages() -> dict[str, list[str]]:
         else:
             graph.setdefault(match["stage"], [])
     return graph
+
+
+def forget_the_dead() -> None:
+    """Remove DVC's note if none of the processes in it lives.
+
+    DVC takes whatever has the number of a killed process for that process, and refuses to work beside it: after a restart of the
+    machine, and all the more of a container, some other process has it.
+    """
+    try:
+        written, noted = NOTE.stat().st_mtime, json.loads(NOTE.read_text())
+    except FileNotFoundError:
+        return
+    except ValueError:  # cut off by a kill
+        noted = {}
+    holders = [holder for held in noted.values() for found in held.values() for holder in (found if isinstance(found, list) else [found])]
+    if not any(_lived(holder["pid"], written) for holder in holders):
+        NOTE.unlink(missing_ok=True)
+
+
+def _lived(pid: int, time: float) -> bool:
+    """Whether the process that has this number now was there at that time."""
+    try:
+        return psutil.Process(pid).create_time() <= time + 1  # the two clocks are not the same one
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager

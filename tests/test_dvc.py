@@ -1,12 +1,17 @@
-"""The graph in dvc.yaml: a change of the code that a stage's files come from makes it run again."""
+"""The graph in dvc.yaml: a change of the code that a stage's files come from makes it run again. And what DVC takes for its lock."""
 
 import ast
+import json
+import os
+import sys
 from collections.abc import Collection
+from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from flows import materialise
+from tests.conftest import ROOT, run
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 FILES = {
@@ -55,3 +60,21 @@ def test_a_stage_runs_again_when_its_code_changes(stage: str):
     listed = {dep for dep in STAGES[stage]["deps"] if dep.startswith("pipeline/") and "templates" not in dep}
     needed = {FILES[module] for module in reached(f"pipeline.{stage}", CARRY | APART.get(stage, set()))}
     assert {path for path in needed if not any(path == dep or path.startswith(f"{dep}/") for dep in listed)} == set()
+
+
+def test_a_process_that_has_the_number_of_a_killed_one_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    dvc = (sys.executable, "-m", "dvc")
+    run(tmp_path, *dvc, "init", "--no-scm", "--quiet")
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"a": {"cmd": "echo x > out", "outs": ["out"]}}}))
+    note = tmp_path / materialise.NOTE
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps({"write": {str(tmp_path / "out"): {"pid": os.getpid(), "cmd": "dvc repro"}}, "read": {}}))
+    materialise.forget_the_dead()
+    assert note.is_file()  # this process was there when it was written: it may be the one that is meant
+    os.utime(note, (0, 0))
+    materialise.forget_the_dead()
+    run(tmp_path, *dvc, "repro", "--quiet")
+    note.write_text('{"write": {"')
+    materialise.forget_the_dead()
+    run(tmp_path, *dvc, "repro", "--force", "--quiet")
