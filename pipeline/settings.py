@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from pipeline.params import PARAMS_FILE, ParamsError, check_params, parse
+from pipeline.staging import write
 
 
 class _Representer(RoundTripRepresenter):
@@ -51,7 +52,7 @@ def apply(values: Mapping[str, Any], path: Path = PARAMS_FILE) -> bool:
     check_params(now, path)
     if now == was:
         return False
-    path.write_text(buffer.getvalue())
+    write(path.resolve(), buffer.getvalue().encode())  # whole or not at all: a full disk must not take what somebody wrote there
     return True
 
 

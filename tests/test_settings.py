@@ -1,6 +1,8 @@
 """params.yaml and what writes into it: a mistake is named, and nothing is written."""
 
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -125,3 +127,11 @@ def test_a_folder_of_faces_may_be_called_anything(params: Path, called: str, nam
     run(params.parent, "bash", "-c", command)
     (source,) = load_params(params).data.sources
     assert source.name == name and Path(source.path) == folder == load_params(params).data.watch  # type: ignore[union-attr]
+
+
+def test_a_full_disk_takes_no_settings(params: Path):
+    before = params.read_text()
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); from pipeline.settings import main; main()"
+    command = [sys.executable, "-c", full, "-S", "train.epochs=3"]
+    ended = subprocess.run(command, cwd=params.parent, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert ended.returncode and params.read_text() == before and list(params.parent.iterdir()) == [params]
