@@ -74,7 +74,8 @@ def summary(version: Version, champion: Version | None, promoted: bool) -> str:
         "test AUC (95% interval)": figure_text(figures["auc"]),
         "gate": verdict(version),
         "model version": f"{version.number} of {registry.MODEL}{_role(version, champion, promoted)}",
-        "bento": champion.tags[BENTO] + ("" if champion == version else f" (version {champion.number})")
+        # Not packed yet: somebody moved the alias meanwhile.
+        "bento": champion.tags.get(BENTO, "not packed yet") + ("" if champion == version else f" (version {champion.number})")
         if champion
         else "none: there is no champion",
     }
