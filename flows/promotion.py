@@ -54,6 +54,12 @@ def earned(settings: Promotion, comparison: Mapping[str, Any] | None, version: V
     return f"promotion.auto: {settings.auto}; against version {comparison['champion']['version']}: {shown}"
 
 
+def stands(comparison: Mapping[str, Any] | None) -> bool:
+    """Whether the version that was compared with is the champion still, and not one that a person chose meanwhile."""
+    champion = registry.holder(CHAMPION)
+    return comparison is not None and champion is not None and comparison["champion"]["version"] == str(champion.number)
+
+
 def record(version: Version, by: str | None = None, back: bool = False) -> dict[str, Any] | None:
     """Note that a version has become the champion, and put `previous` on the one before; nothing if that was noted already.
 

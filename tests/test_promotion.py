@@ -171,3 +171,13 @@ def test_the_record_survives_a_registry_that_was_made_anew(store, package):
     with (Path("var") / "promotions.jsonl").open("a") as file:
         file.write('{"version": 2, "pa')
     assert promotion.record(registry.known(2)) is None
+
+
+def test_what_was_compared_with_one_champion_takes_the_place_of_no_other(store, package, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    assert not promotion.stands(comparison(0.1, 0.1))
+    versions(store, package, *["passed"] * 4)
+    promote(store, "3")
+    assert promotion.stands(comparison(0.1, 0.1)) and not promotion.stands(None)
+    promote(store, "2")  # somebody goes back while the comparison with version 3 is made
+    assert not promotion.stands(comparison(0.1, 0.1))
