@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import shards
@@ -57,10 +58,10 @@ class Ledger:
         Args:
             listed: columns path and stamp.
         """
-        files = self._files()
-        if not files:
+        tables = [table for file in self._files() if (table := _read(file)) is not None]
+        if not tables:
             return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in TYPES.items()})
-        rows = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True).drop_duplicates("name", keep="last")
+        rows = pd.concat(tables, ignore_index=True).drop_duplicates("name", keep="last")
         wanted = dict(zip(listed["path"], listed["stamp"], strict=True))
         holders = rows["stored"].map(_holder)
         stamps = {holder: stamp_of(holder) for holder in holders[rows["stored_stamp"] != ""].unique()}
@@ -81,6 +82,15 @@ class Ledger:
         buffer = io.BytesIO()
         rows.astype(TYPES)[list(TYPES)].to_parquet(buffer, index=False)
         write(self.folder / f"{number:09d}.parquet", buffer.getvalue())
+
+
+def _read(file: Path) -> pd.DataFrame | None:
+    """The rows of a file; None, and the file goes, where a machine that lost its power left it empty or cut off."""
+    try:
+        return pd.read_parquet(file)
+    except pa.ArrowInvalid:
+        file.unlink()
+        return None
 
 
 def _holder(stored: str) -> str:

@@ -138,3 +138,13 @@ def test_a_file_may_become_a_folder_and_a_folder_a_file(faces: Path, prepare: Ca
         (faces / "real" / "plain.jpg").rename(faces / "real" / name)
         ingest.run(prepare())
         assert f"data/raw/faces/real/{name}" in set(read(MANIFEST)["path"])
+
+
+@pytest.mark.parametrize("left", [0, 500])
+def test_notes_that_a_lost_power_cut_off_are_made_again(faces: Path, prepare: Callable[..., Params], left: int):
+    ingest.run(params := prepare())
+    before = MANIFEST.read_bytes()
+    (notes,) = Path("var/ingest").rglob("*.parquet")
+    notes.write_bytes(notes.read_bytes()[:left])
+    ingest.run(params)
+    assert MANIFEST.read_bytes() == before and [file.stat().st_size > left for file in Path("var/ingest").rglob("*.parquet")] == [True]
