@@ -28,7 +28,7 @@ class Drift(Section):
     max_window: int = Field(gt=0, description="newest predictions that a check looks at")
     alpha: Share = Field(description="false-alarm rate of one check, held by permutation at the window's own size")
     permutations: int = Field(ge=99)
-    cron: str = Field(description="when the flow `drift` runs, in the five fields of a crontab")
+    cron: str = Field(description="when the flow `drift` runs, in the five fields of a crontab, UTC")
 
     @field_validator("cron")
     @classmethod
