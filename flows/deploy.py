@@ -112,7 +112,7 @@ def is_built(version: Version) -> bool:
     """Whether the version's bento is in this machine's store."""
     try:
         bentoml.get(version.tags[BENTO])
-    except (KeyError, bentoml.exceptions.NotFound):
+    except (KeyError, ValueError, bentoml.exceptions.BentoMLException):  # no tag, none that a person can have meant, or not here
         return False
     return True
 

@@ -121,3 +121,10 @@ def test_a_message_that_cannot_be_sent_holds_nothing_up(messages, caplog):
     apply({"notifications.block": "custom-webhook/nobody"}, Path("params.yaml"))
     notifications.send("roll-back", "to version 1")
     assert not messages and "notifications.block of params.yaml" in caplog.text
+
+
+@pytest.mark.parametrize("tag", ["", "no tag!", "a:b:c", "unmask:", "unmask:absent"])
+def test_a_tag_that_names_no_bento_is_none_that_was_built(tag: str):
+    from flows.deploy import is_built
+
+    assert not is_built(registry.Version(1, "run", {promotion.BENTO: tag}))
