@@ -185,7 +185,7 @@ def _add(archive: tarfile.TarFile, place: Path, name: str, copy: Path) -> None:
 
 def _below(folder: Path, left_out: Collection[str]) -> Iterator[Path]:
     """What lies in a folder, behind links as well: somebody may have moved a part of it to a larger disk."""
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, onerror=_unless_it_went, followlinks=True):
         here = Path(root)
         folders[:] = [
             name for name in folders if (here / name).relative_to(folder).parts[0] not in left_out and not _is_circle(here, here / name)
@@ -194,6 +194,12 @@ def _below(folder: Path, left_out: Collection[str]) -> Iterator[Path]:
             beside = next((path.with_name(path.name.removesuffix(suffix)) for suffix in BESIDE if path.name.endswith(suffix)), None)
             if not (beside and beside.is_file() and _is_sqlite(beside)):
                 yield path
+
+
+def _unless_it_went(error: OSError) -> None:
+    """What cannot be read ends a backup: it would be missing in it, and nobody told."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _is_circle(folder: Path, inside: Path) -> bool:
@@ -274,7 +280,7 @@ def _taken(index: dict[str, Any], state: State, new: Path) -> Iterator[str]:
     for name in index["files"]:
         place = state.files[name]
         if place.is_dir():
-            there = any(path.is_file() for path in place.rglob("*"))
+            there = any(path.is_file() for path in _below(place, ()))
         else:
             there = place.is_file() and not filecmp.cmp(place, new / name, shallow=False)
         if there and not (name in IN_GIT and _committed(name)):

@@ -273,6 +273,13 @@ def test_what_was_moved_to_another_disk_is_backed_up(project: Path, tmp_path: Pa
     Path("var/feedback").symlink_to(tmp_path / "disk")
     Path("var/circle").symlink_to("..")
     backup.backup(tmp_path / "a.tar.gz")
+    (tmp_path / "links").mkdir()
+    for name in ("feedback", "circle"):
+        shutil.move(f"var/{name}", tmp_path / "links")
+    wipe(project)
+    shutil.move(tmp_path / "links", "var")
+    with pytest.raises(StageError, match=r"there is state already: var\. "):
+        backup.restore(tmp_path / "a.tar.gz")
     shutil.rmtree(tmp_path / "disk")
     backup.restore(tmp_path / "a.tar.gz", force=True)
     assert [said.id for said in feedback.read(Path("var/feedback"))] == ["an answer"] and list(Path("var/feedback/images").iterdir())
