@@ -5,6 +5,8 @@ import numpy as np
 
 LONGEST = 1024
 OPACITY = 220
+COLOURS = ((31, 59, 224), (106, 26, 232), (200, 0, 216), (255, 20, 144))
+"""Red, green, blue at even steps from cold to hot: hues that no skin has, as light as neither a bright picture nor a dark one."""
 
 
 def region(size: tuple[int, int], keep_aspect: bool, crop: tuple[int, int, int, int] | None = None) -> dict[str, float]:
@@ -23,8 +25,14 @@ def region(size: tuple[int, int], keep_aspect: bool, crop: tuple[int, int, int, 
     return {"left": left / size[0], "top": top / size[1], "width": wide / size[0], "height": high / size[1]}
 
 
+def colours(heat: np.ndarray) -> np.ndarray:
+    """The colours of a heat map (rows, columns), 0..1, as float (rows, columns, 3), 0..255."""
+    steps = np.linspace(0, 1, len(COLOURS))
+    return np.stack([np.interp(heat, steps, channel) for channel in np.transpose(COLOURS)], axis=-1)
+
+
 def overlay(heat: np.ndarray, seen: dict[str, float], size: tuple[int, int]) -> bytes:
-    """A heat map (rows, columns), 0..1, as a PNG of the picture's proportions: inferno colours, the hotter the more opaque.
+    """A heat map (rows, columns), 0..1, as a PNG of the picture's proportions, the hotter the more opaque.
 
     Args:
         heat: over the part of the picture that the model saw.
@@ -38,6 +46,6 @@ def overlay(heat: np.ndarray, seen: dict[str, float], size: tuple[int, int]) -> 
     grown = np.clip(cv2.resize(heat, inner, interpolation=cv2.INTER_CUBIC), 0, 1)
     whole = np.zeros((height, width, 4), np.uint8)
     part = whole[top : top + inner[1], left : left + inner[0]]
-    part[..., :3] = cv2.applyColorMap((grown * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    part[..., :3] = colours(grown)[..., ::-1]
     part[..., 3] = grown * OPACITY
     return cv2.imencode(".png", whole)[1].tobytes()

@@ -10,13 +10,13 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from PIL import Image
 
 from pipeline import plots
 from pipeline.explain import explain
 from pipeline.images import OWN, read
 from pipeline.metrics import figure_text, percent_text
+from pipeline.overlay import colours
 from pipeline.scoring import Subject, labels
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -65,9 +65,8 @@ def page(
 def overlay(image: Image.Image, heat: np.ndarray, strength: float = 0.5) -> Image.Image:
     """The picture with a heat map over it."""
     smooth = np.asarray(Image.fromarray((heat * 255).astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)) / 255
-    colours = colormaps["inferno"](smooth)[..., :3] * 255
     weight = strength * smooth[..., None]
-    return Image.fromarray((np.asarray(image) * (1 - weight) + colours * weight).astype(np.uint8))
+    return Image.fromarray((np.asarray(image) * (1 - weight) + colours(smooth) * weight).astype(np.uint8))
 
 
 def _card(row: pd.Series, subject: Subject) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Heat maps: by a method that fits the network, the same from the exported graph, and worth more than noise."""
 
+import io
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from pipeline import faithfulness, model
+from pipeline import faithfulness, model, overlay
 from pipeline.activation import GraphActivation
 from pipeline.attention import GraphAttention, patches
 from pipeline.convert import to_openvino
@@ -173,3 +175,14 @@ def test_a_map_that_looks_where_the_forgery_is_beats_a_random_one(tmp_path: Path
     assert 0.2 < found["random"]["pointing"]["value"] < 0.4  # a quarter, with its soft border
     against = map_["vs_random"]
     assert against["deletion"]["high"] < 0 < against["insertion"]["low"] and against["pointing"]["low"] > 0
+
+
+def test_a_map_has_the_same_colours_as_a_file_and_in_the_page_and_its_legend():
+    found = re.search(r"const COLOURS = (.*);", (ROOT / "web/map.js").read_text())
+    assert found and found[1] == str([list(colour) for colour in overlay.COLOURS])
+    legend = re.search(r"linear-gradient\(90deg, (#.*)\);", (ROOT / "web/style.css").read_text())
+    assert legend
+    assert [bytes.fromhex(colour[1:7]) for colour in legend[1].split(", ")] == [bytes(colour) for colour in overlay.COLOURS]
+    whole = overlay.region((8, 8), keep_aspect=False)
+    cold, hot = (Image.open(io.BytesIO(overlay.overlay(np.full((2, 2), heat), whole, (8, 8)))).getpixel((4, 4)) for heat in (0.0, 1.0))
+    assert cold[3] == 0 and hot == (*overlay.COLOURS[-1], overlay.OPACITY)

@@ -4,8 +4,8 @@ import { percents } from "./i18n.js";
 
 const $ = (id) => document.getElementById(id);
 
-// Inferno, as in the legend: red, green, blue at even steps from cold to hot.
-const COLOURS = [[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]];
+// Red, green, blue at even steps from cold to hot, as in the legend and in pipeline/overlay.py, which says why these.
+const COLOURS = [[31, 59, 224], [106, 26, 232], [200, 0, 216], [255, 20, 144]];
 
 /** Draw what is known of an item: `map` is the answer of /explain, `answer` that of /predict; either may be missing. */
 export function draw(item) {
@@ -56,7 +56,7 @@ export function side(probability, { real_below: low, fake_above: high }) {
 /** Lay the map on the part of the picture that the model saw. */
 function heat(canvas, { heat: rows, region }, { left, top, width, height }) {
   const cells = new ImageData(rows[0].length, rows.length);
-  rows.flat().forEach((value, index) => cells.data.set([...colour(value), 255 * value ** 0.7], index * 4));
+  rows.flat().forEach((value, index) => cells.data.set([...colour(value), 255 * value], index * 4));
   const small = new OffscreenCanvas(cells.width, cells.height);
   small.getContext("2d").putImageData(cells, 0, 0);
   canvas.width = Math.max(1, Math.round(width * region.width * devicePixelRatio));

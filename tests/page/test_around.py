@@ -215,7 +215,7 @@ def test_a_map_of_evidence_is_called_one_and_may_be_empty(guarded: str, browser:
     real, *_, fake = sorted(golden, key=lambda name: golden[name]["probability_fake"])
     choose(page, fake, (ROOT / STARTER / GOLDEN / fake).read_bytes())
     expect(page.get_by_label("Heat map: places that spoke for a fake")).to_be_enabled(timeout=120_000)
-    expect(page.locator("#map-note")).to_contain_text("Bright places spoke for a fake most")
+    expect(page.locator("#map-note")).to_contain_text("The stronger the colour, the more a place spoke for a fake")
 
     def nowhere(route: Route) -> None:
         response = route.fetch()
