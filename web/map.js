@@ -15,21 +15,15 @@ export function draw(item) {
   $("boxes").replaceChildren();
   if (!shown) return;
 
-  // `object-fit: contain` centres the picture in its box.
-  const scale = Math.min(image.clientWidth / image.naturalWidth, image.clientHeight / image.naturalHeight);
-  const width = image.naturalWidth * scale, height = image.naturalHeight * scale;
-  const left = image.offsetLeft + (image.clientWidth - width) / 2, top = image.offsetTop + (image.clientHeight - height) / 2;
-  if (item?.map) heat(canvas, item.map, { left, top, width, height });
+  // In shares of the picture: on paper it is smaller than on the screen, and no script is asked.
+  const { naturalWidth, naturalHeight } = image;
+  $("seen").style.setProperty("--ratio", naturalWidth / naturalHeight);
+  if (item?.map) heat(canvas, item.map);
   const faces = item?.answer?.faces ?? [];
   faces.forEach((face, index) => {
     const box = document.createElement("div");
     box.className = `box ${side(face.probability_fake, item.answer.thresholds)}`;
-    Object.assign(box.style, {
-      left: `${left + face.box.x * scale}px`,
-      top: `${top + face.box.y * scale}px`,
-      width: `${face.box.width * scale}px`,
-      height: `${face.box.height * scale}px`,
-    });
+    lay(box, face.box.x / naturalWidth, face.box.y / naturalHeight, face.box.width / naturalWidth, face.box.height / naturalHeight);
     const [figure] = percents(face.probability_fake, item.answer.thresholds);
     const label = document.createElement("span");
     label.textContent = faces.length > 1 ? `${index + 1} · ${figure}` : figure;
@@ -39,12 +33,19 @@ export function draw(item) {
   });
 }
 
+/** Lay an element on a part of the picture, in shares of its sides. */
+function lay(element, left, top, width, height) {
+  const shares = Object.entries({ left, top, width, height });
+  Object.assign(element.style, Object.fromEntries(shares.map(([name, share]) => [name, `${100 * share}%`])));
+}
+
 /** Put a label above its box, or as near as it can be seen: nothing shows outside of the stage. */
 function place(label, box) {
-  const left = box.offsetLeft + box.clientLeft, top = box.offsetTop + box.clientTop;
+  const { offsetLeft: outerLeft, offsetTop: outerTop } = $("seen");
+  const left = box.offsetLeft + box.clientLeft + outerLeft, top = box.offsetTop + box.clientTop + outerTop;
   const right = Math.max(0, $("stage").clientWidth - label.offsetWidth);
-  label.style.left = `${Math.min(Math.max(box.offsetLeft, 0), right) - left}px`;
-  label.style.top = `${Math.max(box.offsetTop - label.offsetHeight, 0) - top}px`;
+  label.style.left = `${Math.min(Math.max(box.offsetLeft + outerLeft, 0), right) - left}px`;
+  label.style.top = `${Math.max(box.offsetTop + outerTop - label.offsetHeight, 0) - top}px`;
 }
 
 /** On which side of the thresholds a probability lies. */
@@ -54,23 +55,18 @@ export function side(probability, { real_below: low, fake_above: high }) {
 }
 
 /** Lay the map on the part of the picture that the model saw. */
-function heat(canvas, { heat: rows, region }, { left, top, width, height }) {
+function heat(canvas, { heat: rows, region }) {
   const cells = new ImageData(rows[0].length, rows.length);
   rows.flat().forEach((value, index) => cells.data.set([...colour(value), 255 * value], index * 4));
   const small = new OffscreenCanvas(cells.width, cells.height);
   small.getContext("2d").putImageData(cells, 0, 0);
-  canvas.width = Math.max(1, Math.round(width * region.width * devicePixelRatio));
-  canvas.height = Math.max(1, Math.round(height * region.height * devicePixelRatio));
+  lay(canvas, region.left, region.top, region.width, region.height);
+  canvas.style.opacity = $("opacity").value / 100;
+  canvas.width = Math.max(1, Math.round(canvas.clientWidth * devicePixelRatio));
+  canvas.height = Math.max(1, Math.round(canvas.clientHeight * devicePixelRatio));
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(small, 0, 0, canvas.width, canvas.height);
-  Object.assign(canvas.style, {
-    left: `${left + width * region.left}px`,
-    top: `${top + height * region.top}px`,
-    width: `${width * region.width}px`,
-    height: `${height * region.height}px`,
-    opacity: $("opacity").value / 100,
-  });
 }
 
 function colour(value) {

@@ -69,6 +69,28 @@ def test_every_face_has_its_figure_in_sight_and_the_number_of_the_list(page: Pag
     expect(page.locator("#boxes span")).to_have_text(["90%"], timeout=20_000)
 
 
+def test_map_and_boxes_stay_on_the_picture_where_it_is_laid_out_anew(page: Page):
+    _choose_with_faces(page, "me.png", [(30, 20, 30, 40)])
+    expect(page.locator("#map-note")).to_contain_text("Where the model looked", timeout=20_000)
+    shares = """() => {
+        const outer = document.getElementById("preview").getBoundingClientRect();
+        const inner = [...document.querySelectorAll("#map, .box")].map((laid) => laid.getBoundingClientRect());
+        const { left, top, width, height } = outer;
+        return inner.flatMap((laid) => [(laid.left - left) / width, (laid.top - top) / height, laid.width / width, laid.height / height]);
+    }"""
+    screen = page.evaluate(shares)
+    page.locator("#result").evaluate("result => { result.style.width = '40%'; }")  # as on paper, which no script is told of
+    assert page.evaluate(shares) == pytest.approx(screen, abs=0.03)
+
+
+def test_the_bar_keeps_its_colours_where_the_system_chooses_them(page: Page):
+    choose(page, "me.png", picture())
+    expect(page.locator("#said")).to_be_visible(timeout=20_000)
+    page.emulate_media(forced_colors="active")
+    shown = page.locator("#zone-real, #zone-fake").evaluate_all("zones => zones.map((zone) => getComputedStyle(zone).backgroundColor)")
+    assert len(set(shown)) == 2
+
+
 def _choose_with_faces(page: Page, name: str, boxes: list[tuple[int, int, int, int]]) -> None:
     """Choose a picture in which faces are found; each is a little less suspicious than the one before."""
     places = [dict(zip(("x", "y", "width", "height"), box, strict=True)) for box in boxes]
