@@ -1,7 +1,7 @@
 // The operators' page: /model, /metrics and /drift in plain words.
 
 import { call, request } from "./api.js";
-import { date, describe, say, speak, text, translate } from "./i18n.js";
+import { Problem, date, describe, say, speak, text, translate } from "./i18n.js";
 
 const SECONDS = 10;
 const QUANTILES = [0.5, 0.9, 0.99];
@@ -11,12 +11,19 @@ const EXPECTED = ["no_model", "no_report"];  // which say something of the servi
 let known = { samples: [] };
 
 async function look() {
-  const [model, metrics, drift] = await Promise.allSettled([call("model"), request("metrics", { headers: { Accept: "text/plain" } }).then((found) => found.text()), call("drift")]);
+  const [model, metrics, drift] = await Promise.allSettled([call("model"), request("metrics", { headers: { Accept: "text/plain" } }).then((found) => found.text()), call("drift").then(checkedReport)]);
   const failed = unexpected(model) ?? unexpected(metrics);
   if (failed) known.failed = failed;
   else known = { model: model.value, problem: model.reason, samples: parse(metrics.value), drift: drift.value, driftFailed: unexpected(drift), seen: new Date() };
-  show();
   setTimeout(look, 1000 * SECONDS);
+  show();
+}
+
+/** Passes on what is a report of the drift check: the service shows what lies in a file. Throws Problem. */
+function checkedReport(found) {
+  const { drift, p_value, checked } = found ?? {};
+  if (typeof drift === "boolean" && Number.isFinite(p_value) && Date.parse(checked)) return found;
+  throw new Problem("other");
 }
 
 /** Why nothing was answered, unless that is an answer itself. */

@@ -165,7 +165,11 @@ def test_the_status_page_shows_what_is_served_and_how_it_goes(page: Page, promot
     assert page.title() == "Unmask：状态"
 
 
-@pytest.mark.parametrize("broken", [failing(internal()), lambda route: route.fulfill(body="{")])
+def _saying(body: str) -> Callable[[Route], None]:
+    return lambda route: route.fulfill(body=body)
+
+
+@pytest.mark.parametrize("broken", [failing(internal()), _saying("{"), _saying("{}"), _saying("null")])
 def test_a_drift_report_that_cannot_be_had_leaves_the_other_figures(page: Page, promoted: str, broken: Callable[[Route], None]):
     page.route("**/drift", broken)
     page.goto(f"{promoted}/status")
