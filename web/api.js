@@ -4,7 +4,8 @@ import { Problem, text } from "./i18n.js";
 
 const KEY = "unmask-key";
 const SENDABLE = /^[\x21-\x7e]+$/;  // a header with anything else in it makes fetch throw
-const AWAY = [502, 503, 504];  // without an error of ours: what a proxy answers for a service that does not
+// Without an error of ours: what a proxy answers for a service that does not, or before it asks it.
+const PROXY = { 413: "too_large", 429: "too_many_requests", 502: "network", 503: "network", 504: "network" };
 const $ = (id) => document.getElementById(id);
 let asking = null;
 
@@ -21,7 +22,7 @@ export async function request(path, options = {}) {
     }
     if (response.ok) return response;
     const { error } = await response.json().catch(() => ({}));
-    const code = error?.code ?? (AWAY.includes(response.status) ? "network" : "other");
+    const code = error?.code ?? PROXY[response.status] ?? "other";
     if (response.status !== 401) throw new Problem(code, error?.message, error?.hint, Number(response.headers.get("Retry-After")));
     // Another request may have asked for the key meanwhile.
     if (sessionStorage.getItem(KEY) === key) await (asking ??= ask(key !== null));

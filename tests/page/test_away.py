@@ -70,6 +70,14 @@ def test_a_restart_behind_a_proxy_costs_no_picture(page: Page, status: int, head
     expect(page.locator("#rows .said.fake")).to_have_count(5)
 
 
+def test_a_file_that_is_too_large_for_a_proxy_is_said_to_be(page: Page):
+    expect(page.locator("#model")).to_be_visible()
+    page.route("**/predict", lambda route: route.fulfill(status=413, content_type="text/html", body="<h1>Too large</h1>"))
+    choose(page, "me.png", picture())
+    expect(page.get_by_role("alert")).to_contain_text("me.png: The file is larger than the service takes.", timeout=20_000)
+    expect(page.get_by_role("button", name="Try again")).to_be_hidden()
+
+
 def test_an_upload_that_breaks_is_no_service_that_is_away(page: Page):
     expect(page.locator("#model")).to_be_visible()
     page.route("**/predict", lambda route: route.abort(), times=1)
