@@ -24,7 +24,7 @@ export function showDetail(item) {
   $("said").hidden = !answer;
   if (answer) showAnswer(answer);
   showFeedback(item);
-  showMap(item);
+  showMap(item, answer?.faces.length > 1);
   draw(item);
 }
 
@@ -73,12 +73,13 @@ function showAnswer(answer) {
   $("details").replaceChildren(...known.flatMap(([name, value]) => [element("dt", text(name)), element("dd", value)]));
 }
 
-/** Name the map by its method: rollout is where the model looked, the others weigh places by what speaks for a fake, which may be none. */
-function showMap({ map, mapState }) {
+/** Name the map by its method: rollout is where the model looked, the others weigh places by what speaks for a fake, which may be none; of several faces it has one. */
+function showMap({ map, mapState }, several) {
   const empty = Boolean(map) && map.heat.flat().every((value) => value === 0);
   const kind = map?.method === "attention_rollout" ? "looked" : "spoke";
   $("map-title").textContent = text(map ? `map_${kind}` : "map");
-  $("map-note").textContent = map ? text(empty ? "mapEmpty" : `mapNote_${kind}`) : mapState ? text(mapState) : "";
+  const note = map ? (empty ? "mapEmpty" : `mapNote_${kind}`) : mapState;
+  $("map-note").textContent = [note && text(note), map && several && text("mapOfOne")].filter(Boolean).join(" ");
   $("scale").hidden = empty;
   $("opacity").disabled = !map || empty;
 }

@@ -35,6 +35,7 @@ export default {
   mapNote_looked: "Where the model looked: the stronger the colour, the more. That is no proof that a place was altered.",
   mapNote_spoke: "The stronger the colour, the more a place spoke for a fake. That is no proof that it was altered.",
   mapEmpty: "No place spoke for a forgery, so the map is empty; that is no proof that the picture is real.",
+  mapOfOne: "Of several faces only the most suspicious one has a map.",
   mapFailed: "There is no heat map for this picture.",
   noPreview: "The browser cannot show this format. The verdict is not affected.",
   details: "Model and request",
