@@ -5,6 +5,7 @@ import { draw, side } from "./map.js";
 
 const OF_THE_FILE = ["empty", "not_an_image", "too_large", "too_many_pixels", "truncated"];  // which trying again would not change
 const $ = (id) => document.getElementById(id);
+let told = null;  // the item whose feedback stands in the form
 
 /** Show an item, or nothing. */
 export function showDetail(item) {
@@ -93,12 +94,20 @@ function showCredentials(found) {
   $("credentials-text").textContent = parts.join(" ");
 }
 
-/** The form is empty for each new picture, and gone when it was sent. */
+/** The form is empty for each new picture, as it was left for one that is looked at again, and gone when it was sent. */
 function showFeedback(item) {
-  if ($("feedback").dataset.url !== item.url) {
-    $("feedback").dataset.url = item.url;
-    $("feedback").reset();
-    $("wrong").open = false;
+  if (told !== item) {
+    const form = $("feedback"), { elements } = form;
+    if (told) told.draft = { values: new FormData(form), open: $("wrong").open };
+    told = item;
+    form.reset();
+    const { values, open } = item.draft ?? {};
+    $("wrong").open = Boolean(open);
+    if (values) {
+      elements.label.value = values.get("label");
+      elements.comment.value = values.get("comment");
+      elements.keep.checked = values.has("keep");
+    }
   }
   $("feedback").hidden = Boolean(item.told);
   $("send").disabled = Boolean(item.telling);

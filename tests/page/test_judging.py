@@ -177,6 +177,24 @@ def test_feedback_keeps_the_picture_only_if_asked_to(page: Page, workspace: Path
     assert [path.read_bytes() for path in (folder / "images").iterdir()] == [picture()]
 
 
+def test_feedback_that_was_begun_waits_until_its_picture_is_looked_at_again(page: Page):
+    for name in ("one.png", "two.png"):
+        choose(page, name, picture())
+        expect(page.locator("#said")).to_be_visible(timeout=20_000)
+        if name == "one.png":
+            page.get_by_text("This is wrong").click()
+            page.get_by_label("It is fake").check()
+            page.get_by_label("How do you know?").fill("the left ear")
+            page.get_by_label("Keep this picture").check()
+    page.get_by_text("This is wrong").click()
+    expect(page.get_by_label("How do you know?")).to_have_value("")
+    expect(page.get_by_label("Keep this picture")).not_to_be_checked()
+    page.locator("#rows").get_by_role("button", name="one.png").click()
+    expect(page.get_by_label("How do you know?")).to_have_value("the left ear")
+    expect(page.get_by_label("It is fake")).to_be_checked()
+    expect(page.get_by_label("Keep this picture")).to_be_checked()
+
+
 def test_a_promotion_shows_in_the_page_within_seconds(page: Page, workspace: Path, tmp_path: Path, promoted: str):
     choose(page, "me.png", picture())
     expect(page.locator("#model")).to_have_text("Model version 1", timeout=20_000)
