@@ -13,7 +13,8 @@ const LONGEST = 60;  // a proxy may ask for hours of patience, and the service b
 const $ = (id) => document.getElementById(id);
 
 // `served` is what /model says: undefined until the service was asked, null if it has no model or cannot be asked; why is `trouble`.
-// An item: file, url; later answer or problem; map and mapState for what was looked at; telling, told or tellProblem for feedback.
+// An item: file, url; later answer or problem, and held, the problem that it waits for to pass; map and mapState for what was looked at;
+// telling, told or tellProblem for feedback.
 const state = { items: [], selected: null, served: undefined, trouble: null, watching: 0, working: 0 };
 
 function form(fields) {
@@ -80,9 +81,13 @@ async function ask(path, item) {
       // An upload breaks as the service starts anew, too; one that breaks twice is itself to blame.
       if (!LATER.includes(problem.code) && (problem.code !== "unsent" || before === "unsent")) throw problem;
       before = problem.code;
+      item.held = state.trouble ? null : problem;
+      show();
       do {
         await new Promise((resolve) => setTimeout(resolve, 1000 * Math.min(problem.wait || 1, LONGEST)));
       } while (state.trouble);
+      item.held = null;
+      show();
     }
   }
 }

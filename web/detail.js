@@ -22,6 +22,7 @@ export function showDetail(item) {
   preview(item);
   $("result").classList.toggle("judging", !answer);
   $("waiting").hidden = Boolean(answer);
+  say("waiting-text", item.held ? `${describe(item.held).title} ${text("goesOn")}` : text("waiting"));
   $("said").hidden = !answer;
   if (answer) showAnswer(answer);
   showFeedback(item);

@@ -70,6 +70,16 @@ def test_a_restart_behind_a_proxy_costs_no_picture(page: Page, status: int, head
     expect(page.locator("#rows .said.fake")).to_have_count(5)
 
 
+def test_a_picture_that_waits_for_its_turn_says_why(page: Page):
+    expect(page.locator("#model")).to_be_visible()
+    page.clock.install()
+    page.route("**/predict", failing(ApiError("too_many_requests", "More than 1200", "Wait.", {"Retry-After": "30"})), times=1)
+    choose(page, "me.png", picture())
+    expect(page.get_by_text("Too many requests in a short time. This page tries again by itself.")).to_be_visible(timeout=20_000)
+    page.clock.fast_forward(31_000)
+    expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
+
+
 def test_a_file_that_is_too_large_for_a_proxy_is_said_to_be(page: Page):
     expect(page.locator("#model")).to_be_visible()
     page.route("**/predict", lambda route: route.fulfill(status=413, content_type="text/html", body="<h1>Too large</h1>"))
