@@ -1,6 +1,6 @@
 // Requests to the service, and the key that it may ask for.
 
-import { Problem, text } from "./i18n.js";
+import { Problem } from "./i18n.js";
 
 const KEY = "unmask-key";
 const SENDABLE = /^[\x21-\x7e]+$/;  // a header with anything else in it makes fetch throw
@@ -44,7 +44,7 @@ export async function call(path, options) {
 function ask(wrong) {
   sessionStorage.removeItem(KEY);
   $("key-form").hidden = false;
-  $("key-wrong").textContent = wrong ? text("keyWrong") : "";
+  $("key-wrong").hidden = !wrong;
   $("key").focus();
   return new Promise((resolve) => {
     $("key-form").onsubmit = (event) => {
@@ -52,7 +52,7 @@ function ask(wrong) {
       const key = $("key").value.trim();
       $("key").value = "";
       if (!SENDABLE.test(key)) {
-        $("key-wrong").textContent = text("keyWrong");
+        $("key-wrong").hidden = false;
         $("key").focus();
         return;
       }

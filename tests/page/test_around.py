@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from pipeline.package import GOLDEN, STARTER
 from serving.errors import STATUS, internal
-from tests.page.use import choose, failing, needs_chromium, picture
+from tests.page.use import choose, failing, needs_chromium, picture, saying
 from tests.service_helpers import ROOT, served, wait_for
 
 pytestmark = needs_chromium
@@ -165,11 +165,7 @@ def test_the_status_page_shows_what_is_served_and_how_it_goes(page: Page, promot
     assert page.title() == "Unmask：状态"
 
 
-def _saying(body: str) -> Callable[[Route], None]:
-    return lambda route: route.fulfill(body=body)
-
-
-@pytest.mark.parametrize("broken", [failing(internal()), _saying("{"), _saying("{}"), _saying("null")])
+@pytest.mark.parametrize("broken", [failing(internal()), saying("{"), saying("{}"), saying("null")])
 def test_a_drift_report_that_cannot_be_had_leaves_the_other_figures(page: Page, promoted: str, broken: Callable[[Route], None]):
     page.route("**/drift", broken)
     page.goto(f"{promoted}/status")
@@ -191,6 +187,9 @@ def test_the_page_asks_for_the_key_once(guarded: str, browser: Browser):
         page.get_by_role("button", name="Use this key").click()
         if key.strip() != KEY:
             expect(page.get_by_text("did not take that key")).to_be_visible()
+            page.get_by_role("button", name="中文").click()
+            expect(page.get_by_role("alert")).to_have_text("服务没有接受该密钥。")
+            page.get_by_role("button", name="EN").click()
     expect(page.get_by_label("API key")).to_be_hidden()
     expect(page.locator("#curl")).to_have_text(
         f'curl -H "Authorization: Bearer $UNMASK_KEY" -F image=@photo.jpg {guarded}/predict', timeout=20_000

@@ -43,3 +43,8 @@ def failing(error: ApiError) -> Callable[[Route], None]:
     """What answers with an error of the service, as it would."""
     answer = error.response()
     return lambda route: route.fulfill(status=answer.status_code, headers=dict(answer.headers), body=bytes(answer.body))
+
+
+def saying(body: str) -> Callable[[Route], None]:
+    """What answers with this text."""
+    return lambda route: route.fulfill(body=body)
