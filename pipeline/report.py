@@ -63,10 +63,10 @@ def page(
 
 
 def overlay(image: Image.Image, heat: np.ndarray, strength: float = 0.5) -> Image.Image:
-    """The picture with a heat map over it."""
+    """The picture with a heat map over it, in grey: a colour of its own would be taken for heat."""
     smooth = np.asarray(Image.fromarray((heat * 255).astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)) / 255
     weight = strength * smooth[..., None]
-    return Image.fromarray((np.asarray(image) * (1 - weight) + colours(smooth) * weight).astype(np.uint8))
+    return Image.fromarray((np.asarray(image.convert("L"))[..., None] * (1 - weight) + colours(smooth) * weight).astype(np.uint8))
 
 
 def _card(row: pd.Series, subject: Subject) -> dict[str, Any]:

@@ -13,12 +13,15 @@ export function draw(item) {
   const shown = !image.hidden && image.naturalWidth > 0;
   canvas.hidden = !shown || !item?.map;
   $("boxes").replaceChildren();
+  image.style.filter = "";
   if (!shown) return;
 
   // In shares of the picture: on paper it is smaller than on the screen, and no script is asked.
   const { naturalWidth, naturalHeight } = image;
   $("seen").style.setProperty("--ratio", naturalWidth / naturalHeight);
   if (item?.map) heat(canvas, item.map);
+  // The more of the map is shown, the greyer the picture: a colour of its own would be taken for heat.
+  if (item?.map?.heat.flat().some((value) => value > 0)) image.style.filter = `grayscale(${2 * canvas.style.opacity})`;
   const faces = item?.answer?.faces ?? [];
   faces.forEach((face, index) => {
     const box = document.createElement("div");

@@ -43,8 +43,10 @@ def test_the_map_fades_with_the_slider(page: Page):
     slider.focus()
     page.keyboard.press("Home")
     expect(page.locator("#map")).to_have_css("opacity", "0")
+    expect(page.locator("#preview")).to_have_css("filter", "grayscale(0)")
     page.keyboard.press("End")
     expect(page.locator("#map")).to_have_css("opacity", "1")
+    expect(page.locator("#preview")).to_have_css("filter", "grayscale(1)")
 
 
 def test_a_picture_can_be_dropped_and_pasted(page: Page):
