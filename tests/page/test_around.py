@@ -188,7 +188,7 @@ def test_the_page_asks_for_the_key_once(guarded: str, browser: Browser):
         if key.strip() != KEY:
             expect(page.get_by_text("did not take that key")).to_be_visible()
             page.get_by_role("button", name="中文").click()
-            expect(page.get_by_role("alert")).to_have_text("服务没有接受该密钥。")
+            expect(page.get_by_role("alert")).to_have_text("该密钥无效。")
             page.get_by_role("button", name="EN").click()
     expect(page.get_by_label("API key")).to_be_hidden()
     expect(page.locator("#curl")).to_have_text(
