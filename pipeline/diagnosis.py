@@ -130,9 +130,9 @@ def foreignness(reference: pd.DataFrame, window: pd.DataFrame) -> np.ndarray:
 
 
 def _f1(called: np.ndarray, fake: np.ndarray) -> float:
-    """`fake` is 0 or 1, or how likely each is."""
+    """`fake` is 0 or 1, or how likely each is; not defined without a fake, as in pipeline.metrics."""
     both = float(fake[called].sum())
-    return 2 * both / (called.sum() + fake.sum()) if called.any() or fake.any() else float("nan")
+    return 2 * both / (called.sum() + fake.sum()) if fake.any() else float("nan")
 
 
 def _with_share(reference: pd.DataFrame, share: float) -> pd.DataFrame:

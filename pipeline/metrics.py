@@ -32,7 +32,8 @@ def figures(labels: np.ndarray, probabilities: np.ndarray, threshold: float, wei
         weights: (draws, n), how often each image counts; all once if left out.
 
     Returns:
-        precision, recall, f1, accuracy, balanced_accuracy, fpr, auc, ap, eer, ece, brier, nll, each float (draws,), NaN where undefined.
+        precision, recall, f1, accuracy, balanced_accuracy, fpr, auc, ap, eer, ece, brier, nll, each float (draws,), NaN where undefined:
+        without a fake the first three are, whatever is called one.
     """
     labels, probabilities = np.asarray(labels, np.float64), np.asarray(probabilities, np.float64)
     weights = np.ones((1, len(labels))) if weights is None else weights
@@ -56,9 +57,9 @@ def _figures(labels: np.ndarray, probabilities: np.ndarray, threshold: float, we
         total = weights.sum(1)
         recall, fpr = tp / (tp + fn), fp / (fp + tn)
         return {
-            "precision": np.where(tp + fp + fn > 0, tp / np.maximum(tp + fp, 1e-12), np.nan),
+            "precision": np.where(tp + fn > 0, tp / np.maximum(tp + fp, 1e-12), np.nan),
             "recall": recall,
-            "f1": 2 * tp / (2 * tp + fp + fn),
+            "f1": np.where(tp + fn > 0, 2 * tp / (2 * tp + fp + fn), np.nan),
             "accuracy": (tp + tn) / total,
             "balanced_accuracy": (recall + 1 - fpr) / 2,
             "fpr": fpr,

@@ -184,8 +184,10 @@ def test_images_of_a_group_count_as_one():
 
 
 def test_one_class_leaves_undefined_figures_empty():
-    found = judge(np.zeros(20, int), np.linspace(0, 1, 20), np.arange(20), 0.5, draws=100, seed=0)
-    assert found["auc"]["value"] is None and found["recall"]["value"] is None and found["accuracy"]["value"] == 0.5
+    nothing = Figure(value=None, low=None, high=None)
+    for highest, accuracy in ((1, 0.5), (0.4, 1)):  # with false alarms and without
+        found = judge(np.zeros(20, int), np.linspace(0, highest, 20), np.arange(20), 0.5, draws=100, seed=0)
+        assert all(found[name] == nothing for name in ("auc", "ap", "recall", "precision", "f1")) and found["accuracy"]["value"] == accuracy
 
 
 def test_the_temperature_makes_overconfident_scores_honest():

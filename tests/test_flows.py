@@ -142,7 +142,8 @@ def test_gates_bound_any_figure_and_name_those_there_are():
     evaluation = {"test": {"f1": {"value": 0.8, "low": 0.7}}, "n": 9, "unseen_worst": "swap"}
     verdicts = gates.judge({"test.f1.low": Bound(min=0.7), "n": Bound(max=8)}, evaluation)
     assert [verdict.passed for verdict in verdicts] == [True, False]
-    assert not gates.judge({"test.f1.low": Bound(min=0.1)}, {"test": {"f1": {"low": None}}})[0].passed
+    (undefined,) = gates.judge({"test.f1.low": Bound(min=0.1)}, {"test": {"f1": {"low": None}}})
+    assert not undefined.passed and str(undefined).startswith("failed: not defined")
     for wrong in ("test.f2.low", "test", "unseen_worst"):
         with pytest.raises(StageError, match=r"test\.f1\.low|low"):
             gates.judge({wrong: Bound(min=0.1)}, evaluation)
