@@ -56,7 +56,10 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
             _check_shapes(found["mismatched_keys"], before.num_labels, settings)
             if not found["mismatched_keys"] and not any("classifier" in name for name in found["missing_keys"]):
                 _order_outputs(model, before.id2label)
-            return _with_its_head(model), AutoImageProcessor.from_pretrained(settings.name)
+            processor = AutoImageProcessor.from_pretrained(settings.name)
+            if _side(model.config) != _side(before):  # what was asked for, of a network that takes any size
+                _resize(processor, _side(model.config))
+            return _with_its_head(model), processor
         if settings.name in CONFIG_MAPPING:
             config = AutoConfig.for_model(settings.name, **HEAD, **settings.config)
         else:
@@ -169,6 +172,13 @@ def _with_its_head(model: PreTrainedModel) -> PreTrainedModel:
     if getattr(model.config, "normalised_features", False):
         normalise_features(model)
     return model
+
+
+def _resize(processor: Any, side: int) -> None:
+    """Make a processor give squares of another side, in place."""
+    for name in ("size", "crop_size"):
+        if before := getattr(processor, name, None):
+            setattr(processor, name, dict.fromkeys(dict(before), side))
 
 
 def _side(config: Any) -> int:

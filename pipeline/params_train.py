@@ -12,7 +12,7 @@ class Model(Section):
 
     name: str = Field(description="hub name, local folder or, with init scratch, a transformers model type such as `vit`")
     init: Literal["pretrained", "scratch"]
-    config: dict[str, Any] = Field(default_factory=dict, description="overrides of the transformers config")
+    config: dict[str, Any] = Field(default_factory=dict, description="overrides of the transformers config; `image_size` is the input's")
 
 
 class Lora(Section):

@@ -6,12 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForImageClassification, ViTImageProcessorPil, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    BitImageProcessorPil,
+    ConvNextImageProcessorPil,
+    ViTImageProcessorPil,
+    set_seed,
+)
 
 from pipeline import model
 from pipeline.convert import to_onnx, to_openvino
 from pipeline.errors import StageError
 from pipeline.params import Model
+from pipeline.preprocess import Preprocess
 from tests.recipes.small import SIDE, VIT, ZOO
 
 PVT = {"image_size": SIDE, "hidden_sizes": [8, 8, 8, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
@@ -23,6 +31,27 @@ def test_a_pretrained_network_keeps_its_shapes(tmp_path: Path):
     model.save(network, processor, tmp_path)
     with pytest.raises(StageError, match=r"shape is another one in .* of vit.embeddings.position_embeddings"):
         model.build(Model(name=str(tmp_path), init="pretrained", config={"image_size": 48}))
+
+
+@pytest.mark.parametrize("name", ["convnextv2", "swin"])
+@pytest.mark.parametrize(
+    ("processor", "keep_aspect"),
+    [
+        (ViTImageProcessorPil(size={"height": SIDE, "width": SIDE}), False),
+        (ConvNextImageProcessorPil(size={"shortest_edge": SIDE}), True),
+        (BitImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": SIDE, "width": SIDE}), True),
+    ],
+    ids=["square", "shortest edge", "crop"],
+)
+def test_a_pretrained_network_for_any_size_is_shown_the_size_that_is_asked_for(
+    tmp_path: Path, name: str, processor: Any, keep_aspect: bool
+):
+    network, _ = model.build(Model(name=name, init="scratch", config=ZOO[name]))
+    model.save(network, processor, tmp_path / "before")
+    for config, side in (({}, SIDE), ({"image_size": 64}, 64)):
+        model.save(*model.build(Model(name=str(tmp_path / "before"), init="pretrained", config=config)), tmp_path / "after")
+        preprocess = Preprocess.load(tmp_path / "after")
+        assert preprocess.size == side and preprocess.keep_aspect is keep_aspect
 
 
 @pytest.mark.parametrize(
