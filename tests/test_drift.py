@@ -168,10 +168,12 @@ def test_the_page_names_what_shifted_and_shows_pictures_that_were_kept(tmp_path)
     picture(tmp_path / "kept.png", seed=1)
     report = {"version": 3, "share_of_fakes": 0.5} | compare(reference, window, SETTINGS)
     report["kind"] = diagnosis.kind(reference, window, report, SETTINGS)
-    report["f1"] = {"expected": diagnosis.expected_f1(window["probability_fake"].to_numpy(), 0.5), "measured": None, "tested": None}
+    measured = diagnosis.measured_f1(window, {window["id"].iloc[0]: 1}, 0.0)  # by one answer, which has no interval
+    report["f1"] = {"expected": diagnosis.expected_f1(window["probability_fake"].to_numpy(), 0.5), "measured": measured, "tested": None}
     report["challenger"] = {"version": "9", "n": 1234, "agreement": 0.9, "difference": -0.02, "verdicts": {"real": {"real": 3}}}
     report["challenger"]["labelled"] = {"n": 5, "champion": 2, "challenger": 4, "p_value": 0.5}
     text = page(report, reference, window, {"7": tmp_path / "kept.png", "8": tmp_path / "gone.png"})
+    assert re.search(r"users labelled</span><b>1.000</b><small>[^0-9]*1 answers", text)
     assert "Camera or compression" in text and text.index("<td>brightness") < text.index("<td>height")
     assert not re.search(r"(src|href)=.http", text) and "data:image/png" in text and text.count("<svg") == 8
     assert diagnosis.foreignness(reference, window).argmax() == 7
