@@ -12,7 +12,11 @@ if TYPE_CHECKING:  # importing torch takes seconds, which a service on a CPU doe
 
 
 class Preprocess(BaseModel):
-    """Resize to a square and normalise, as the transformers image processor of the model would.
+    """Resize to a square and normalise, as the transformers image processor of the model would, but for the margin that some cut away.
+
+    One that resizes to more than the model's input and crops the middle (DINOv2 256 to 224, MobileNetV2, ConvNeXt's `crop_pct`) shows
+    the model 77% of the square. Here it is the whole square at the input's size: a face fills its picture, and forgeries have seams at
+    the borders too.
 
     Attributes:
         size: side of the model's input in pixels.
