@@ -245,7 +245,8 @@ def _ranking(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dic
     p, n = tp[:, -1:], fp[:, -1:]
     auc = ((tp - positive / 2) * negative).sum(1) / (p * n)[:, 0]
     precision = np.where(tp + fp > 0, tp / np.maximum(tp + fp, 1e-12), 0)
-    ap = np.where(p[:, 0] > 0, (positive * precision).sum(1) / np.maximum(p[:, 0], 1e-12), np.nan)
+    both = (p > 0) & (n > 0)  # without a real any ranking would be the best there is
+    ap = np.where(both[:, 0], (positive * precision).sum(1) / np.maximum(p[:, 0], 1e-12), np.nan)
     miss, alarm = 1 - tp / p, fp / n
     closest = np.argmin(np.where(np.isnan(miss - alarm), np.inf, np.abs(miss - alarm)), axis=1)[:, None]
     eer = (np.take_along_axis(miss, closest, 1) + np.take_along_axis(alarm, closest, 1))[:, 0] / 2

@@ -135,7 +135,7 @@ def test_a_figure_made_of_shares_is_no_surer_than_they_are():
     assert uneven["f1"]["low"] == uneven["auc"]["low"] == pytest.approx(fakes, abs=1e-5)
     assert uneven["balanced_accuracy"]["low"] == pytest.approx((fakes + reals) / 2, abs=1e-5)
     alone = judge(np.ones(20, int), np.full(20, 0.9), np.arange(20), 0.5, 200, 0)
-    assert alone["f1"]["low"] == pytest.approx(0.025 ** (1 / 20), abs=1e-5) and alone["auc"]["value"] is None
+    assert alone["f1"]["low"] == pytest.approx(0.025 ** (1 / 20), abs=1e-5) and alone["auc"]["value"] is alone["ap"]["value"] is None
     labels, scores = simulated(np.random.default_rng(8), 200)
     unlike = judge(labels, scores, np.arange(200), 0.5, 200, 0)
     assert all(unlike[name]["low"] < unlike[name]["value"] < unlike[name]["high"] for name in ("f1", "auc", "balanced_accuracy", "ap"))
