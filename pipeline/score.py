@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Set
@@ -23,15 +24,30 @@ BATCH = 16
 def find(paths: Iterable[Path]) -> Iterator[Path]:
     """The files to score: each given file, and every file below each given folder, in alphabetical order; hidden ones are left out.
 
-    A path that does not exist comes out as it is, so that it becomes a row with its error.
+    Links to folders are followed, but not back into a folder that they stand in. A path that does not exist, and a folder that cannot be
+    read, come out as they are, so that they become rows with their errors.
     """
     for path in paths:
-        if not path.is_dir():
+        if path.is_dir():
+            yield from _below(path, frozenset())
+        else:
             yield path
-            continue
-        for folder, folders, names in os.walk(path):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
+
+
+def _below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208 - a million Paths take seconds
+    except OSError:
+        yield folder
+        return
+    folders = [name for name in names if os.path.isdir(folder / name)]  # noqa: PTH112 - pathlib raises where it may not look
+    inner = set(folders)
+    yield from (folder / name for name in names if name not in inner)
+    for name in folders:
+        yield from _below(folder / name, above | {here})
 
 
 def _inputs(paths: Iterable[Path], made: Set[Path]) -> Iterator[Path]:
@@ -92,6 +108,8 @@ def main() -> None:
         total = sum(1 for _ in _inputs(arguments.paths, made))
         rows = tqdm(score(detector, _inputs(arguments.paths, made)), total=total, desc="score", unit="image")
         if part is None:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(errors="surrogateescape")  # for names that are no UTF-8
             _write(rows, sys.stdout)
             sys.stdout.flush()
             return

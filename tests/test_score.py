@@ -1,6 +1,7 @@
 """Batch scoring from the command line."""
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,22 @@ def test_one_row_an_input_and_an_unreadable_file_is_a_row(tmp_path: Path, packag
     assert all(row["verdict"] in ("real", "fake", "uncertain") and not row["error"] for row in rows[:20])
     alone = Detector.load(package).predict([read(folder / "07.png")])[0]
     assert float(rows[7]["probability_fake"]) == pytest.approx(alone.probability_fake, abs=2e-6)
+
+
+def test_odd_names_and_links_are_rows_like_any_other(tmp_path: Path, package: Path):
+    for place in ("in", "elsewhere"):
+        (tmp_path / place).mkdir()
+        Image.new("RGB", (64, 64)).save(tmp_path / place / f"{place}.png")
+    (tmp_path / "in" / "in.png").rename(tmp_path / "in" / os.fsdecode(b"\xff.png"))
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "circle").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "self").symlink_to("self")
+    command = (*SCORE, str(tmp_path / "in"), "--package", str(package))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"})
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(done.stdout.decode(errors="surrogateescape").splitlines()))
+    assert [os.fsencode(Path(row["path"]).name) for row in rows] == [b"self", b"\xff.png", b"elsewhere.png"]
+    assert [bool(row["error"]) for row in rows] == [True, False, False]
 
 
 def test_a_table_in_the_folder_that_is_scored_is_no_input(tmp_path: Path, package: Path):
