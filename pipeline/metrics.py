@@ -107,6 +107,7 @@ def judge(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, thr
 
 def judge_drawn(labels: np.ndarray, probabilities: np.ndarray, threshold: float, weights: np.ndarray) -> dict[str, Figure]:
     """Every figure of `figures` with its 95% interval from draws that were made before, see `group_weights`."""
+    weights, names = _of_several(weights)
     value, drawn = figures(labels, probabilities, threshold), figures(labels, probabilities, threshold, weights)
     drawn["ece"] = _centred(value["ece"], drawn["ece"])
     fake, called = np.asarray(labels) == 1, np.asarray(probabilities) >= threshold
@@ -116,18 +117,24 @@ def judge_drawn(labels: np.ndarray, probabilities: np.ndarray, threshold: float,
         "fpr": (called, ~fake),
         "accuracy": (called == fake, np.full(len(fake), True)),
     }
-    found, drawn_as = {name: interval(value[name], drawn[name]) for name in value}, _names(weights)
-    found |= {name: _exact(found[name], hits[of], drawn_as[of]) for name, (hits, of) in shares.items()}
-    return found | _bounded(found, min(len(np.unique(drawn_as[of])) for of in (fake, ~fake)))
+    found = {name: interval(value[name], drawn[name]) for name in value}
+    found |= {name: _exact(found[name], hits[of], names[of]) for name, (hits, of) in shares.items()}
+    return found | _bounded(found, min(len(np.unique(names[of])) for of in (fake, ~fake)))
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> Figure:
     """The mean of values, float or bool (n,), with its 95% interval from weights (draws, n); null without values."""
-    values = np.asarray(values)
+    values, (weights, names) = np.asarray(values), _of_several(weights)
     with np.errstate(invalid="ignore"):
         drawn = [block @ values.astype(np.float64) / block.sum(1) for block in blocks(weights)]
         found = interval(values.sum(keepdims=True) / np.float64(len(values)), np.concatenate(drawn))
-    return _exact(found, values, _names(weights)) if values.dtype == bool else found
+    return _exact(found, values, names) if values.dtype == bool else found
+
+
+def _of_several(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (draws, n) without the draws if all images are of one group, as in a small slice; and float (n,), equal within a group."""
+    names = _names(weights)
+    return weights if len(np.unique(names)) > 1 else weights[:0], names
 
 
 def _names(weights: np.ndarray) -> np.ndarray:

@@ -95,6 +95,9 @@ def test_one_group_says_nothing_of_how_sure_a_figure_is():
     for name, figure in judge(labels, scores, np.zeros(50), 0.5, draws=100, seed=0).items():
         assert figure["value"] is not None and figure["low"] is None and figure["high"] is None, name
     assert "no interval" in figure_text(judge(labels, scores, np.zeros(50), 0.5, draws=100, seed=0)["auc"])
+    part = group_weights(np.repeat([0, 1, 2], [50, 20, 20]), 100, 0)[:, :50]  # a slice of an evaluation of several groups
+    for figure in (*judge_drawn(labels, scores, 0.5, part).values(), mean(scores, part), mean(labels == 1, part)):
+        assert figure["value"] is not None and figure["low"] is None and figure["high"] is None
 
 
 def test_a_figure_in_words_says_what_is_not_known():
