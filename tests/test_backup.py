@@ -285,17 +285,6 @@ def test_what_was_moved_to_another_disk_is_backed_up(project: Path, tmp_path: Pa
     assert [said.id for said in feedback.read(Path("var/feedback"))] == ["an answer"] and list(Path("var/feedback/images").iterdir())
 
 
-def test_make_clean_keeps_what_users_said_people_labelled_and_brought(tmp_path: Path):
-    run(tmp_path, "make", "--file", str(ROOT / "Makefile"), "clean")  # and minds no folder that is missing
-    brought = ("var/feedback/feedback.jsonl", "var/labelling/2026-01-31/manifest.csv", "data/faces/real/a.jpg")
-    kept = {made(tmp_path / name) for name in brought}
-    gone = {made(tmp_path / name) for name in ("var/predictions.db", "var/.hidden", "var/checkpoints/1/weights", "data/raw/a", "mlflow.db")}
-    for file in kept | gone:
-        file.write_text("something")
-    run(tmp_path, "make", "--file", str(ROOT / "Makefile"), "clean")
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == kept
-
-
 def content(folder: Path) -> dict[Path, bytes]:
     """Every file, but for what git and DVC keep for themselves."""
     paths = {path: path.relative_to(folder).parts for path in folder.rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""What `make` does before there is a .venv."""
+"""What `make` does before there is a .venv, and what `make clean` leaves."""
 
 import shutil
 from pathlib import Path
@@ -23,3 +23,15 @@ def test_a_venv_that_was_made_by_half_is_made_anew(tmp_path: Path):
     (tmp_path / "ensurepip").touch()
     assert "installs install" in run(tmp_path, "make", "install", "PYTHON=./python")
     assert "installs" not in run(tmp_path, "make", "install", "PYTHON=./python")
+
+
+def test_make_clean_keeps_what_users_said_people_labelled_and_brought(tmp_path: Path):
+    run(tmp_path, "make", "--file", str(ROOT / "Makefile"), "clean")  # and minds no folder that is missing
+    brought = ("var/feedback/feedback.jsonl", "var/labelling/2026-01-31/manifest.csv", "data/faces/real/a.jpg")
+    kept = {tmp_path / name for name in brought}
+    gone = {tmp_path / name for name in ("var/predictions.db", "var/.hidden", "var/checkpoints/1/weights", "data/raw/a", "mlflow.db")}
+    for file in kept | gone:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("something")
+    run(tmp_path, "make", "--file", str(ROOT / "Makefile"), "clean")
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == kept
