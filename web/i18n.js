@@ -36,8 +36,8 @@ export function translate() {
 /** Let the element with this id say this. */
 export const say = (id, words) => put(document.getElementById(id), words);
 
-/** What an element says already stays untouched: a live region would be read out again. */
-function put(element, words) {
+/** What an element says already stays untouched: a live region would be read out again, and a long list laid out. */
+export function put(element, words) {
   if (element.textContent !== words) element.textContent = words;
 }
 

@@ -1,6 +1,6 @@
 // The list of all pictures of this visit, and its export.
 
-import { describe, percents, text } from "./i18n.js";
+import { describe, percents, put, text } from "./i18n.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -47,8 +47,8 @@ function fill({ row: made, answer, problem }, chosen) {
   button.setAttribute("aria-current", String(chosen));
   const said = button.querySelector(".said");
   said.className = `said ${answer?.verdict ?? (problem ? "bad" : "")}`;
-  said.textContent = answer ? text(answer.verdict) : problem ? describe(problem).title : text("waitingShort");
-  button.querySelector(".number").textContent = answer ? percents(answer.probability_fake, answer.thresholds)[0] : "";
+  put(said, answer ? text(answer.verdict) : problem ? describe(problem).title : text("waitingShort"));
+  put(button.querySelector(".number"), answer ? percents(answer.probability_fake, answer.thresholds)[0] : "");
 }
 
 /** Save the answers as a CSV file, one row a picture. */
