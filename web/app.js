@@ -243,7 +243,10 @@ $("copy").addEventListener("click", async () => {
   await navigator.clipboard.writeText("make run");
   $("copy").textContent = text("copied");
 });
-addEventListener("paste", (event) => choose(unpack(event.clipboardData)));
+addEventListener("paste", (event) => {
+  // What office programs copy is text and a picture of it.
+  if (!event.target.matches?.("textarea, input") || !event.clipboardData.types.includes("text/plain")) choose(unpack(event.clipboardData));
+});
 addEventListener("resize", () => draw(state.selected));
 addEventListener("dragover", (event) => {
   event.preventDefault();

@@ -56,6 +56,21 @@ def test_a_picture_can_be_dropped_and_pasted(page: Page):
         expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
 
 
+def test_text_pasted_into_the_comment_is_no_picture_even_if_it_comes_with_one(page: Page):
+    choose(page, "me.png", picture())
+    expect(page.locator("#said")).to_be_visible(timeout=20_000)
+    page.get_by_text("This is wrong").click()
+    paste = """comment => {
+        const transfer = new DataTransfer();
+        transfer.setData("text/plain", "I took it");
+        transfer.items.add(new File([new Uint8Array(9)], "image.png", { type: "image/png" }));
+        comment.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true }));
+    }"""
+    page.get_by_label("How do you know?").evaluate(paste)
+    expect(page.locator("#name")).to_have_text("me.png")
+    expect(page.locator("#rows li")).to_have_count(1)
+
+
 def test_every_face_has_its_figure_in_sight_and_the_number_of_the_list(page: Page):
     boxes = [(2, 0, 30, 40), (-5, 4, 20, 30), (80, 60, 10, 40)]  # at the top, out of the left, narrow at the right
     _choose_with_faces(page, "many.png", boxes)
