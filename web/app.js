@@ -13,9 +13,10 @@ const LONGEST = 60;  // a proxy may ask for hours of patience, and the service b
 const $ = (id) => document.getElementById(id);
 
 // `served` is what /model says: undefined until the service was asked, null if it has no model or cannot be asked; why is `trouble`.
+// `saved` is whether nothing was judged since the last CSV file.
 // An item: file, url; later answer or problem, and held, the problem that it waits for to pass; map and mapState for what was looked at;
 // telling, told or tellProblem for feedback.
-const state = { items: [], selected: null, served: undefined, trouble: null, watching: 0, working: 0 };
+const state = { items: [], selected: null, served: undefined, trouble: null, watching: 0, working: 0, saved: true };
 
 function form(fields) {
   const body = new FormData();
@@ -54,6 +55,7 @@ async function work() {
   for (let [item] = waiting(); item; [item] = waiting()) {
     item.started = true;
     await judge(item);
+    state.saved = false;
     if (item === state.selected) explain(item);
     announce(item);
     show();
@@ -233,7 +235,13 @@ for (const button of document.querySelectorAll("[data-card]")) button.addEventLi
 $("opacity").addEventListener("input", () => draw(state.selected));
 $("feedback").addEventListener("submit", tell);
 $("again").addEventListener("click", again);
-$("csv").addEventListener("click", () => exportCsv(state.items));
+$("csv").addEventListener("click", () => {
+  exportCsv(state.items);
+  state.saved = true;
+});
+addEventListener("beforeunload", (event) => {
+  if (state.items.length > 1 && !state.saved) event.preventDefault();  // the browser asks: these answers are nowhere else
+});
 $("clear").addEventListener("click", () => {
   for (const item of state.items) URL.revokeObjectURL(item.url);
   Object.assign(state, { items: [], selected: null });

@@ -140,3 +140,17 @@ def _drop(page: Page, *paths: Path) -> None:
     session = page.context.new_cdp_session(page)
     for kind in ("dragEnter", "dragOver", "drop"):
         session.send("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 300, "data": data})
+
+
+def test_answers_to_many_pictures_are_not_left_by_a_slip(page: Page):
+    page.locator("#file").set_input_files([{"name": f"{name}.png", "mimeType": "image/png", "buffer": picture()} for name in "ab"])
+    expect(page.get_by_text("2 of 2 done", exact=True).first).to_be_visible(timeout=30_000)
+    leave = page.get_by_role("link", name="Status of the service")
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    with page.expect_event("dialog"):
+        leave.click(no_wait_after=True)
+    expect(page.locator("#rows li")).to_have_count(2)
+    with page.expect_download():
+        page.get_by_role("button", name="Save as CSV").click()
+    leave.click()
+    expect(page.get_by_role("heading", name="Status")).to_be_visible()
