@@ -63,8 +63,8 @@ function showAnswer(answer) {
   $("legend-fake").textContent = text("above", { bound: high });
   $("meaning").textContent = text("meaning", { percent: figure });
   const several = answer.faces.length > 1 ? answer.faces : [];
-  $("faces").replaceChildren(...several.map((face, index) =>
-    element("li", text("face", { number: index + 1, percent: percents(face.probability_fake, answer.thresholds)[0] }), side(face.probability_fake, answer.thresholds))));
+  $("faces").replaceChildren(...several.map(({ probability_fake: share }, index) =>
+    element("li", text("face", { number: index + 1, percent: percents(share, answer.thresholds)[0], verdict: text(side(share, answer.thresholds)) }))));
   $("warnings").replaceChildren(...answer.warnings.map((name) => element("li", has(`warning_${name}`) ? text(`warning_${name}`) : name)));
   showCredentials(answer.credentials);
   const { version, created, run_id, data_md5, git_commit } = answer.model;
@@ -116,9 +116,8 @@ function showFeedback(item) {
   say("feedback-said", item.told ? text("wrong_thanks") : failed ? `${text("wrong_failed")} ${failed.title} ${failed.hint}` : "");
 }
 
-function element(tag, content, kind = "") {
+function element(tag, content) {
   const made = document.createElement(tag);
   made.textContent = content;
-  if (kind) made.className = kind;
   return made;
 }

@@ -39,7 +39,7 @@ export default {
   mapFailed: "There is no heat map for this picture.",
   noPreview: "The browser cannot show this format. The verdict is not affected.",
   details: "Model and request",
-  face: "Face {number}: {percent} likely fake",
+  face: "Face {number}: {percent} · {verdict}",
   about: "Model version {version}, made {date}.",
   aboutStarter: "Starter model, made {date}: a research demonstration that comes with Unmask. Do not rely on it; train one on faces of your own.",
   card: "Model card",

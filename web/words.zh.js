@@ -38,7 +38,7 @@ export default {
   mapFailed: "这张图片没有热力图。",
   noPreview: "浏览器无法显示此格式，判断结果不受影响。",
   details: "模型与请求",
-  face: "人脸 {number}：伪造概率 {percent}",
+  face: "人脸 {number}：{percent} · {verdict}",
   about: "模型版本 {version}，制作于 {date}。",
   aboutStarter: "起步模型，制作于 {date}：随 Unmask 附带的研究演示。请勿依赖它；请用您自己的人脸数据训练模型。",
   card: "模型说明",
