@@ -82,5 +82,5 @@ export function describe(error) {
 
 /** An answer in a sentence, for who does not see the page. */
 export function announceable({ verdict, probability_fake, thresholds }) {
-  return `${text(verdict)}, ${percents(probability_fake, thresholds)[0]} ${text("probability")}`;
+  return text("announced", { verdict: text(verdict), percent: percents(probability_fake, thresholds)[0] });
 }

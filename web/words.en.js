@@ -20,6 +20,7 @@ export default {
   real: "Likely real",
   uncertain: "Cannot tell",
   probability: "calibrated probability of a fake",
+  announced: "{verdict}, {percent} calibrated probability of a fake",
   below: "below {bound}",
   between: "{low} to {high}",
   above: "{bound} and above",

@@ -36,7 +36,7 @@ def test_it_speaks_chinese_and_remembers(page: Page):
     choose(page, "me.png", picture())
     expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
     page.get_by_role("button", name="中文").click()
-    expect(page.get_by_role("heading", name="可能是伪造")).to_be_visible()
+    expect(page.get_by_role("heading", name="可能是伪造的")).to_be_visible()
     assert page.locator("html").get_attribute("lang") == "zh-CN"
     page.reload()
     expect(page.get_by_role("button", name="选择图片")).to_be_visible()
@@ -112,7 +112,7 @@ def test_the_model_card_is_a_page_of_its_own_in_both_languages(page: Page, promo
     expect(page.get_by_role("cell", name="0.500")).to_be_visible()
     assert page.title() == "Model card"
     page.get_by_role("button", name="中文").click()
-    expect(page.get_by_text("信任该模型之前应当了解的内容")).to_be_visible()
+    expect(page.get_by_text("使用该模型前应了解的信息")).to_be_visible()
     page.get_by_role("link", name="返回主页").click()
     expect(page.get_by_role("heading", name="这张脸是真的吗")).to_be_visible()
 

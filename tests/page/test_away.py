@@ -125,7 +125,7 @@ def test_a_dropped_folder_is_left_out(page: Page, tmp_path: Path):
     expect(folders).to_be_visible()
     expect(page.locator("#result")).to_be_hidden()
     page.get_by_role("button", name="中文").click()
-    expect(page.get_by_role("alert")).to_contain_text("无法放入文件夹")
+    expect(page.get_by_role("alert")).to_contain_text("无法添加文件夹")
     page.get_by_role("button", name="EN").click()
     _drop(page, tmp_path / "album", tmp_path / "me.png")
     expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
