@@ -28,6 +28,12 @@ function row(item, select) {
   button.type = "button";
   button.className = "row";
   button.addEventListener("click", () => select(item));
+  button.addEventListener("keydown", (event) => {
+    const next = { ArrowDown: made.nextElementSibling, ArrowUp: made.previousElementSibling }[event.key];
+    if (!next) return;
+    event.preventDefault();  // of scrolling
+    next.firstChild.focus();
+  });
   const thumbnail = document.createElement("img");
   Object.assign(thumbnail, { src: item.url, alt: "", width: 48, height: 48, loading: "lazy", decoding: "async" });
   thumbnail.onerror = () => thumbnail.classList.add("none");
@@ -45,6 +51,7 @@ function row(item, select) {
 function fill({ row: made, answer, problem }, chosen) {
   const button = made.firstChild;
   button.setAttribute("aria-current", String(chosen));
+  button.tabIndex = chosen ? 0 : -1;  // one stop for the tab key, not hundreds on the way to the answer; the arrows go through the rows
   const said = button.querySelector(".said");
   said.className = `said ${answer?.verdict ?? (problem ? "bad" : "")}`;
   put(said, answer ? text(answer.verdict) : problem ? describe(problem).title : text("waitingShort"));

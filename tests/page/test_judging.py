@@ -152,10 +152,14 @@ def test_many_pictures_get_a_row_each_and_a_csv_file(page: Page):
     expect(rows.nth(1)).to_contain_text("This file is not a picture that can be read")
 
     page.evaluate("window.laid = 0; new MutationObserver(() => laid += 1).observe(rows, {subtree: true, childList: true})")
-    rows.nth(2).get_by_role("button").focus()
-    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Clear").focus()
+    for key in ("Tab", "ArrowDown", "ArrowDown", "ArrowUp", "ArrowDown", "Enter"):
+        page.keyboard.press(key)
     expect(page.locator("#name")).to_have_text('c, "d".png')
     expect(page.get_by_text("The picture is very small")).to_be_visible()
+    expect(page.get_by_label("Attention map")).to_be_enabled(timeout=20_000)
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Attention map")).to_be_focused()
     rows.nth(1).get_by_role("button").click()
     expect(page.get_by_role("alert")).to_contain_text("b;=1+1.txt: This file is not a picture")
     assert page.evaluate("laid") == 0  # rows that say what they said: with hundreds of them each choice would take seconds otherwise
