@@ -18,7 +18,7 @@ from flows.notifications import send
 from flows.registry import Version
 from flows.store import find_champion, retried
 from pipeline import copies, diagnosis, feedback, labelling, package, predictions, shadow, trust
-from pipeline.drift import compare, shifted
+from pipeline.drift import nearest, references, shifted
 from pipeline.drift_page import page
 from pipeline.errors import StageError
 from pipeline.labels import LABEL2ID
@@ -59,8 +59,8 @@ def drift() -> State[Any]:
     if len(window) < settings.min_window:
         message = f"{len(window)} of {settings.min_window} answers needed: not enough data to say anything"
         return Completed(name="NotEnoughData", message=message)
-    reference = pd.read_parquet(found.path / "reference.parquet")
-    report = {"version": version.number} | check(reference, window, settings)
+    reference, report = check(references(found.path), window, settings)
+    report = {"version": version.number} | report
     labels = {line.id: LABEL2ID[line.label] for line in trust.judge(said, source).counted}
     report["f1"] = f1(found, reference, window, report, labels)
     report["challenger"] = shadow.compared(predictions.beside(var_folder() / predictions.FILE, version.digest, settings.max_window), labels)
@@ -102,10 +102,10 @@ def fetch_package(version: Version) -> Package:
         return package.verify(registry.download(version, folder))
 
 
-def check(reference: pd.DataFrame, window: pd.DataFrame, settings: Drift) -> dict[str, Any]:
-    """The test's report with the kind of drift, which is None without one, and the estimated share of fakes."""
-    report = compare(reference, window, settings)
-    return report | {
+def check(references: list[pd.DataFrame], window: pd.DataFrame, settings: Drift) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The nearest reference, and the test's report with the kind of drift, which is None without one, and the estimated share of fakes."""
+    reference, report = nearest(references, window, settings)
+    return reference, report | {
         "kind": diagnosis.kind(reference, window, report, settings) if report["drift"] else None,
         "share_of_fakes": diagnosis.share_of_fakes(reference, window),
     }

@@ -5,13 +5,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from flows import journal, registry
 from flows.drift import fetch_package
 from pipeline import feedback, labelling, predictions
 from pipeline.champion_source import CHAMPION
 from pipeline.diagnosis import foreignness
+from pipeline.drift import nearest, references
 from pipeline.lineage import lineage
 from pipeline.params import Params
 from pipeline.params_loop import Retrain
@@ -61,7 +60,7 @@ def label_next(params: Params) -> Path | None:
     if champion is not None and champion.digest and statements:
         window = predictions.newest(var_folder() / predictions.FILE, champion.digest, params.drift.max_window)
         if len(window):
-            reference = pd.read_parquet(fetch_package.fn(champion).path / "reference.parquet")
+            reference, _ = nearest(references(fetch_package.fn(champion).path), window, params.drift)
             distances = dict(zip(window["id"], foreignness(reference, window).tolist(), strict=True))
     put = labelling.export(folder, statements, kept / feedback.IMAGES, distances, params.retrain.label_next)
     return folder if put else None

@@ -5,6 +5,7 @@ measured as the real one was. So the false-alarm rate holds at any window size, 
 each other. It holds over references as well as windows: checks against one reference share its luck.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.spatial.distance import pdist
 from scipy.stats import rankdata
 
 from pipeline import params_loop
+from pipeline.package import REFERENCE
 from pipeline.predictions import STATISTICS
 
 SCALARS = ("probability_fake", *STATISTICS)
@@ -83,6 +85,25 @@ def compare(reference: pd.DataFrame, window: pd.DataFrame, settings: params_loop
     if "verdict" in window:
         report["verdicts"] = window["verdict"].value_counts(normalize=True).to_dict()
     return report
+
+
+def references(folder: Path) -> list[pd.DataFrame]:
+    """What a package says of images that training has not seen, with the columns of `measures`: in 32 bits, and in fewer."""
+    return [pd.read_parquet(path) for path in sorted(folder.glob(REFERENCE.format("*")), key=lambda path: (len(path.name), path.name))]
+
+
+def nearest(references: list[pd.DataFrame], window: pd.DataFrame, settings: params_loop.Drift) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The reference that the window looks most like, and the report of their comparison.
+
+    The log does not say in which precision an answer was given. More references make no more false alarms: the window has to differ
+    from all of them.
+    """
+
+    def likeness(found: tuple[pd.DataFrame, dict[str, Any]]) -> tuple[float, float]:
+        _, report = found
+        return report["p_value"], -next((row["value"] for row in report["statistics"] if row["kind"] == "auc"), 0.0)
+
+    return max(((reference, compare(reference, window, settings)) for reference in references), key=likeness)
 
 
 def shifted(report: dict[str, Any]) -> list[str]:

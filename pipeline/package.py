@@ -24,6 +24,9 @@ or preprocessing by more."""
 GRAPH, INT8, ONNX = "graph/openvino.xml", "graph/int8.xml", "graph/model.onnx"
 """In 32 bits; in 8, where that costs nothing; and for other runtimes."""
 
+REFERENCE = "reference{}.parquet"
+"""What drift compares traffic with, as the network says it in 32 bits, in `-int8` and in `-bf16`."""
+
 FACES = "faces.onnx"
 """The face detector that training cut its images out with, if it did."""
 

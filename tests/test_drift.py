@@ -12,7 +12,7 @@ from scipy.special import expit
 from scipy.stats import binom, ks_2samp
 
 from pipeline import diagnosis
-from pipeline.drift import SCALARS, compare, psi, shifted
+from pipeline.drift import SCALARS, compare, nearest, psi, references, shifted
 from pipeline.drift_page import page
 from pipeline.metrics import figures
 from pipeline.params import ParamsError, check_params, load_params
@@ -60,6 +60,26 @@ def test_a_shift_of_the_embedding_alone_is_found():
         window = sample(rng, 300)
         window["embedding"] = [change(row).astype(np.float32) for row in window["embedding"]]
         assert found_first(compare(sample(rng, 300), window, SETTINGS)) == "embedding", name
+
+
+def test_answers_in_another_precision_that_the_package_knows_are_no_drift(tmp_path):
+    def rounded(rows: pd.DataFrame) -> pd.DataFrame:
+        """As fewer bits move the embeddings: each by nearly the same."""
+        return rows.assign(embedding=[row + np.eye(DIMENSIONS, dtype=np.float32)[0] for row in rows["embedding"]])
+
+    rng = np.random.default_rng(0)
+    sample(rng, 300).to_parquet(tmp_path / "reference.parquet")
+    (full,) = references(tmp_path)
+    window = rounded(sample(rng, 300))
+    assert compare(full, window, SETTINGS)["drift"]
+    rounded(sample(rng, 300)).to_parquet(tmp_path / "reference-int8.parquet")
+    full, less = known = references(tmp_path)
+    for there, expected in ((window, less), (sample(rng, 300), full)):
+        found, report = nearest(known, there, SETTINGS)
+        assert found is expected and not report["drift"]
+    dark = window.assign(brightness=window["brightness"] - 60)
+    found, report = nearest(known, dark, SETTINGS)
+    assert found is less and report["drift"] and shifted(report) == ["brightness"]
 
 
 def test_constant_columns_are_no_drift():

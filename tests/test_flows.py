@@ -15,8 +15,9 @@ from prefect.client.orchestration import get_client
 from flows import gates
 from flows.run import run as loop
 from flows.score import score
+from pipeline.drift import references
 from pipeline.errors import StageError
-from pipeline.package import INT8, verify
+from pipeline.package import INT8, REFERENCE, verify
 from pipeline.params import Bound
 from pipeline.settings import apply
 from tests.conftest import ROOT, run
@@ -127,6 +128,7 @@ def test_a_failed_gate_is_registered_and_not_promoted(here: Path, capsys: pytest
     assert package.digest != before
     assert package.meta.int8 is measured["allowed"] is (package.path / INT8).is_file()
     assert all((example.int8 is not None) is measured["allowed"] for example in package.golden.values())
+    assert (package.path / REFERENCE.format("-int8")).is_file() is measured["allowed"] and len(references(package.path)[0]) > 0
     version = client(store(here)).get_model_version("unmask", "2")
     assert version.tags["gate"] == "failed" and version.tags["gate.test.f1.low"].startswith("failed: ")
     assert aliases(store(here)) == {"champion": "1", "challenger": "1"}
