@@ -102,9 +102,9 @@ def fetch_package(version: Version) -> Package:
         return package.verify(registry.download(version, folder))
 
 
-def check(references: list[pd.DataFrame], window: pd.DataFrame, settings: Drift) -> tuple[pd.DataFrame, dict[str, Any]]:
+def check(known: list[pd.DataFrame], window: pd.DataFrame, settings: Drift) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The nearest reference, and the test's report with the kind of drift, which is None without one, and the estimated share of fakes."""
-    reference, report = nearest(references, window, settings)
+    reference, report = nearest(known, window, settings)
     return reference, report | {
         "kind": diagnosis.kind(reference, window, report, settings) if report["drift"] else None,
         "share_of_fakes": diagnosis.share_of_fakes(reference, window),

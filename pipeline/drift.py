@@ -92,8 +92,8 @@ def references(folder: Path) -> list[pd.DataFrame]:
     return [pd.read_parquet(path) for path in sorted(folder.glob(REFERENCE.format("*")), key=lambda path: (len(path.name), path.name))]
 
 
-def nearest(references: list[pd.DataFrame], window: pd.DataFrame, settings: params_loop.Drift) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The reference that the window looks most like, and the report of their comparison.
+def nearest(known: list[pd.DataFrame], window: pd.DataFrame, settings: params_loop.Drift) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The one of the known references that the window looks most like, and the report of their comparison.
 
     The log does not say in which precision an answer was given. More references make no more false alarms: the window has to differ
     from all of them.
@@ -103,7 +103,7 @@ def nearest(references: list[pd.DataFrame], window: pd.DataFrame, settings: para
         _, report = found
         return report["p_value"], -next((row["value"] for row in report["statistics"] if row["kind"] == "auc"), 0.0)
 
-    return max(((reference, compare(reference, window, settings)) for reference in references), key=likeness)
+    return max(((reference, compare(reference, window, settings)) for reference in known), key=likeness)
 
 
 def shifted(report: dict[str, Any]) -> list[str]:

@@ -157,7 +157,7 @@ def identify(data: bytes, limits: Limits | None = None) -> Image.Image:
         )
     if tile > limits.max_pixels:
         raise ImageError("too_many_pixels", f"A tile of the TIFF has {tile:,} pixels, more than {limits.max_pixels:,}", "Save it again.")
-    if image.format in ("JPEG", "MPO") and (scans := data.count(JPEG_SCAN)) > MOST_SCANS:
+    if image.format == "JPEG" and (scans := data.count(JPEG_SCAN)) > MOST_SCANS:
         raise ImageError("not_an_image", f"The JPEG has {scans:,} scans, more than {MOST_SCANS}", "Save it again.")
     return image
 

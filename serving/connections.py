@@ -17,7 +17,6 @@ HEADER_SECONDS = 30.0
 REST_SECONDS = 120.0
 """From an answer to the next request: as long as an upload may take, for a client that reads the answer only after it sent everything."""
 
-
 OFFER = {b"connection", b"upgrade", b"http2-settings"}
 """Headers that offer HTTP/2. Java's client sends them with every first request, unless it is told to speak HTTP/1.1."""
 
