@@ -177,7 +177,7 @@ def champion(bundled: Path | None = None, version: str = "") -> Champion:
     faces = Path(os.environ["UNMASK_FACE_DETECTOR"]) if os.environ.get("UNMASK_FACE_DETECTOR") else None
     source: Source
     if pinned := os.environ.get("UNMASK_PACKAGE"):
-        source = Pinned(Path(pinned))
+        source = Pinned(Path(pinned), STARTER.name if Path(pinned).resolve() == STARTER.resolve() else "")
     elif bundled:
         source = Pinned(bundled, version)
     else:

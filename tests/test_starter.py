@@ -48,8 +48,9 @@ def test_batch_scoring_answers_with_it_before_any_training(clone):
         assert float(rows[path.name]["probability_fake"]) == expected
 
 
-def test_the_service_answers_with_it_before_any_promotion(clone):
-    with served(clone) as client:
+@pytest.mark.parametrize("chosen", [{}, {"UNMASK_PACKAGE": str(STARTER)}])
+def test_the_service_answers_with_it_before_any_promotion_and_when_it_is_told_to(clone, chosen):
+    with served(clone, **chosen) as client:
         picture = next((PACKAGE / "golden").glob("*.jpg"))
         answer = client.post("/predict", files={"image": picture.read_bytes()}).raise_for_status().json()
         assert answer["model"]["version"] == "starter"
