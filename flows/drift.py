@@ -125,14 +125,22 @@ def f1(found: Package, reference: pd.DataFrame, window: pd.DataFrame, report: di
 
 
 def announce(report: dict[str, Any], newest: str) -> str | None:
-    """Tell a drift, and emit its event, unless the same answers were announced before. Returns the newest answer announced so far."""
-    last = json.loads(report_file().read_text())["announced"] if report_file().is_file() else None
-    if not report["drift"] or newest == last:
-        return last
+    """Emit a drift's event, unless the same answers were announced before, and tell of it when it begins or becomes one of another kind.
+
+    The event asks for a training, which may have been refused the last time; people were told.
+
+    Returns:
+        The newest answer announced so far.
+    """
+    last: dict[str, Any] = json.loads(report_file().read_text()) if report_file().is_file() else {"announced": None, "drift": False}
+    before: str | None = last["announced"]
+    if not report["drift"] or newest == before:
+        return before
+    kind = report["kind"]["kind"]
+    if not (last["drift"] and (last["version"], last["kind"]["kind"]) == (report["version"], kind)):
+        send("drift found", sentence(report))
     payload = {name: report[name] for name in ("p_value", "window", "version")}
-    payload |= {"shifted": shifted(report)[:MOST_NAMED], "kind": report["kind"]["kind"]}
-    send("drift found", sentence(report))
-    emit_event(event=DRIFT_EVENT, resource=RESOURCE, payload=payload)
+    emit_event(event=DRIFT_EVENT, resource=RESOURCE, payload=payload | {"shifted": shifted(report)[:MOST_NAMED], "kind": kind})
     return newest
 
 

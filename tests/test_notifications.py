@@ -52,6 +52,8 @@ def test_each_fact_is_told_once(finished, copy_workspace, tmp_path):
             record(machine.folder / "var" / FILE, package.digest, seen.assign(brightness=10.0, blur=1.0))
             assert machine.run(*flow("drift")).splitlines().count("Drift") == 2
             assert facts(messages)[2:] == ["drift found"] and "above all in" in messages[2]["text"]
+            record(machine.folder / "var" / FILE, package.digest, seen.head(1).assign(brightness=10.0, blur=1.0))
+            assert machine.run(*flow("drift")).splitlines().count("Drift") == 2 and len(messages) == 3  # it lasts, with new answers
 
             apply({"gates": {"test.f1.low": {"min": 0.999}}, "export.golden": 3}, params)
             machine.run(*RUN, check=False)
