@@ -34,12 +34,12 @@ def hub_dataset(folder: Path, rows: int) -> None:
         items["picture"].append({"bytes": buffer.getvalue(), "path": f"{index}.jpg"})
         items["kind"].append(index % 3)
         items["person"].append(f"p{index // 4}" if index % 10 else None)
-        items["tool"].append("gan" if index % 3 == 0 else "")
+        items["tool"].append("gan" if index % 3 == 0 else -1)
     features = datasets.Features(
         picture=datasets.Image(),
         kind=datasets.ClassLabel(names=["Fake", "Real", "Unsure"]),
         person=datasets.Value("string"),
-        tool=datasets.Value("string"),
+        tool=datasets.ClassLabel(names=["diffusion", "gan"]),
     )
     (folder / "data").mkdir(parents=True, exist_ok=True)
     datasets.Dataset.from_dict(items, features=features).to_parquet(folder / "data" / "train-00000-of-00001.parquet")

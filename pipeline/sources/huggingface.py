@@ -46,8 +46,8 @@ def _fetch(source: HuggingFaceSource, staging: Path, record: Path) -> None:
             file.write(json.dumps(_row(source, example, names, staging)) + "\n")
 
 
-def _open(source: HuggingFaceSource) -> tuple[Any, list[str] | None]:
-    """The stream of rows with undecoded images, and the class names of the label column where it has some."""
+def _open(source: HuggingFaceSource) -> tuple[Any, dict[str, list[str]]]:
+    """The stream of rows with undecoded images, and the class names of the columns that have some."""
     try:
         import datasets
     except ImportError:
@@ -62,25 +62,25 @@ def _open(source: HuggingFaceSource) -> tuple[Any, list[str] | None]:
     if absent:
         raise StageError(f"data source {source.name}: {source.dataset} has no column {', '.join(absent)}; it has: {', '.join(features)}")
     stream = stream.cast_column(source.image, datasets.Image(decode=False))
-    return stream, getattr(features[source.label], "names", None)
+    return stream, {column: feature.names for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
 
 
-def _row(source: HuggingFaceSource, example: dict[str, Any], names: list[str] | None, staging: Path) -> dict[str, Any] | None:
-    value = example[source.label]
-    name = names[value] if names and isinstance(value, int) and value >= 0 else str(value)
-    label = source.labels.get(name) or source.labels.get(str(value))
+def _row(source: HuggingFaceSource, example: dict[str, Any], names: dict[str, list[str]], staging: Path) -> dict[str, Any] | None:
+    def text(column: str) -> str:
+        """A cell in words; nothing where it is empty: `None` would be one person of all images whose person is not known."""
+        value = example[column]
+        if column in names and isinstance(value, int):  # datasets store -1 where a class is not known
+            return names[column][value] if value >= 0 else ""
+        return "" if value is None or value != value else str(value)
+
+    label = source.labels.get(text(source.label)) or source.labels.get(str(example[source.label]))
     image = example[source.image]
     if label is None or image is None:
         return None
     file = keep(staging / "images", image["bytes"] or _bytes_of(image["path"]), Path(image["path"] or "").suffix)
     row = {"file": file.as_posix(), "path": f"{label}/{file.name}", "label": label}
-    row |= {name: _text(example[column]) if column else "" for name, column in (("generator", source.generator), ("group", source.group))}
-    return row | {column: _text(example[column]) for column in source.attributes}
-
-
-def _text(value: Any) -> str:
-    """A cell in words; nothing where it is empty: `None` would be one person of all images whose person is not known."""
-    return "" if value is None or value != value else str(value)
+    row |= {name: text(column) if column else "" for name, column in (("generator", source.generator), ("group", source.group))}
+    return row | {column: text(column) for column in source.attributes}
 
 
 def _bytes_of(place: str) -> bytes:
