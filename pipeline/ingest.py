@@ -4,6 +4,7 @@ import glob
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.duplicates import join
 from pipeline.errors import StageError
 from pipeline.labels import LABELS
 from pipeline.params import Params
-from pipeline.params_data import FORGED, FolderSource
+from pipeline.params_data import FORGED, FeedbackSource, FolderSource
 from pipeline.sources import forged, listing
 from pipeline.staging import STAGING
 
@@ -34,16 +35,17 @@ def run(params: Params) -> dict[str, Any]:
     """
     _check_owned(params)
     table = pd.concat([_brought(listing(source, STAGING / source.name), params, source.name) for source in params.data.sources])
+    users = {source.name for source in params.data.sources if isinstance(source, FeedbackSource)}
     if params.data.forge:
         # Of a picture's other copies nothing is forged: the manifest has no row of theirs that the fakes could stand beside.
-        pictures, _, _ = one_row_a_picture(table[table["reason"].isna()])
+        pictures, _, _ = one_row_a_picture(table[table["reason"].isna()], users)
         fakes = _forge(pictures, params)
         table = pd.concat([table, _brought(fakes, params, FORGED)])
     table = table.reset_index(drop=True)
 
     broken = table[table["reason"].notna()]
     usable = table[table["reason"].isna()]
-    unique, duplicates, conflicts = one_row_a_picture(usable)
+    unique, duplicates, conflicts = one_row_a_picture(usable, users)
     quarantine = pd.concat([broken, conflicts]).assign(path=lambda rows: rows["file"]).sort_values("path")
     quarantine = quarantine[["path", "source", "label", "reason", "detail"]]
     QUARANTINE.parent.mkdir(parents=True, exist_ok=True)
@@ -75,28 +77,35 @@ def run(params: Params) -> dict[str, Any]:
     return report
 
 
-def one_row_a_picture(table: pd.DataFrame) -> tuple[pd.DataFrame, int, pd.DataFrame]:
+def one_row_a_picture(table: pd.DataFrame, users: Collection[str] = ()) -> tuple[pd.DataFrame, int, pd.DataFrame]:
     """Leave one row of each picture, and none of a picture that stands under both labels.
 
     Two files hold one picture if their bytes or their pixels are equal. Near-duplicates are not meant: a good forgery is one of its
     original; they are kept in one part instead (pipeline.split). Groups that hold one picture become one group: without the rows that
     go nothing else would tell that they belong together.
 
+    Args:
+        table: rows of usable images.
+        users: sources of what users sent in. Where another source has the picture too, their rows go whatever they say: anybody could
+            take a picture out of a training otherwise, by contradicting its label.
+
     Returns:
         The rows to keep, how many were doubles, and the contradictory rows with `reason` and `detail`.
     """
     table = table.assign(together=_joined_groups(table))
-    key = table["pixel_hash"]
-    labels = table.groupby(key)["label"].transform("nunique")
-    conflicts = table[labels > 1]
-    other = conflicts.groupby("pixel_hash")["file"].transform(lambda files: "; ".join(files.head(4)))
-    conflicts = conflicts.assign(reason="conflict", detail="one picture stands under real and under fake: " + other.astype("str"))
-    agreed = table[labels == 1]
+    key, sent = table["pixel_hash"], table["source"].isin(users)
+    outvoted = sent & key.isin(key[~sent])
+    contradictory = table.groupby(key)["label"].transform("nunique") > 1
+    agreed = table[~outvoted & (table["label"].mask(outvoted).groupby(key).transform("nunique") == 1)]
+    conflicts = table[contradictory & ~table.index.isin(agreed.index)]
+    other = table[contradictory].groupby("pixel_hash")["file"].agg(lambda files: "; ".join(files.head(4)))
+    detail = "one picture stands under real and under fake: " + conflicts["pixel_hash"].map(other).astype("str")
+    conflicts = conflicts.assign(reason="conflict", detail=detail)
     unique = agreed.sort_values("path").drop_duplicates("pixel_hash")
     codes, names = pd.factorize(unique["group"], sort=True)
     first = pd.Series(codes).groupby(unique["together"].to_numpy()).transform("min")  # a name that stays: copies alone rename no group
     unique = unique.assign(group=names[first]).drop(columns="together")
-    return unique, len(agreed) - len(unique), conflicts
+    return unique, len(table) - len(conflicts) - len(unique), conflicts
 
 
 def _joined_groups(table: pd.DataFrame) -> np.ndarray:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline import ingest, validate
+from pipeline import feedback, ingest, validate
 from pipeline.errors import StageError
 from pipeline.manifest import COLUMNS, ManifestError, check, read
 from tests.data_helpers import picture, quarantined
@@ -31,6 +31,17 @@ def test_a_file_under_both_labels_is_a_conflict_and_a_double_is_one_row(faces: P
     report = ingest.run(prepare())
     assert quarantined() == {"0.jpg": "conflict", "same.jpg": "conflict"}
     assert report["duplicates"] == 1 and report["images"] == 59
+
+
+def test_users_take_no_picture_out_of_another_source(faces: Path, tmp_path: Path, prepare):
+    said = {"version": "1", "verdict": "fake", "probability_fake": 0.9, "label": "fake"}
+    for id, path in {"against": faces / "real" / "0.jpg", "alike": faces / "fake" / "0.jpg"}.items():
+        feedback.record(tmp_path / "feedback", id=id, image=path.read_bytes(), **said)
+    listed = {"kind": "folder", "name": "z", "path": str(faces)}, {"kind": "feedback", "path": str(tmp_path / "feedback")}
+    report = ingest.run(prepare(data__sources=list(listed)))
+    assert report["by_source"] == {"z": 60} and report["duplicates"] == 1
+    assert list(quarantined().values()) == ["conflict"]
+    assert "real/0.jpg" in Path("reports/quarantine.csv").read_text()
 
 
 def test_files_that_give_the_class_away_are_refused(faces: Path, prepare):
