@@ -19,7 +19,7 @@ from pipeline.dataset import pixels
 from pipeline.embedding import WithEmbedding
 from pipeline.faithfulness import faithfulness
 from pipeline.manifest import NO_GENERATOR, UNSEEN
-from pipeline.metrics import Figure, confusion, figure_text, group_weights, judge_drawn
+from pipeline.metrics import Figure, confusion, figure_text, group_weights, judge, judge_drawn
 from pipeline.model import TRAINED
 from pipeline.package import Thresholds
 from pipeline.params import Evaluate, Params
@@ -155,17 +155,19 @@ def warnings(result: dict[str, Any], most: float) -> list[str]:
     return found
 
 
-def _unseen(table: pd.DataFrame, threshold: float, settings: Evaluate) -> dict[str, Any]:
-    def judged(rows: pd.DataFrame) -> dict[str, Figure]:
-        weights = group_weights(rows["group"].to_numpy(), settings.bootstrap, settings.seed)
-        return judge_drawn(labels(rows), rows["probability_fake"].to_numpy(), threshold, weights)
+def judge_rows(rows: pd.DataFrame, threshold: float, settings: Evaluate) -> dict[str, Figure]:
+    """Every figure of rows of the manifest with their `probability_fake`, at a threshold."""
+    groups = rows["group"].to_numpy()
+    return judge(labels(rows), rows["probability_fake"].to_numpy(), groups, threshold, settings.bootstrap, settings.seed)
 
+
+def _unseen(table: pd.DataFrame, threshold: float, settings: Evaluate) -> dict[str, Any]:
     generators = sorted(set(table["generator"]) - {NO_GENERATOR})
-    each = {generator: judged(table[table["generator"].isin([NO_GENERATOR, generator])]) for generator in generators}
+    each = {name: judge_rows(table[table["generator"].isin([NO_GENERATOR, name])], threshold, settings) for name in generators}
     aucs = {generator: float(found["auc"]["value"] or 0.0) for generator, found in each.items()}
     worst = min(aucs, key=lambda generator: aucs[generator])
     return {
-        "unseen": judged(table),
+        "unseen": judge_rows(table, threshold, settings),
         "unseen_generators": each,
         "unseen_mean_auc": float(np.mean(list(aucs.values()))),
         "unseen_worst": worst,

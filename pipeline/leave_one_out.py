@@ -18,14 +18,14 @@ from pipeline.calibration import probability
 from pipeline.dataset import pixels
 from pipeline.embedding import WithEmbedding
 from pipeline.errors import StageError
-from pipeline.evaluate import calibrate
+from pipeline.evaluate import calibrate, judge_rows
 from pipeline.manifest import NO_GENERATOR
-from pipeline.metrics import Figure, figure_text, group_weights, judge_drawn
+from pipeline.metrics import figure_text
 from pipeline.params import Params
 from pipeline.preprocess import Preprocess
 from pipeline.record import child_of, parent_run
 from pipeline.runtime import runtime
-from pipeline.scoring import labels, score
+from pipeline.scoring import score
 
 FOLDER = Path("var/leave_one_out")
 REPORT = Path("reports/leave_one_out.json")
@@ -47,10 +47,9 @@ def run(settings: Params) -> dict[str, Any]:
     owner = parent_run("leave-one-out", train.checkpoints(settings, parts).name)
     judged = {name: _judged(name, settings, parts, owner) for name in generators}
 
-    draws, seed = settings.evaluate.bootstrap, settings.evaluate.seed
     found: dict[str, dict[str, Any]] = {}
     for name, (table, threshold) in judged.items():
-        figures = _figures(table, threshold, draws, seed)
+        figures = judge_rows(table, threshold, settings.evaluate)
         found[name] = {"n": len(table), **{figure: figures[figure] for figure in ("auc", "recall", "fpr")}}
     aucs = {name: float(figures["auc"]["value"] or 0.0) for name, figures in found.items()}
     worst = min(aucs, key=lambda name: aucs[name])
@@ -60,7 +59,7 @@ def run(settings: Params) -> dict[str, Any]:
         "mean_auc": round(float(np.mean(list(aucs.values()))), 5),
         "worst": worst,
         "worst_auc": aucs[worst],
-        "pooled_auc": _figures(pd.concat([table for table, _ in judged.values()]), 0.5, draws, seed)["auc"],
+        "pooled_auc": judge_rows(pd.concat([table for table, _ in judged.values()]), 0.5, settings.evaluate)["auc"],
     }
     _note(result)
     return result
@@ -108,11 +107,6 @@ def _judged(generator: str, settings: Params, parts: dict[str, pd.DataFrame], ow
     val, test = (table[table["part"] == part] for part in ("val", "test"))
     temperature, thresholds = calibrate(val, settings.evaluate)
     return test.assign(probability_fake=probability(test["score"].to_numpy(), temperature)), thresholds.f1
-
-
-def _figures(table: pd.DataFrame, threshold: float, draws: int, seed: int) -> dict[str, Figure]:
-    weights = group_weights(table["group"].to_numpy(), draws, seed)
-    return judge_drawn(labels(table), table["probability_fake"].to_numpy(), threshold, weights)
 
 
 def _note(result: dict[str, Any]) -> None:
