@@ -9,8 +9,8 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,18 +140,10 @@ class PredictionLog:
 
 def find(path: Path, id: str) -> Recorded | None:
     """The answer with this id, if it was recorded in the SQLite file."""
-    if not path.is_file():
-        return None
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as database:
-        if not _has(database, "predictions"):
-            return None
-        row = database.execute("SELECT version, verdict, probability_fake FROM predictions WHERE id = ?", (id,)).fetchone()
+    with _reading(path, "predictions") as database:
+        query = "SELECT version, verdict, probability_fake FROM predictions WHERE id = ?"
+        row = database.execute(query, (id,)).fetchone() if database else None
     return Recorded(*row) if row else None
-
-
-def _has(database: sqlite3.Connection, table: str) -> bool:
-    """A file has no table at all whose first row is not written yet, or could not be; an older one has no `shadows`."""
-    return database.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone() is not None
 
 
 def forget(path: Path, ids: set[str]) -> int:
@@ -180,14 +172,11 @@ def newest(path: Path, package: str, most: int) -> "pd.DataFrame":
     import pandas as pd
 
     columns = ["id", "time", "verdict", "warnings", "probability_fake", "embedding", *STATISTICS]
-    nothing = pd.DataFrame(columns=columns)
-    if not path.is_file():
-        return nothing
     # In the order in which they came, whatever the clock said: rows from a time when it was ahead would stay the newest for ever.
     query = f"SELECT {', '.join(columns)} FROM predictions WHERE package = ? ORDER BY rowid DESC LIMIT ?"  # noqa: S608 - no value in it
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as database:
-        if not _has(database, "predictions"):
-            return nothing
+    with _reading(path, "predictions") as database:
+        if database is None:
+            return pd.DataFrame(columns=columns)
         table = pd.read_sql_query(query, database, params=(package, most))
     table["embedding"] = table["embedding"].map(lambda value: np.frombuffer(value, np.float32))
     table["warnings"] = table["warnings"].map(json.loads)
@@ -211,9 +200,20 @@ def beside(path: Path, package: str, most: int) -> "pd.DataFrame":
     query = """SELECT p.id, s.version, p.verdict, p.probability_fake, s.verdict, s.probability_fake
                FROM shadows s JOIN predictions p ON p.id = s.id WHERE p.package = ?
                AND s.package = (SELECT package FROM shadows ORDER BY rowid DESC LIMIT 1) ORDER BY s.rowid DESC LIMIT ?"""
-    rows: list[Any] = []
-    if path.is_file():
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as database:
-            if _has(database, "shadows"):
-                rows = database.execute(query, (package, most)).fetchall()
+    with _reading(path, "shadows") as database:
+        rows = database.execute(query, (package, most)).fetchall() if database else []
     return pd.DataFrame(rows, columns=columns)
+
+
+@contextmanager
+def _reading(path: Path, table: str) -> Iterator[sqlite3.Connection | None]:
+    """The SQLite file, open to read; None where there is none, or where it has no such table.
+
+    A file has no table at all until its first row is written; one of an older version has no `shadows`.
+    """
+    if not path.is_file():
+        yield None
+        return
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as database:
+        there = database.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+        yield database if there else None
