@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlencode, urlsplit
 from pipeline import package
 from pipeline.package import STARTER
 from pipeline.servable import ADVICE, obstacle
+from pipeline.staging import write
 from pipeline.tracking import MODEL
 
 CHAMPION = "champion"
@@ -163,7 +164,7 @@ class Registry:
 
     def keep(self, version: Version) -> None:
         """Note the version for the next start, and drop the oldest downloads."""
-        _write(self.folder / "last.json", version)
+        write(self.folder / "last.json", _content(version).encode())
         (self.folder / version.number).touch()
         folders = [entry for entry in self.folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
         for folder in sorted(folders, key=lambda entry: entry.stat().st_mtime, reverse=True)[KEEP:]:
@@ -184,7 +185,7 @@ class Registry:
             if folder.exists():
                 folder.rename(Path(incoming) / "old")
             found.rename(folder)
-            _write(note, version)
+            write(note, _content(version).encode())
         return folder
 
 
@@ -251,9 +252,3 @@ def _whole(folder: Path) -> bool:
 
 def _content(version: Version) -> str:
     return json.dumps(asdict(version))
-
-
-def _write(path: Path, version: Version) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(_content(version))
-    part.replace(path)

@@ -22,6 +22,7 @@ from pipeline.manifest import UNSEEN
 from pipeline.metrics import figures, group_weights, judge_difference, reported
 from pipeline.package import GOLDEN, PACKAGE
 from pipeline.params import Params
+from pipeline.staging import write
 
 if TYPE_CHECKING:
     from pipeline.detector import Detector
@@ -60,9 +61,7 @@ def run(params: Params, champion: Path, version: str, challenger: Path = PACKAGE
     }
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     TABLE.write_text(table(result) + "\n")
-    fresh = REPORT.with_suffix(".part")
-    fresh.write_text(json.dumps(result, indent=2) + "\n")
-    fresh.replace(REPORT)
+    write(REPORT, (json.dumps(result, indent=2) + "\n").encode())
     return result
 
 

@@ -19,6 +19,7 @@ from pipeline.dataset import Pairs
 from pipeline.params_train import Train
 from pipeline.preprocess import Preprocess
 from pipeline.record import Record
+from pipeline.staging import write
 
 WEIGHTS, AVERAGED = "model.safetensors", "averaged.safetensors"
 log = logging.getLogger(__name__)
@@ -171,9 +172,7 @@ class History(TrainerCallback):
             part = self.best.with_suffix(".part")
             save_model(kwargs["model"], str(part))
             part.replace(self.best)
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps(self.epochs))
-        part.replace(self.file)
+        write(self.file, json.dumps(self.epochs).encode())
         self.record.epoch(row)
         log.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch"))
 

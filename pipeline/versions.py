@@ -1,8 +1,6 @@
 """Versions of the data: the last accepted one, and how another differs from it."""
 
 import filecmp
-import os
-import shutil
 from typing import Any
 
 import numpy as np
@@ -10,6 +8,7 @@ import pandas as pd
 
 from pipeline.manifest import ACCEPTED, MANIFEST
 from pipeline.params import Validate
+from pipeline.staging import write
 
 QUALITY = ("width", "height", "bytes", "blur", "brightness", "contrast", "jpeg_quality", "face_share")
 """Numbers that describe how a picture was taken and stored."""
@@ -31,9 +30,7 @@ def last_accepted() -> pd.DataFrame | None:
 
 def accept() -> None:
     """Keep the manifest as the last accepted version."""
-    fresh = ACCEPTED.with_suffix(".tmp")
-    shutil.copyfile(MANIFEST, fresh)
-    os.replace(fresh, ACCEPTED)  # noqa: PTH105 - the old file may be a link into DVC's cache, which must not be written to
+    write(ACCEPTED, MANIFEST.read_bytes())  # replaced, not written over: it may be a link into DVC's cache
 
 
 def drift(table: pd.DataFrame, accepted: pd.DataFrame, settings: Validate) -> list[Any]:
