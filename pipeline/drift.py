@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.spatial.distance import pdist
-from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
 
 from pipeline import params_loop
 from pipeline.package import REFERENCE
@@ -192,7 +192,7 @@ def _halves(directions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _distances(features: np.ndarray, halves: np.ndarray, deals: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each deal, the window's rows: the distance of the mean features, and how well a classifier does on rows it was not made from.
+    """Of each deal, the window's rows: the distance of the mean features, and how well a classifier does on rows it was not fitted on.
 
     The classifier is Fisher's linear one: in these directions its weights are the difference of the two means. Each half judges the
     other, and what counts is how far apart the mean scores are (Cheng and Cloninger, IEEE Trans. Inf. Theory 2022); the same difference.
@@ -220,16 +220,15 @@ def _gap(sums: np.ndarray, total: np.ndarray) -> np.ndarray:
 
 
 def _auc(halves: np.ndarray, window: np.ndarray) -> float:
-    """Mean AUC of the two classifiers, each on the half that it was not made from."""
+    """Mean AUC of the two classifiers, each on the half that it was not fitted on."""
     found = []
-    for made, judged in ((0, 1), (1, 0)):
-        weights = _gap(halves[made][window].sum(0, dtype=np.float64)[None], halves[made].sum(0, dtype=np.float64))[0]
+    for fitted, judged in ((0, 1), (1, 0)):
+        weights = _gap(halves[fitted][window].sum(0, dtype=np.float64)[None], halves[fitted].sum(0, dtype=np.float64))[0]
         there = halves[judged][:, -1] > 0
         ours = np.zeros(len(there), bool)
         ours[window] = True
-        ours, ranks = ours[there], rankdata((halves[judged][there, :-1] @ weights).round(9))
-        pairs = ours.sum() * (~ours).sum()
-        found.append((ranks[ours].sum() - ours.sum() * (ours.sum() + 1) / 2) / pairs if pairs else 0.5)
+        ours, scores = ours[there], (halves[judged][there, :-1] @ weights).round(9)
+        found.append(roc_auc_score(ours, scores) if ours.any() and not ours.all() else 0.5)
     return float(np.mean(found))
 
 
