@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -84,12 +83,11 @@ def cross_validated(subject: Subject, table: pd.DataFrame, settings: Evaluate) -
 def _scores(table: pd.DataFrame, embeddings: np.ndarray, folds: shortcut.Folds, seed: int) -> dict[str, np.ndarray]:
     """Probabilities of fake, float (n,), by each model; 0 for images that no fold judges."""
     truth, metadata = labels(table), shortcut.features(table)
-    categories = [name for name in shortcut.CATEGORIES if metadata[name].nunique() > 1]
     scores = {name: np.zeros(len(table)) for name in ("metadata", "statistics", "linear_probe")}
     with threadpool_limits(1, user_api="openmp"):
         statistics = _statistics(table)
         for fit, rest in tqdm(folds, desc="baselines", unit="fold"):
-            scores["metadata"][rest] = _boosted(metadata, truth, fit, rest, seed, categories)
+            scores["metadata"][rest] = _boosted(metadata, truth, fit, rest, seed)
             scores["statistics"][rest] = _boosted(statistics, truth, fit, rest, seed)
             scores["linear_probe"][rest] = _probed(embeddings, truth, fit, rest)
     return scores
@@ -105,19 +103,12 @@ def _judged(scores: dict[str, np.ndarray], table: pd.DataFrame, weights: np.ndar
     return found
 
 
-def _boosted(
-    features: pd.DataFrame, truth: np.ndarray, fit: np.ndarray, rest: np.ndarray, seed: int, categories: list[str] | None = None
-) -> np.ndarray:
+def _boosted(features: pd.DataFrame, truth: np.ndarray, fit: np.ndarray, rest: np.ndarray, seed: int) -> np.ndarray:
     """Probabilities of fake for the positions `rest`, by a model that is fitted on the positions `fit`."""
-    telling = features.loc[:, features.nunique(dropna=False) > 1]
+    telling = shortcut.varying(features)
     if telling.empty:
         return np.full(len(rest), 0.5)
-    fitted = HistGradientBoostingClassifier(
-        max_iter=60,
-        categorical_features=categories or None,
-        min_samples_leaf=int(np.clip(len(fit) // 20, 2, 20)),
-        random_state=seed,
-    ).fit(telling.iloc[fit], truth[fit])
+    fitted = shortcut.boosting(telling, len(fit), 60, seed).fit(telling.iloc[fit], truth[fit])
     return fitted.predict_proba(telling.iloc[rest])[:, 1]
 
 

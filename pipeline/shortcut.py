@@ -28,8 +28,8 @@ MOST_CATEGORIES = 200
 SPEAKS = 0.55
 """AUC above which a column is named as one that gives the class away."""
 
-
 Folds = list[tuple[np.ndarray, np.ndarray]]
+"""Of each fold, the positions to fit on and those to judge."""
 
 
 def features(table: pd.DataFrame) -> pd.DataFrame:
@@ -65,7 +65,7 @@ def audit(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
 
 
 def group_folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> Folds | str:
-    """Folds that part no group, each as the positions to fit on and those to judge; or why there are none.
+    """Folds that part no group; or why there are none.
 
     Args:
         labels: int (n,), 1 for fake.
@@ -127,15 +127,25 @@ def _remedy(table: pd.DataFrame, ingest: Ingest) -> str:
     return f"ingest.normalise is set already: try {values}, or bring pictures whose files were made alike."
 
 
-def _scores(found: pd.DataFrame, labels: np.ndarray, folds: list[Any], rounds: int, seed: int) -> np.ndarray:
-    """Cross-validated probabilities of fake. A column with one value says nothing, and is left out."""
-    telling = found.loc[:, found.nunique(dropna=False) > 1]
-    if telling.empty:
-        return np.full(len(labels), 0.5)
-    model = HistGradientBoostingClassifier(
+def varying(found: pd.DataFrame) -> pd.DataFrame:
+    """The columns with more than one value: the others say nothing."""
+    return found.loc[:, found.nunique(dropna=False) > 1]
+
+
+def boosting(found: pd.DataFrame, images: int, rounds: int, seed: int) -> HistGradientBoostingClassifier:
+    """Gradient boosting, not yet fitted, for these columns and so many images."""
+    return HistGradientBoostingClassifier(
         max_iter=rounds,
-        categorical_features=[name for name in CATEGORIES if name in telling],
-        min_samples_leaf=int(np.clip(len(labels) // 20, 2, 20)),
+        categorical_features=[name for name in CATEGORIES if name in found],
+        min_samples_leaf=int(np.clip(images // 20, 2, 20)),
         random_state=seed,
     )
+
+
+def _scores(found: pd.DataFrame, labels: np.ndarray, folds: Folds, rounds: int, seed: int) -> np.ndarray:
+    """Cross-validated probabilities of fake."""
+    telling = varying(found)
+    if telling.empty:
+        return np.full(len(labels), 0.5)
+    model = boosting(telling, len(labels), rounds, seed)
     return cross_val_predict(model, telling, labels, cv=folds, method="predict_proba")[:, 1]
