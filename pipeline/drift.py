@@ -1,8 +1,8 @@
 """Two samples in, a drift report out: does the window look like more of the reference?
 
-One permutation test over all statistics: the pooled rows are dealt anew to a reference and a window of the same sizes, and each deal is
-measured as the real one was. So the false-alarm rate holds at any window size, for all statistics together and however they depend on
-each other. It holds over references as well as windows: checks against one reference share its luck.
+One permutation test over all statistics: the pooled rows are shuffled into a reference and a window of the same sizes, and each
+permutation is measured as the real split was. So the false-alarm rate holds at any window size, for all statistics together and however
+they depend on each other. It holds over references as well as windows: checks against one reference share its luck.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ BINS = 10
 """Of the population stability index, with equal shares of the reference."""
 
 CHUNK = 64
-"""Deals that are measured at a time: bounds the memory, and keeps it in the processor's cache."""
+"""Permutations that are measured at a time: bounds the memory, and keeps it in the processor's cache."""
 
 
 def compare(reference: pd.DataFrame, window: pd.DataFrame, settings: params_loop.Drift, seed: int = 0) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def compare(reference: pd.DataFrame, window: pd.DataFrame, settings: params_loop
     Args:
         reference, window: at least two rows each, with the columns of `pipeline.predictions.measures`; `verdict` and `warnings` are
             compared if both have them.
-        settings: `alpha` is the false-alarm rate, `permutations` the number of deals. The window's bounds are the caller's business.
+        settings: `alpha` is the false-alarm rate, `permutations` how often to shuffle. The window's bounds are the caller's business.
 
     Returns:
         drift: whether `p_value` is at most `alpha`. p_value: of all statistics together. alpha. window, reference: rows.
@@ -65,8 +65,8 @@ def compare(reference: pd.DataFrame, window: pd.DataFrame, settings: params_loop
 
     rows, size = len(features), len(window)
     real = np.arange(len(reference), rows)
-    deals = [real, *(rng.choice(rows, size, replace=False, shuffle=False) for _ in range(settings.permutations))]
-    values = np.column_stack([*_distances(features, halves, deals), *(_ks(column, deals) for column in columns.values())])
+    windows = [real, *(rng.choice(rows, size, replace=False, shuffle=False) for _ in range(settings.permutations))]
+    values = np.column_stack([*_distances(features, halves, windows), *(_ks(column, windows) for column in columns.values())])
     # Rounding errors must not part what is equal: a constant column would be ranked by them.
     p_values = _p_values(np.round(values, 9))
     values[0, 1] = _auc(halves, real)
@@ -191,18 +191,23 @@ def _halves(directions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.stack([whole * first, whole * ~first])
 
 
-def _distances(features: np.ndarray, halves: np.ndarray, deals: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each deal, the window's rows: the distance of the mean features, and how well a classifier does on rows it was not fitted on.
+def _distances(features: np.ndarray, halves: np.ndarray, windows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The distance of the mean features, and how well a classifier does on rows it was not fitted on, each float (permutations,).
 
     The classifier is Fisher's linear one: in these directions its weights are the difference of the two means. Each half judges the
     other, and what counts is how far apart the mean scores are (Cheng and Cloninger, IEEE Trans. Inf. Theory 2022); the same difference.
+
+    Args:
+        features: float32 (n, m), with mean 0.
+        halves: from `_halves`.
+        windows: the window's rows in each permutation, those of the real window first.
     """
-    rows, size, wide = len(features), len(deals[0]), features.shape[1]
+    rows, size, wide = len(features), len(windows[0]), features.shape[1]
     everything = np.hstack([features, *halves])
     totals = halves.sum(1, dtype=np.float64)
     mmd, classifier = [], []
-    for start in range(0, len(deals), CHUNK):
-        chunk = np.stack(deals[start : start + CHUNK])
+    for start in range(0, len(windows), CHUNK):
+        chunk = np.stack(windows[start : start + CHUNK])
         mask = np.zeros((len(chunk), rows), np.float32)
         np.put_along_axis(mask, chunk, np.float32(1), axis=1)
         sums = (mask @ everything).astype(np.float64)
@@ -232,33 +237,33 @@ def _auc(halves: np.ndarray, window: np.ndarray) -> float:
     return float(np.mean(found))
 
 
-def _ks(column: np.ndarray, deals: list[np.ndarray]) -> np.ndarray:
-    """Largest distance of the distribution functions of window and reference, of each deal: column (n,), the window's rows -> (deals,)."""
+def _ks(column: np.ndarray, windows: list[np.ndarray]) -> np.ndarray:
+    """Kolmogorov-Smirnov distance of a column (n,) in each permutation, (permutations,); `windows` as for `_distances`."""
     values, codes = np.unique(column, return_inverse=True)
     steps = min(len(values), STEPS)
     codes = codes * steps // len(values)
     all_below = np.bincount(codes, minlength=steps).cumsum()
-    rows, size = len(column), len(deals[0])
-    found = np.empty(len(deals))
-    for number, deal in enumerate(deals):
-        below = np.bincount(codes[deal], minlength=steps).cumsum()
+    rows, size = len(column), len(windows[0])
+    found = np.empty(len(windows))
+    for number, window in enumerate(windows):
+        below = np.bincount(codes[window], minlength=steps).cumsum()
         found[number] = np.abs(below * (1 / size + 1 / (rows - size)) - all_below / (rows - size)).max()
     return found
 
 
 def _p_values(values: np.ndarray) -> np.ndarray:
-    """p-value of each statistic of the first deal, for all of them together, by single-step min-p (Westfall and Young, 1993).
+    """p-value of each statistic of the real split, for all of them together, by single-step min-p (Westfall and Young, 1993).
 
-    Each statistic has its own most extreme deal, and all of those share the smallest p-value: with many statistics none could ever be
-    found extreme. So deals with equal p-values are ordered by how many standard deviations the statistic lies above its mean.
+    Each statistic has its own most extreme permutation, and all of those share the smallest p-value: with many statistics none could
+    ever be found extreme. So equal p-values are ordered by how many standard deviations the statistic lies above its mean.
 
     Args:
-        values: float (deals, statistics), the real deal first.
+        values: float (permutations, statistics), the real split first.
     """
-    deals = len(values)
-    p_values = np.column_stack([(deals - np.searchsorted(np.sort(column), column)) / deals for column in values.T])
+    number = len(values)
+    p_values = np.column_stack([(number - np.searchsorted(np.sort(column), column)) / number for column in values.T])
     spread = values.std(0)
     excess = (values - values.mean(0)) / np.where(spread > 0, spread, 1)
-    # No excess is above the root of the number of deals: divided so, it is less than the step from one p-value to the next.
-    ordered = p_values - excess / deals**2
+    # No excess is above the root of this number: divided so, it is less than the step from one p-value to the next.
+    ordered = p_values - excess / number**2
     return (ordered.min(1)[:, None] <= ordered[0]).mean(0)
