@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
+from pipeline import pages
+from pipeline.labels import LABELS
 from pipeline.manifest import NO_GENERATOR
-from pipeline.metrics import figure_text, percent_text
 from pipeline.params import Params
 from pipeline.params_data import FeedbackSource, FolderSource, HuggingFaceSource, LfwSource, ProceduralSource
 
-TEMPLATE = Path(__file__).parent / "templates" / "card.md"
 UNKNOWN = "no licence lies beside them: ask their makers before passing the package on"
 LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*")
 WEAKEST = 3
@@ -39,13 +38,12 @@ def write(
         precision: what fewer bits cost, see pipeline.precision.fewer_bits.
     """
     counts = {
-        name: {label: int((part["label"] == label).sum()) for label in ("real", "fake")} | {"groups": part["group"].nunique()}
+        name: {label: int((part["label"] == label).sum()) for label in LABELS} | {"groups": part["group"].nunique()}
         for name, part in parts.items()
     }
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701 - Markdown
-    environment.filters |= {"figure": figure_text, "percent": percent_text}
     judged = [part for part in evaluation.get("slices", []) if not part["small"] and part["auc"]["value"] is not None]
-    return environment.from_string(TEMPLATE.read_text()).render(
+    return pages.render(
+        "card.md",
         params=params,
         counts=counts,
         generators=sorted(set(parts["train"]["generator"]) - {NO_GENERATOR} | (forge.shown if (forge := params.train.forge) else set())),

@@ -11,17 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pipeline import manifest, plots
+from pipeline import manifest, pages, plots
 from pipeline.labels import LABELS
 from pipeline.manifest import ACCEPTED, ManifestError
-from pipeline.validation_page import histogram, quarantined
+from pipeline.validation_page import quarantined
 from pipeline.versions import QUALITY, changes
 
-TEMPLATE = Path(__file__).parent / "templates" / "data_card.md"
 CARD = Path("reports/data_card.md")
 COMPARISON = Path("reports/data_comparison.md")
 INGEST = Path("reports/ingest.json")
@@ -60,8 +58,8 @@ def _write(to: Path, new: pd.DataFrame, old: pd.DataFrame | None, report: dict[s
     for column in columns:
         _picture(new, old, column, pictures / f"{column}.png")
     counts = {column: _counts(new[column], None if old is None else old[column]) for column in ("label", "source", "generator")}
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701 - Markdown
-    text = environment.from_string(TEMPLATE.read_text()).render(
+    text = pages.render(
+        "data_card.md",
         images=(len(new), None if old is None else len(old)),
         counts=counts,
         changes=None if old is None else changes(old, new),
@@ -88,7 +86,7 @@ def _picture(new: pd.DataFrame, old: pd.DataFrame | None, column: str, to: Path)
     figure = Figure(figsize=(4.2, 2.8), layout="constrained", dpi=100)
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    histogram(samples, colours, column, axes)
+    plots.histogram(samples, colours, column, axes)
     figure.savefig(to, metadata={"Software": None})
 
 

@@ -1,17 +1,16 @@
 """A drift report as one HTML file that opens offline."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from pipeline import plots
+from pipeline import pages, plots
 from pipeline.diagnosis import foreignness
 from pipeline.drift import SCALARS, VERDICTS
-from pipeline.validation_page import TEMPLATES, histogram, thumbnail
 
 DRAWN = 5
 """Most shifted scalars that are drawn, besides the probability."""
@@ -37,11 +36,11 @@ def page(report: dict[str, Any], reference: pd.DataFrame, window: pd.DataFrame, 
         drawings.append(plots.svg(lambda axes: _verdicts(reference, window, axes)))
     for name in ["probability_fake", *names[:DRAWN]]:
         samples = {"reference": reference[name], "window": window[name]}
-        drawings.append(plots.svg(lambda axes, name=name, samples=samples: histogram(samples, COLOURS, name, axes)))
+        drawings.append(plots.svg(partial(plots.histogram, samples, COLOURS, name)))
     distances = pd.Series(foreignness(reference, window), window["id"]).sort_values()
     there = distances[distances.index.isin(list(kept))]
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template("drift.html").render(
+    return pages.render(
+        "drift.html",
         report=report,
         drawings=drawings,
         pictures={
@@ -53,7 +52,7 @@ def page(report: dict[str, Any], reference: pd.DataFrame, window: pd.DataFrame, 
 
 
 def _picture(id: str, kept: dict[str, Path], distances: pd.Series) -> dict[str, Any]:
-    return {"id": id, "picture": thumbnail(kept[id]), "distance": float(distances[id])}
+    return {"id": id, "picture": pages.thumbnail(kept[id]), "distance": float(distances[id])}
 
 
 def _map(reference: pd.DataFrame, window: pd.DataFrame, axes: Axes) -> None:

@@ -1,6 +1,7 @@
-"""Curves of the report as SVG."""
+"""The plots of reports and pages, as SVG."""
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib as mpl
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 FAKE, REAL, GUIDE = "#d1495b", "#2a7f9e", "#9aa5b1"
 
 
-def svg(draw: Any, width: float = 4.2, height: float = 3.4) -> str:
+def svg(draw: Callable[[Axes], object], width: float = 4.2, height: float = 3.4) -> str:
     """Call draw(axes) and return the picture as an SVG element whose text is text and whose ground is clear."""
     mpl.use("Agg")
     with mpl.rc_context(
@@ -56,6 +57,19 @@ def scores(probabilities: np.ndarray, labels: np.ndarray, thresholds: dict[str, 
     for name in ("real_below", "fake_above"):
         axes.axvline(thresholds[name], color="#000000", linestyle="--", linewidth=0.8)
     axes.set(xlabel="probability of fake", ylabel="images", title="Scores and the uncertain band")
+    axes.legend(frameon=False)
+
+
+def histogram(samples: dict[str, pd.Series], colours: dict[str, str], column: str, axes: Axes) -> None:
+    """Shares of each sample over bins that all have in common, from the lowest to the highest of 99% of the values."""
+    values = {name: sample.dropna().to_numpy(np.float64) for name, sample in samples.items()}
+    every = np.concatenate(list(values.values()))
+    low, high = np.quantile(every, [0.005, 0.995]) if len(every) else (0.0, 1.0)
+    edges = np.linspace(low, high if high > low else low + 1, 31)
+    for name, sample in values.items():
+        counts, _ = np.histogram(np.clip(sample, edges[0], edges[-1]), edges)
+        axes.stairs(counts / max(len(sample), 1), edges, fill=True, color=colours[name], alpha=0.55, label=name)
+    axes.set(xlabel=column.replace("_", " "), ylabel="share of images")
     axes.legend(frameon=False)
 
 

@@ -1,25 +1,19 @@
 """The evaluation as one HTML file that opens offline."""
 
-import base64
-import io
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from pipeline import plots
+from pipeline import pages, plots
 from pipeline.explain import explain
 from pipeline.images import OWN, read
-from pipeline.metrics import figure_text, percent_text
 from pipeline.overlay import colours
 from pipeline.scoring import Subject, labels
 
-TEMPLATES = Path(__file__).parent / "templates"
 TRAINING = Path("reports/train.json")
 SHOWN = 8
 """Pictures of each kind."""
@@ -52,9 +46,8 @@ def page(
     wrong = (probabilities >= result["threshold"]) != (truth == 1)
     worst = [index for index in np.argsort(-error) if wrong[index]][:SHOWN]
     surest = [index for index in np.argsort(error) if not wrong[index]][:SHOWN]
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"figure": figure_text, "percent": percent_text, "number": _number, "signed": partial(figure_text, sign="+")}
-    return environment.get_template("evaluation.html").render(
+    return pages.render(
+        "evaluation.html",
         result=result,
         drawings=drawings,
         mistakes=[_card(test.iloc[index], subject) for index in worst],
@@ -73,21 +66,11 @@ def _card(row: pd.Series, subject: Subject) -> dict[str, Any]:
     image = Image.fromarray(subject.preprocess.pixels(read(Path(row["path"]), OWN).rgb))
     seen = explain(subject.network, subject.preprocess.normalise(np.asarray(image)[None]))
     return {
-        "picture": _data_uri(image),
-        "map": _data_uri(overlay(image, seen.heat, 0.65)),
+        "picture": pages.data_uri(image),
+        "map": pages.data_uri(overlay(image, seen.heat, 0.65)),
         "method": seen.method.replace("_", " "),
         "label": row["label"],
         "generator": row["generator"],
         "probability": float(row["probability_fake"]),
         "path": row["path"],
     }
-
-
-def _data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
