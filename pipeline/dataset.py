@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from pipeline.augment import augment, jpeg
 from pipeline.errors import StageError
+from pipeline.fingerprint import fingerprint
 from pipeline.forge import METHODS, Face, changed
 from pipeline.images import OWN, read
 from pipeline.labels import LABEL2ID
@@ -32,7 +33,7 @@ STORED = (60, 95)
 def pixels(table: pd.DataFrame, preprocess: Preprocess) -> np.ndarray:
     """All images of a table, read-only and memory-mapped: uint8 (n, size, size, 3), in the table's order.
 
-    They are decoded once for each list of images and each setting of the preprocessing, and kept in var/cache.
+    They are decoded once for each list of images and each setting and version of the preprocessing, and kept in var/cache.
     """
     path = CACHE / f"{cache_key(table, preprocess)}.npy"
 
@@ -50,8 +51,9 @@ def pixels(table: pd.DataFrame, preprocess: Preprocess) -> np.ndarray:
 
 
 def cache_key(table: pd.DataFrame, preprocess: Preprocess) -> str:
-    """What the names of files in var/cache begin with: 24 hex digits for a list of images and a setting of the preprocessing."""
-    return hashlib.sha256((preprocess.model_dump_json() + "".join(table["image_id"])).encode()).hexdigest()[:24]
+    """What names in var/cache begin with: 24 hex digits for a list of images, and for settings and code of their preprocessing."""
+    made = fingerprint(preprocess, "images.py", "preprocess.py")
+    return hashlib.sha256((made + "".join(table["image_id"])).encode()).hexdigest()[:24]
 
 
 def keep_cached(tables: Iterable[pd.DataFrame], preprocess: Preprocess) -> None:

@@ -12,7 +12,7 @@ def fingerprint(settings: BaseModel, *code: str, exclude: set[str] | None = None
     """12 hex digits that follow from the settings, but for the fields in `exclude`, and from source text.
 
     Args:
-        settings: a section of params.yaml.
+        settings: a section of params.yaml, or other settings.
         code: files and folders of this package, such as "images.py" or "forge".
         exclude: fields of the settings that change nothing.
     """

@@ -1,6 +1,7 @@
 """What training is shown: pairs, forgeries made on the spot, old sources beside new ones."""
 
 import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import ConvNextImageProcessorPil, EfficientNetImageProcessorPil, MobileViTImageProcessorPil, ViTImageProcessorPil
 
-from pipeline.dataset import Pairs, collate, pixels, rehearsed
+from pipeline.dataset import CACHE, Pairs, collate, pixels, rehearsed
 from pipeline.errors import StageError
 from pipeline.params import ParamsError, check_params, load_params
 from pipeline.params_train import Forging
@@ -86,6 +87,20 @@ def test_images_that_two_want_at_once_are_decoded_once(tmp_path: Path, monkeypat
         release.set()
         assert not other_is_done and np.array_equal(one.result(), other.result())
     assert len(asked) == 3 and one.result().any(axis=(1, 2, 3)).all()
+
+
+def test_images_are_decoded_anew_when_the_code_of_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "0.png", seed=0)
+    table = pd.DataFrame({"image_id": ["a"], "path": ["0.png"]})
+    for name in ("images.py", "preprocess.py"):
+        shutil.copy(ROOT / "pipeline" / name, tmp_path)
+    monkeypatch.setattr("pipeline.fingerprint.PACKAGE", tmp_path)
+    for files, more in ((1, ""), (2, "# another resampling")):
+        (tmp_path / "preprocess.py").write_text((tmp_path / "preprocess.py").read_text() + more)
+        for _ in range(2):
+            pixels(table, Preprocess(size=SIDE))
+        assert len(list(CACHE.glob("*.npy"))) == files
 
 
 def test_processes_that_prepare_batches_follow_the_epoch():
