@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from safetensors.torch import load_model
+from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, TrainerCallback, set_seed
@@ -32,6 +33,7 @@ from pipeline.errors import DivergedError
 from pipeline.memory import keep_freed
 from pipeline.metrics import figures
 from pipeline.model import TRAINED
+from pipeline.params_train import Forging
 from pipeline.preprocess import Preprocess
 from pipeline.record import Record
 from pipeline.trainer import WEIGHTS, Average, History, PairTrainer, Patience, Progress
@@ -191,7 +193,7 @@ def _examples(
     return features.Head(network), pairs, features.FeatureSingles(parts["val"], judged)
 
 
-def _pairing(recipe: params.Train) -> tuple[bool, int, Any]:
+def _pairing(recipe: params.Train) -> tuple[bool, int, Forging | None]:
     return recipe.pairing, recipe.seed, recipe.forge
 
 
@@ -200,7 +202,7 @@ def _validation(prediction: EvalPrediction) -> dict[str, float]:
     if not np.isfinite(logits).all():
         raise DivergedError("training: the network answers with what is no number any more; lower train.lr, or train with train.bf16=false")
     score = logits[:, 1] - logits[:, 0]
-    probability = 1 / (1 + np.exp(-score))
+    probability = expit(score)
     found = figures(labels, probability, 0.5)
     return {
         # Takes the place of Trainer's own, which counts the images twice that fill up the last batch of several processes.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from transformers import PreTrainedModel, set_seed
+from transformers import EvalPrediction, PreTrainedModel, set_seed
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from pipeline import manifest, model, train, tuning
@@ -150,6 +150,11 @@ def test_weights_that_grow_beyond_all_numbers_are_a_plain_error(settings: Callab
     with pytest.raises(StageError, match=r"lower train\.lr"):
         fit(settings(epochs=1, lr=1e38))
     mlflow.end_run()
+
+
+def test_logits_however_far_apart_are_judged():
+    found = train._validation(EvalPrediction(np.array([[900.0, 0.0], [0.0, 900.0]]), np.array([0, 1])))
+    assert found["auc"] == found["accuracy"] == 1 and found["loss"] == 0
 
 
 def test_averaged_weights_are_judged_and_kept(settings: Callable[..., Params]):
