@@ -114,6 +114,6 @@ def to_int8(graph: Path, target: Path, preprocess: Preprocess, seen: np.ndarray,
 
 def _difference(module: WithEmbedding, graph: Path, values: np.ndarray) -> float:
     with torch.no_grad():
-        expected = np.concatenate([module(torch.from_numpy(values[start : start + 16]))[0] for start in range(0, len(values), 16)])
+        expected = np.concatenate([module(torch.from_numpy(values[start : start + BATCH]))[0] for start in range(0, len(values), BATCH)])
     found, _ = OpenVinoRuntime(graph)(values)
     return float(np.abs(found - expected).max())

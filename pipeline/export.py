@@ -113,7 +113,7 @@ def _meta(calibration: dict[str, Any], evaluation: dict[str, Any], precision: di
         "labels": {str(index): label for index, label in ID2LABEL.items()},
         "temperature": calibration["temperature"],
         "thresholds": Thresholds.model_validate(calibration["thresholds"]),
-        "figures": {name: dict(figure) for name, figure in evaluation["test"].items()},
+        "figures": evaluation["test"],
         "lineage": lineage(),
         "trained_on": "whole",
         "bf16": precision["bf16"]["allowed"],

@@ -59,7 +59,7 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
             processor = AutoImageProcessor.from_pretrained(settings.name)
             if _side(model.config) != _side(before):  # what was asked for, of a network that takes any size
                 _resize(processor, _side(model.config))
-            return _with_its_head(model), processor
+            return _adapted(model), processor
         if settings.name in CONFIG_MAPPING:
             config = AutoConfig.for_model(settings.name, **HEAD, **settings.config)
         else:
@@ -67,7 +67,7 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
         config.update(_count(config))
         # Where a config suits two kinds of classifier, as DeiT's does, transformers looks into this list and takes the first without one.
         config.architectures = config.architectures or []
-        model = _with_its_head(AutoModelForImageClassification.from_config(config, **WHOLE))
+        model = _adapted(AutoModelForImageClassification.from_config(config, **WHOLE))
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StageError(
@@ -123,7 +123,7 @@ def _order_outputs(model: PreTrainedModel, names: Mapping[int, str]) -> None:
 
 def load(folder: Path) -> PreTrainedModel:
     """Read a trained model from a folder that `save` wrote, in evaluation mode, with attentions that can be looked at."""
-    return _with_its_head(AutoModelForImageClassification.from_pretrained(folder, attn_implementation="eager", **WHOLE)).eval()
+    return _adapted(AutoModelForImageClassification.from_pretrained(folder, attn_implementation="eager", **WHOLE)).eval()
 
 
 def save(model: PreTrainedModel, processor: Any, folder: Path) -> None:
@@ -164,7 +164,8 @@ def normalise_features(model: PreTrainedModel) -> None:
     model.config.normalised_features = True
 
 
-def _with_its_head(model: PreTrainedModel) -> PreTrainedModel:
+def _adapted(model: PreTrainedModel) -> PreTrainedModel:
+    """The network with what transformers does not build by itself, in place."""
     if model.config.model_type == "efficientnet":
         # Its own average is over a window of a thousand pixels and more, cut to the map: OpenVINO makes no graph of that.
         kind = nn.AdaptiveAvgPool2d if model.config.pooling_type == "mean" else nn.AdaptiveMaxPool2d

@@ -116,7 +116,7 @@ class Package:
     meta: PackageMeta
 
     @property
-    def golden(self) -> dict[Path, "Golden"]:
+    def golden(self) -> dict[Path, Golden]:
         """Golden examples: image file -> what it is and what this package says of it."""
         listed = json.loads((self.path / GOLDEN / "golden.json").read_text())
         return {self.path / GOLDEN / name: Golden.model_validate(example) for name, example in listed.items()}
