@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 REPORT = Path("reports/comparison.json")
 TABLE = Path("reports/comparison.md")
 COMPARED = ("f1", "auc")
-BATCH = 64
 
 
 def run(params: Params, champion: Path, version: str, challenger: Path = PACKAGE) -> dict[str, Any]:
@@ -113,20 +112,15 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _part(new: "Detector", old: "Detector", rows: pd.DataFrame, draws: int, seed: int) -> dict[str, Any]:
     labels, groups = rows["label"].map(LABEL2ID).to_numpy(), rows["group"].to_numpy()
-    judged = [(_probabilities(detector, rows["path"]), detector.package.meta.thresholds.f1) for detector in (new, old)]
+    judged = [(_probabilities(detector, rows["path"].tolist()), detector.package.meta.thresholds.f1) for detector in (new, old)]
     return {"n": len(rows), "groups": len(set(groups)), **difference(labels, groups, judged[0], judged[1], draws, seed)}
 
 
-def _probabilities(detector: "Detector", paths: pd.Series) -> np.ndarray:
-    from tqdm import tqdm
+def _probabilities(detector: "Detector", paths: list[str]) -> np.ndarray:
+    from pipeline.score import predict
 
-    from pipeline.images import OWN, read
-
-    found: list[float] = []
-    for start in tqdm(range(0, len(paths), BATCH), desc=f"compare: package of {detector.package.meta.created}", unit="batch"):
-        pictures = [read(Path(path), OWN) for path in paths.iloc[start : start + BATCH]]
-        found += [answer.probability_fake for answer in detector.predict(pictures)]
-    return np.array(found)
+    answers = predict(detector, paths, f"compare: package of {detector.package.meta.created}")
+    return np.array([answer.probability_fake for answer in answers])
 
 
 def _short(value: float | None, sign: str = "") -> str:

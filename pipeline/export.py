@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from pipeline import card, manifest, model
 from pipeline.calibration import CALIBRATION, probability
 from pipeline.card import licence_files
 from pipeline.convert import to_onnx, to_openvino
 from pipeline.dataset import pixels
-from pipeline.detector import Detector, Prediction
+from pipeline.detector import Detector
 from pipeline.errors import StageError
 from pipeline.images import OWN, Limits, read, read_bytes
 from pipeline.labels import ID2LABEL
@@ -31,6 +30,7 @@ from pipeline.precision import fewer_bits
 from pipeline.predictions import measures
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import OpenVinoRuntime, has_bf16
+from pipeline.score import predict
 from pipeline.scoring import sample
 from pipeline.sources import procedural
 from pipeline.staging import STAGING
@@ -144,7 +144,7 @@ def _write_references(package: Package, val: pd.DataFrame) -> None:
         runtimes["-bf16"] = OpenVinoRuntime(PACKAGE / GRAPH, bf16=True)
     faces = PACKAGE / FACES if (PACKAGE / FACES).is_file() else None
     for name, runtime in runtimes.items():
-        answers = _predict(Detector(package, runtime, faces), val["path"])
+        answers = predict(Detector(package, runtime, faces), val["path"].tolist(), "drift reference")
         pd.DataFrame([measures(answer) for answer in answers]).to_parquet(PACKAGE / REFERENCE.format(name), index=False)
 
 
@@ -154,7 +154,7 @@ def _write_golden(detectors: dict[str, Detector], test: pd.DataFrame, of_each: i
     folder.mkdir()
     chosen = pd.concat([_spread(test[test["label"] == label], of_each) for label in ID2LABEL.values()])
     listed = {}
-    answers = {name: _predict(detector, chosen["path"]) for name, detector in detectors.items()}
+    answers = {name: predict(detector, chosen["path"].tolist(), "golden examples") for name, detector in detectors.items()}
     for row, (image_id, path, label) in enumerate(zip(chosen["image_id"], chosen["path"], chosen["label"], strict=True)):
         name = image_id[:16] + Path(path).suffix.lower()
         (folder / name).write_bytes(read_bytes(Path(path), OWN))
@@ -191,14 +191,6 @@ def _spread(rows: pd.DataFrame, number: int) -> pd.DataFrame:
     """Rows at even steps in the order of their ids, so that the choice is the same whoever makes it."""
     ordered = rows.sort_values("image_id")
     return ordered.iloc[np.unique(np.linspace(0, len(ordered) - 1, number).astype(int))]
-
-
-def _predict(detector: Detector, paths: pd.Series) -> list[Prediction]:
-    batches = [paths.iloc[start : start + 16] for start in range(0, len(paths), 16)]
-    found = []
-    for batch in tqdm(batches, desc="predict", unit="batch"):
-        found += detector.predict([read(Path(path), OWN) for path in batch])
-    return found
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from pipeline.detector import Detector
-from pipeline.images import ImageError, Picture, read
+from pipeline.detector import Detector, Prediction
+from pipeline.images import OWN, ImageError, Picture, read
 from pipeline.package import PACKAGE, STARTER, PackageError
 
 COLUMNS = ("path", "probability_fake", "verdict", "warnings", "error")
@@ -75,6 +75,14 @@ def score(detector: Detector, paths: Iterable[Path]) -> Iterator[dict[str, str]]
                 else:
                     row["error"] = picture
                 yield row
+
+
+def predict(detector: Detector, paths: Sequence[str], title: str) -> list[Prediction]:
+    """Judge images that ingest has let in, behind a progress bar. One is decoded at a time: they may have many megapixels."""
+    found = []
+    for start in tqdm(range(0, len(paths), BATCH), desc=title, unit="batch"):
+        found += detector.judge([detector.prepare(read(Path(path), OWN)) for path in paths[start : start + BATCH]])
+    return found
 
 
 def _open(path: Path) -> Picture | str:
