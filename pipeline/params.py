@@ -1,7 +1,7 @@
 """params.yaml as frozen, strict models: the only place where a setting has a type."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -189,9 +189,25 @@ def check_params(content: Any, path: Path) -> Params:
 def _allowed(problem: Any) -> str:
     if problem["type"] != "extra_forbidden":
         return f" (it is {problem['input']!r})"
-    section: Any = Params
+    sections: list[type[Section]] = [Params]
     for part in problem["loc"][:-1]:
-        fields = {field.alias or name: field.annotation for name, field in getattr(section, "model_fields", {}).items()}
-        section = fields.get(part)
-    names = sorted(field.alias or name for name, field in getattr(section, "model_fields", {}).items())
-    return f"; allowed here: {', '.join(names)}" if names else ""
+        kinds = [field.annotation for section in sections for name, field in section.model_fields.items() if part in (name, field.alias)]
+        if kinds:
+            sections = [section for kind in kinds for section in _sections(kind)]
+        else:  # which of several kinds it is or, where none is called so, a key or an index
+            sections = [section for section in sections if _is_called(section, part)] or sections
+    names = sorted({field.alias or name for section in sections for name, field in section.model_fields.items()})
+    return f"; allowed here: {', '.join(names)}"
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """The sections that an annotation names, inside of a list, a mapping or a union as well."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]
+
+
+def _is_called(section: type[Section], part: str | int) -> bool:
+    """Whether Pydantic means this one of several sections: by its `kind`, or by the name of its class."""
+    kind = section.model_fields.get("kind")
+    return part in get_args(kind.annotation) if kind else section.__name__ in str(part)
