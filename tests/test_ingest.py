@@ -91,6 +91,7 @@ def test_every_kind_of_broken_file_is_listed_with_its_reason(faces: Path, prepar
     found = quarantined()
     assert set(broken_files()) | {"dangling.jpg", "pipe.jpg"} <= set(found) and report["images"] == 60
     assert {found[name] for name in ("dangling.jpg", "pipe.jpg")} == {"unreadable"}
+    assert found["empty.jpg"] == "empty" and found["half.jpg"] == "truncated"
     assert found["one-pixel.png"] == found["thin.jpg"] == "too_small"
     assert found["many-pixels.png"] == found["bomb.png"] == found["tall.jpg"] == "too_many_pixels"
     assert found["heavy.bmp"] == "too_large" and found["half.png"] == "truncated" and found["pdf.jpg"] == "not_an_image"
@@ -187,14 +188,16 @@ def test_a_source_without_an_image_is_no_error_beside_another(faces: Path, prepa
     assert ingest.run(prepare(data__sources=folders))["by_source"] == {"faces": 60}
 
 
-def test_a_picture_in_two_formats_under_both_labels_is_a_conflict(faces: Path, prepare: Callable[..., Params]):
+def test_a_picture_under_both_labels_is_a_conflict_and_a_double_is_one_row(faces: Path, prepare: Callable[..., Params]):
     with Image.open(faces / "real" / "0.jpg") as image:
         image.save(faces / "fake" / "same.png")
     with Image.open(faces / "real" / "1.jpg") as image:
         image.save(faces / "real" / "again.bmp")
+    shutil.copy(faces / "real" / "2.jpg", faces / "fake" / "copy.jpg")
+    shutil.copy(faces / "real" / "3.jpg", faces / "real" / "copy of 3.jpg")
     report = ingest.run(prepare())
-    assert quarantined() == {"0.jpg": "conflict", "same.png": "conflict"}
-    assert report["duplicates"] == 1 and report["images"] == 59
+    assert quarantined() == dict.fromkeys(("0.jpg", "same.png", "2.jpg", "copy.jpg"), "conflict")
+    assert report["duplicates"] == 2 and report["images"] == 58
 
 
 def test_one_person_in_two_folders_is_one_group_and_equal_names_in_two_sources_are_not(faces: Path, prepare, tmp_path: Path):

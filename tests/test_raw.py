@@ -32,6 +32,7 @@ def test_a_second_run_looks_only_at_what_is_new(faces: Path, prepare: Callable[.
     changed = {path.as_posix() for path in after if after[path] != before.get(path)}
     assert changed == {"data/raw/faces/real/new.jpg", "data/raw/faces/real/1.jpg"}
     assert before.keys() - after.keys() == {Path("data/raw/faces/fake/2.jpg")}
+    assert set(read(MANIFEST)["path"]) == {path.as_posix() for path in after}
     picture(faces / "real" / "1.jpg", seed=1, quality=90)
     picture(faces / "fake" / "2.jpg", seed=1002, quality=90)
     (faces / "real" / "new.jpg").unlink()
