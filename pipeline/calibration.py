@@ -13,8 +13,8 @@ CALIBRATION = Path("models/calibration.json")
 def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
     """The temperature (Guo et al., ICML 2017) that makes the probabilities fit the labels best, between 0.05 and 50.
 
-    The labels count as a little less than certain (Platt, 1999): scores that part a few images without a mistake, or nearly, would fit
-    best as 0 and 1, in which what comes later has no order any more.
+    The labels count as a little less than certain (Platt, 1999): scores that separate a few images without a mistake, or nearly, would
+    fit best as probabilities of 0 and 1, which would leave later images in no order.
 
     Args:
         scores: float (n,), logit of fake minus logit of real.

@@ -15,7 +15,7 @@ from pipeline.runtime import OpenVinoRuntime, compiled, read, traced
 
 BATCH = OpenVinoRuntime.batch
 RANKING_BATCHES = 10
-"""Of images, that say which operations 8 bits cost most in: each operation is judged on all of them."""
+"""Batches of images that tell in which operations 8 bits cost most: each operation is judged on all of them."""
 MOST_DROP = 0.001
 """Of the AUC on the validation part. Half of what pipeline.precision allows on the test part, which is not searched on."""
 
@@ -72,8 +72,8 @@ def to_int8(graph: Path, target: Path, preprocess: Preprocess, seen: np.ndarray,
 
     NNCF's quantisation after training, in its scheme for transformers: SmoothQuant (Xiao et al., ICML 2023) and corrected biases, with
     symmetric activations, which cost a ViT-tiny less AUC than asymmetric ones: benchmarks/results/detection.md. If the AUC falls by more
-    than MOST_DROP, without SmoothQuant, and NNCF ranks the operations by what 8 bits cost in each and takes them back one by one, the
-    dearest first.
+    than MOST_DROP, it is done again without SmoothQuant: NNCF ranks the operations by what 8 bits cost in each and takes them back to 32
+    bits one by one, the costliest first.
 
     Args:
         graph: the .xml file of the network in 32 bits.

@@ -25,7 +25,7 @@ from pipeline.staging import make_once
 
 CACHE = Path("var/cache")
 TRIES = 3
-"""Forgeries that change nothing before the fake of the data set is taken."""
+"""Attempts at a forgery that changes something, before the fake of the data set is taken."""
 STORED = (60, 95)
 """JPEG qualities of a pair whose fake was forged on the spot."""
 
@@ -91,11 +91,12 @@ class Pairs(Dataset):
     """Training examples: a real and a fake, changed by the same augmentation.
 
     An epoch shows every image of the larger class once. The partner comes from the same group where the group has one (with `pairing`),
-    otherwise it is any image of the other class, so that batches are balanced whatever the data set. Images of the smaller class that are
-    partners of none, most often because their group has no image of the larger one, follow with examples of their own, and the others take
-    turns by lot. With `forging`, a share of the fakes is forged from the pair's real on the spot, other ones in each epoch. All draws
-    follow from the seed, the epoch and the index, so that it does not matter which process makes an example, and a training that was killed
-    sees what it would have seen.
+    otherwise it is any image of the other class, so that batches are balanced whatever the data set. It is drawn at random among those
+    that fit. Images of the smaller class that fit none, most often because their group has no image of the larger one, follow with
+    examples of their own. With `forging`, a share of the fakes is forged from the pair's real on the spot, other ones in each epoch.
+
+    All draws follow from the seed, the epoch and the index, so that it does not matter which process makes an example, and a training
+    that was killed sees what it would have seen.
     """
 
     def __init__(

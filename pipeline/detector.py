@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 Verdict = Literal["real", "fake", "uncertain"]
 
 MOST_FACES = 32
-"""Of one picture, that are judged: the largest ones."""
+"""Faces of one picture that are judged: the largest ones."""
 
 LEAST_SIDE = 16
 """Pixels: in a smaller picture no face is looked for."""

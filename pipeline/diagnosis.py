@@ -101,7 +101,7 @@ def expected_f1(probabilities: np.ndarray, threshold: float, chances: np.ndarray
 
 
 def measured_f1(window: pd.DataFrame, labels: dict[str, int], threshold: float) -> dict[str, Any] | None:
-    """F1 on the answers that users labelled: n, value, low, high; None if there are none. Users label what they doubt: it is no sample.
+    """F1 on the answers that users labelled: n, value, low, high; None if there are none. No random sample: users label what they doubt.
 
     Args:
         window: id, probability_fake.

@@ -39,8 +39,8 @@ class WithEmbedding(nn.Module):
 def fixed_positions(module: WithEmbedding, size: int) -> Iterator[None]:
     """While it is open, position embeddings that are scaled to the input are constants: those of pictures of `size` pixels.
 
-    A graph that scaled them for each picture would do so otherwise than PyTorch, or could not be written: DINOv2's with registers. The
-    call that finds them also fills what LeViT keeps from its first one, which tracing stumbles over.
+    A graph that scaled them for each picture would do so differently from PyTorch or, as that of DINOv2 with registers, could not be
+    written. The call that finds them also fills LeViT's cache of its attention biases, which tracing would stumble over.
     """
     scaling = [part for part in module.modules() if hasattr(part, SCALING)]
     for part in scaling:

@@ -111,7 +111,7 @@ def examine(subject: Subject, test: pd.DataFrame, unseen: pd.DataFrame | None, s
 
 
 def calibrate(val: pd.DataFrame, settings: Evaluate) -> tuple[float, Thresholds]:
-    """Temperature from one half of the validation groups, thresholds from the other.
+    """Temperature from one half of the validation groups, thresholds from the other; both from all where a half would lack a class.
 
     Args:
         val: rows of the validation part with their `score`.

@@ -20,7 +20,7 @@ def explain(network: PreTrainedModel, values: np.ndarray) -> Explanation:
 def heat_maps(network: PreTrainedModel, values: np.ndarray) -> list[Explanation]:
     """Heat maps of one input by every method that fits the network.
 
-    Rollout comes first: on the demonstration it points at what was forged more often (reports/evaluation.html compares them).
+    Rollout comes first: on the demonstration it points more often at what was forged (reports/evaluation.html compares them).
 
     Args:
         network: in evaluation mode, on the CPU.

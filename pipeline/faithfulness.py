@@ -16,11 +16,11 @@ from pipeline.params import Evaluate
 from pipeline.scoring import Subject, sample
 
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.7)
-"""Of the pixels, that are taken away or put back."""
+"""Shares of the pixels that are taken away or put back."""
 LARGEST = 0.6
-"""Of a picture: where more was forged, pointing at it is no art."""
+"""Share of a picture: where more than this was forged, pointing at it proves nothing."""
 OTHER = 25.5
-"""Mean difference of the pixel values from which on a real is not what the fake was made from, but another picture of the person."""
+"""Mean difference of pixel values above which a real is another picture of the person, and not what the fake was made from."""
 RANDOM = "random"
 
 
@@ -34,8 +34,8 @@ def faithfulness(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> di
 
     Returns:
         n; n_paired, fakes whose origin is known; n_masked, those of them that differ from it in a part only; methods, each with deletion,
-        insertion, pointing, and `vs_random`, the paired differences to maps of noise; `random` itself; and `middle`, the pointing of who
-        looks at nothing and says the middle of the picture. Figures with intervals over groups. None without a fake.
+        insertion, pointing, and `vs_random`, the paired differences to maps of noise; `random` itself; and `middle`, the pointing of a map
+        that always names the middle of the picture. Figures with intervals over groups. None without a fake.
     """
     fakes = test[test["label"] == "fake"]
     if fakes.empty:

@@ -50,7 +50,7 @@ def check(suite: "gx.ExpectationSuite", frame: pd.DataFrame, docs: Path = DOCS) 
     definition = gx.ValidationDefinition(
         name=suite.name, data=asset.add_batch_definition_whole_dataframe("all"), suite=context.suites.add(suite)
     )
-    # Rows, and not lists of all indices: those are gathered one by one: slow where a million images fail.
+    # Rows, not lists of all indices, which are gathered one by one: slow where a million images fail.
     shown = {"result_format": "BASIC", "partial_unexpected_count": SAMPLED, "include_unexpected_rows": True}
     context.validation_definitions.add(definition)
     outcome = definition.run(batch_parameters={"dataframe": frame}, result_format=shown)

@@ -11,7 +11,7 @@ import numpy as np
 BINS = 15
 """Bins of the calibration error."""
 BLOCK = 2**21
-"""Weights that are worked on at a time: of a thousand draws of a hundred thousand images all would take gigabytes."""
+"""Weights that are worked on at a time: all at once, for a thousand draws of a hundred thousand images, would take gigabytes."""
 
 
 class Figure(TypedDict):
@@ -33,7 +33,7 @@ def figures(labels: np.ndarray, probabilities: np.ndarray, threshold: float, wei
 
     Returns:
         precision, recall, f1, accuracy, balanced_accuracy, fpr, auc, ap, eer, ece, brier, nll, each float (draws,), NaN where undefined:
-        without a fake the first three are, whatever is called one.
+        without a fake the first three are, even where a real is called one.
     """
     labels, probabilities = np.asarray(labels, np.float64), np.asarray(probabilities, np.float64)
     weights = np.ones((1, len(labels))) if weights is None else weights
@@ -96,7 +96,7 @@ def interval(value: np.ndarray, draws: np.ndarray) -> Figure:
 
 
 def _centred(value: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Draws of a calibration error without what resampling adds: a gap counts whichever way it goes, so that noise only ever adds to it."""
+    """Draws of a calibration error without the bias of resampling: gaps count as absolute values, so that noise only ever adds to them."""
     return np.maximum(0, draws - (np.nanmean(draws) - value)) if len(draws) else draws
 
 
@@ -147,9 +147,9 @@ def _names(weights: np.ndarray) -> np.ndarray:
 
 
 def _exact(share: Figure, hits: np.ndarray, names: np.ndarray) -> Figure:
-    """The interval of a share of hits, bool (n,), that is 0 or 1: resampling draws nothing else, and would call that certain.
+    """A share of hits, bool (n,), with an exact interval if it is 0 or 1: resampling would draw nothing else, and call that certain.
 
-    It is that of Clopper and Pearson (Biometrika 1934), with groups for images: as many as there are different names (n,).
+    The interval is Clopper and Pearson's (Biometrika 1934) and counts groups, not images: as many as there are different names (n,).
     """
     if share["low"] is None or not len(hits) or 0 < hits.sum() < len(hits):
         return share
@@ -179,7 +179,7 @@ def _bounded(found: dict[str, Figure], fewest: int) -> dict[str, Figure]:
 
 
 def _all_of(groups: int) -> float:
-    """The lower end of a share for which each of so many groups speaks; 1 minus it is the upper end where none does."""
+    """The lower bound of a share that all of so many groups are hits of; 1 minus it is the upper bound where none is."""
     from scipy.stats import binomtest  # which a server does not have
 
     return float(binomtest(groups, groups).proportion_ci().low)

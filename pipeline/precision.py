@@ -22,8 +22,8 @@ from pipeline.scoring import BATCH, labels, sample, score
 
 SCORES = Path("reports/scores.parquet")
 IMAGES = 1000
-"""Of the test part, that are scored again: with 500 the ECE alone moves by .008 from one draw to another. And of the validation part, that
-say what 8 bits cost."""
+"""Of the test part, to score again: with 500 the ECE alone moves by .008 from one draw to another. And of the validation part, to tell
+which operations stay in 32 bits."""
 QUANTISED_ON = 300
 """Images of the training part that show NNCF how large activations get."""
 MOST_AUC_DROP, MOST_ECE_RISE = 0.002, 0.005

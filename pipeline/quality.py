@@ -23,8 +23,8 @@ MANY_FACES = 5
 """The image's probability is that of its most suspicious face: with 5% false alarms a face, 5 real faces give one in 23% of images."""
 
 UPSCALED = 0.0055
-"""Of `fineness`. Below it are 0, 1 and 32 of 100 face crops as they were published (StyleGAN, DFDC, and UTKFace, whose makers scaled
-them), and 94 of the 100 sharpest, StyleGAN's, after they were enlarged twofold. JPEG after the enlarging hides it."""
+"""Of `fineness`. Of 100 face crops each, as they were published, 0 (StyleGAN), 1 (DFDC) and 32 (UTKFace, whose makers scaled them) are
+below it, and so are 94 of StyleGAN's, the sharpest, once they are enlarged twofold. JPEG after the enlarging hides it."""
 
 SAMPLE = 512
 """Side of the middle part whose frequencies are looked at: enough for a mean, and quick."""

@@ -19,7 +19,7 @@ from pipeline.preprocess import Preprocess
 from pipeline.runtime import Runtime, runtime
 
 BATCH = 16
-"""What the activations of a small vision transformer fit into a processor's cache with."""
+"""Images whose activations, in a small vision transformer, fit into a processor's cache."""
 
 
 @dataclass(frozen=True)

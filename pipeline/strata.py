@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 FINE = 300
-"""Of the smallest kinds of groups, how many are exchanged in the end: larger ones would not make the shares finer."""
+"""Kinds of groups, the smallest ones, that are exchanged in the end: larger ones would bring the shares no nearer."""
 
 
 def composition(group: np.ndarray, table: pd.DataFrame, counted: np.ndarray) -> np.ndarray:
@@ -40,9 +40,9 @@ def composition(group: np.ndarray, table: pd.DataFrame, counted: np.ndarray) -> 
 def assign(counts: np.ndarray, names: np.ndarray, placed: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
     """Give each group to a part, so that the squared distances to the parts' shares of each stratum, summed, are small.
 
-    Of groups with the same composition each part gets its share, which of them by a hash of their names; the one or two that remain go
-    where most is missing, large groups first. Then groups are exchanged for as long as that brings the parts nearer to their shares: in
-    the end (of FINE or fewer kinds of groups) no move of one group and no exchange of two would.
+    Groups with the same composition are shared out in the order of a hash of their names; the one or two that remain go where most is
+    missing, large groups first. Then groups are exchanged for as long as that brings the parts nearer to their shares: with FINE or
+    fewer kinds of groups, no move of one group and no exchange of two would bring them any nearer.
 
     Args:
         counts: int (groups, strata): what each group holds.

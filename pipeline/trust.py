@@ -32,7 +32,7 @@ def judge(statements: Iterable[Statement], source: FeedbackSource) -> Judged:
        vote by itself.
     4. Where there are several clients, one brings at most `max_share` of the images, but never fewer than `a_day`: its newest go.
 
-    In the bounds of 2 and 4 all statements without a client are one client's: who leaves the name out gets around neither.
+    For rules 2 and 4 all statements without a client are one client's, so that leaving the name out gets around neither.
 
     Args:
         statements: the newest of each id.
