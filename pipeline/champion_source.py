@@ -1,11 +1,11 @@
 """Where the served package comes from: a pinned folder, or the version that holds an alias in MLflow."""
 
+import fcntl
 import json
 import os
 import shutil
 import sqlite3
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
@@ -30,7 +30,6 @@ STOPPED = Path("canary.json")
 
 KEEP = 3
 """Downloads that stay on disk: the newest ones, for a quick roll-back."""
-STALE_SECONDS = 3600.0
 
 
 class UnavailableError(RuntimeError):
@@ -172,21 +171,32 @@ class Registry:
             folder.with_suffix(".json").unlink(missing_ok=True)
 
     def fetch(self, version: Version) -> Path:
-        """The version's package, downloaded unless a whole one is there. Other workers may do the same at the same time."""
-        folder, note = self.folder / version.number, self.folder / f"{version.number}.json"
-        if note.is_file() and note.read_text() == _content(version) and _whole(folder):
+        """The version's package, downloaded unless a whole one is there. Of several workers one downloads it, and the others wait."""
+        folder = self.folder / version.number
+        if self._has(version):
             return folder
         self.folder.mkdir(parents=True, exist_ok=True)
-        for abandoned in self.folder.glob(".incoming-*"):
-            if time.time() - abandoned.stat().st_mtime > STALE_SECONDS:
+        with (self.folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # which ends with its process, however that ends
+            if self._has(version):
+                return folder
+            for abandoned in self.folder.glob(".incoming-*"):
                 shutil.rmtree(abandoned, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self.folder, ignore_cleanup_errors=True) as incoming:
-            found = _download(self.uri, version, Path(incoming) / "new")
-            if folder.exists():
-                folder.rename(Path(incoming) / "old")
-            found.rename(folder)
-            write(note, _content(version).encode())
+            with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self.folder, ignore_cleanup_errors=True) as incoming:
+                found = _download(self.uri, version, Path(incoming) / "new")
+                if folder.exists():
+                    folder.rename(Path(incoming) / "old")
+                found.rename(folder)
+                write(self._note(version), _content(version).encode())
         return folder
+
+    def _note(self, version: Version) -> Path:
+        """Says of which version the download with this number is."""
+        return self.folder / f"{version.number}.json"
+
+    def _has(self, version: Version) -> bool:
+        note = self._note(version)
+        return note.is_file() and note.read_text() == _content(version) and _whole(self.folder / version.number)
 
 
 class UntilPromoted:

@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from base64 import b64decode
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import mlflow
 import pytest
 
 from benchmarks.load import photograph
+from pipeline import champion_source
 from pipeline.champion import Champion
 from pipeline.champion_source import KEEP, Pinned, Registry, UnavailableError, UntilPromoted
 from pipeline.package import GOLDEN, GRAPH, seal, verify
@@ -89,6 +92,22 @@ def test_a_damaged_download_is_fetched_again_and_old_ones_go(tmp_path, package, 
     champion.look()
     assert champion.served is not None and champion.trouble is None
     assert (newest / "preprocess.json").read_bytes() == (package / "preprocess.json").read_bytes()
+
+
+def test_workers_that_want_the_same_version_download_it_once(tmp_path, package, new_store, monkeypatch):
+    store = new_store("mlflow")
+    register(store, package)
+    workers, downloads, download = [Registry(store, tmp_path / "served") for _ in range(3)], [], champion_source._download
+
+    def slow(*args: object) -> Path:
+        downloads.append(args)
+        time.sleep(0.5)
+        return download(*args)
+
+    monkeypatch.setattr(champion_source, "_download", slow)
+    with ThreadPoolExecutor() as pool:
+        folders = list(pool.map(lambda worker: worker.fetch(worker.wanted()), workers))
+    assert len(downloads) == 1 and set(folders) == {tmp_path / "served" / "1"} and verify(folders[0]).golden
 
 
 def test_a_package_whose_golden_answers_are_others_is_refused_and_the_old_one_goes_on(tmp_path, package, new_store):
