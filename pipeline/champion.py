@@ -140,9 +140,9 @@ class Challenger(Champion):
 
     alias = CHALLENGER
 
-    def __init__(self, champion: Champion, var: Path, seconds: float = 1.0) -> None:
+    def __init__(self, champion: Champion, var: Path) -> None:
         """Follow MLflow, whatever `champion` follows; downloads lie in `var`."""
-        super().__init__(Registry(tracking_uri(), var / CHALLENGER, CHALLENGER), seconds, champion.faces)
+        super().__init__(Registry(tracking_uri(), var / CHALLENGER, CHALLENGER), faces=champion.faces)
         self.champion, self.trouble = champion, None
 
     def start(self) -> None:

@@ -27,24 +27,23 @@ LISTED = 20
 """Paths of each kind that are named."""
 
 
-def write(new: pd.DataFrame, old: pd.DataFrame | None, report: dict[str, Any], to: Path = CARD) -> None:
-    """Write the card of a data version as Markdown, and its pictures into a folder beside it.
+def write(new: pd.DataFrame, old: pd.DataFrame | None, report: dict[str, Any]) -> None:
+    """Write reports/data_card.md, the card of a data version, and its pictures into a folder beside it.
 
     Args:
         new: the manifest that the card describes, with all columns.
         old: the last accepted one, of which it differs; None where there is none.
         report: content of reports/validation.json, for the verdict and the shortcut audit.
-        to: the file to write.
     """
     found = report | {
         "unchanged": old is None and ACCEPTED.is_file(),
         "quarantine": {reason: len(rows) for reason, rows in quarantined().items()},
         "duplicates": json.loads(INGEST.read_text()).get("duplicates") if INGEST.is_file() else None,
     }
-    _write(to, new, old, found)
+    _write(CARD, new, old, found)
 
 
-def compare(old: pd.DataFrame, new: pd.DataFrame, to: Path = COMPARISON) -> None:
+def compare(old: pd.DataFrame, new: pd.DataFrame, to: Path) -> None:
     """Write what changed from one manifest to another, as a card without verdict."""
     _write(to, new, old, None)
 

@@ -26,6 +26,7 @@ from pipeline.staging import make_once
 CACHE = Path("var/cache")
 TRIES = 3
 """Attempts at a forgery that changes something, before the fake of the data set is taken."""
+SHEET_PAIRS = 6
 STORED = (60, 95)
 """JPEG qualities of a pair whose fake was forged on the spot."""
 
@@ -209,10 +210,9 @@ def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {key: torch.cat([item[key] for item in items]) for key in ("pixel_values", "labels")}
 
 
-def sheet(pairs: Pairs, path: Path, rows: int = 6) -> None:
+def sheet(pairs: Pairs, path: Path) -> None:
     """Write a picture of augmented pairs, real above fake, for a person to look at."""
-    columns = []
-    for index in np.linspace(0, len(pairs) - 1, rows).astype(int):
-        columns.append(np.concatenate(list(pairs[int(index)]["pixel_values"].numpy())))
+    shown = np.linspace(0, len(pairs) - 1, SHEET_PAIRS).astype(int).tolist()
+    columns = [np.concatenate(list(pairs[index]["pixel_values"].numpy())) for index in shown]
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(columns, axis=1)).save(path)

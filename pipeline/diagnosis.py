@@ -78,7 +78,7 @@ def for_share(probabilities: np.ndarray, known: float, share: float) -> np.ndarr
     return fake / np.maximum(fake + real, 1e-12)
 
 
-def expected_f1(probabilities: np.ndarray, threshold: float, chances: np.ndarray | None = None, seed: int = 0) -> Figure:
+def expected_f1(probabilities: np.ndarray, threshold: float, chances: np.ndarray | None = None) -> Figure:
     """F1 without labels, from calibrated probabilities: a picture with probability p counts as p fakes and 1 - p reals.
 
     Right as far as the calibration still holds: for harder or easier pictures, not for a generator that fools the network
@@ -88,11 +88,13 @@ def expected_f1(probabilities: np.ndarray, threshold: float, chances: np.ndarray
         probabilities: float (n,) of fake, as the network gave them.
         threshold: at or above it a picture is called fake.
         chances: float (n,), how likely each is a fake, if that is another number (see `for_share`).
-        seed: of the bootstrap over pictures and their unknown labels, which gives the 95% interval.
+
+    Returns:
+        With its 95% interval, by a bootstrap over pictures and their unknown labels.
     """
     called, chances = probabilities >= threshold, probabilities if chances is None else chances
     value = _f1(called, chances)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     draws = []
     for _ in range(DRAWS):
         rows = rng.integers(0, len(probabilities), len(probabilities))

@@ -12,8 +12,8 @@ DATA = ("ingest", "data/manifest.parquet")
 SPLITS = ("split", "data/splits")
 
 
-def lineage(root: Path = Path()) -> dict[str, Any]:
-    """What the data, the code and the training of the workspace at `root` are, now.
+def lineage() -> dict[str, Any]:
+    """What the data, the code and the training of this workspace are, now.
 
     Returns:
         data_md5: DVC's hash of data/manifest.parquet, where the SHA-256, label and group of each image are: other labels are another
@@ -21,11 +21,11 @@ def lineage(root: Path = Path()) -> dict[str, Any]:
         ones included; dvc.lock does not count, because each run writes it. dvc_lock: SHA-256 of dvc.lock.
         run_id: the MLflow run in reports/train.json. What is not there is None.
     """
-    lock, report = root / "dvc.lock", root / "reports" / "train.json"
+    lock, report = Path("dvc.lock"), Path("reports/train.json")
     content = lock.read_bytes() if lock.is_file() else None
     stages = (YAML(typ="safe").load(content) or {}).get("stages", {}) if content else {}
-    commit = _git(root, "rev-parse", "HEAD")
-    changes = _git(root, "status", "--porcelain", "--", ".", ":(exclude)dvc.lock")
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--", ".", ":(exclude)dvc.lock")
     return {
         "data_md5": _md5(stages, *DATA),
         "splits_md5": _md5(stages, *SPLITS),
@@ -40,9 +40,9 @@ def _md5(stages: dict[str, Any], stage: str, path: str) -> str | None:
     return next((out.get("md5") for out in stages.get(stage, {}).get("outs", []) if out["path"] == path), None)
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def _git(*arguments: str) -> str | None:
     """What git prints, or None without git, outside a repository or before the first commit."""
     try:
-        return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 FAKE, REAL, GUIDE = "#d1495b", "#2a7f9e", "#9aa5b1"
 
 
-def svg(draw: Callable[[Axes], object], width: float = 4.2, height: float = 3.4) -> str:
+def svg(draw: Callable[[Axes], object]) -> str:
     """Call draw(axes) and return the picture as an SVG element whose text is text and whose ground is clear."""
     mpl.use("Agg")
     with mpl.rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": "unmask", "font.family": "sans-serif", "font.size": 9, "axes.edgecolor": GUIDE}
     ):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(4.2, 3.4), layout="constrained")
         axes: Axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes)

@@ -17,6 +17,8 @@ from pipeline.scoring import Subject, labels
 TRAINING = Path("reports/train.json")
 SHOWN = 8
 """Pictures of each kind."""
+OPACITY = 0.65
+"""Of a heat map where it is hottest."""
 
 
 def page(
@@ -55,10 +57,10 @@ def page(
     )
 
 
-def overlay(image: Image.Image, heat: np.ndarray, strength: float = 0.5) -> Image.Image:
+def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
     """The picture with a heat map over it, in grey: a colour of its own would be taken for heat."""
     smooth = np.asarray(Image.fromarray((heat * 255).astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)) / 255
-    weight = strength * smooth[..., None]
+    weight = OPACITY * smooth[..., None]
     return Image.fromarray((np.asarray(image.convert("L"))[..., None] * (1 - weight) + colours(smooth) * weight).astype(np.uint8))
 
 
@@ -67,7 +69,7 @@ def _card(row: pd.Series, subject: Subject) -> dict[str, Any]:
     seen = explain(subject.network, subject.preprocess.normalise(np.asarray(image)[None]))
     return {
         "picture": pages.data_uri(image),
-        "map": pages.data_uri(overlay(image, seen.heat, 0.65)),
+        "map": pages.data_uri(overlay(image, seen.heat)),
         "method": seen.method.replace("_", " "),
         "label": row["label"],
         "generator": row["generator"],

@@ -18,6 +18,7 @@ NUMBERS = ("jpeg_quality", "width", "height", "metadata_bytes", "red", "green", 
 COLOURS = ("red", "green", "blue")
 """What re-encoding does not even out."""
 
+SEED = 0
 FOLDS = 5
 MOST_IMAGES = 10_000
 """A sample of this size settles the AUC to within a point."""
@@ -42,7 +43,7 @@ def features(table: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
-def audit(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
+def audit(table: pd.DataFrame) -> dict[str, Any]:
     """Cross-validated AUC of gradient boosting that sees no pixel of a face, grouped by `group`.
 
     Args:
@@ -54,14 +55,14 @@ def audit(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     """
     table = table.loc[table["label"].isin(LABELS), ["label", "group", "bytes", *NUMBERS, *CATEGORIES]]
     if len(table) > MOST_IMAGES:
-        table = table.sample(MOST_IMAGES, random_state=seed)
+        table = table.sample(MOST_IMAGES, random_state=SEED)
     labels, groups = table["label"].map(LABEL2ID).to_numpy(), table["group"].to_numpy()
-    folds = group_folds(labels, groups, seed)
+    folds = group_folds(labels, groups, SEED)
     if isinstance(folds, str):
         return {"auc": Figure(value=None, low=None, high=None), "columns": [], "unjudged": folds}
     found = features(table)
     with threadpool_limits(1, user_api="openmp"):  # beside other work, threads that wait for each other take minutes, not seconds
-        return _judged(found, labels, groups, folds, seed)
+        return _judged(found, labels, groups, folds)
 
 
 def group_folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> Folds | str:
@@ -82,10 +83,10 @@ def group_folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> Folds | st
     return folds
 
 
-def _judged(found: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, folds: Folds, seed: int) -> dict[str, Any]:
-    scores = _scores(found, labels, folds, rounds=60, seed=seed)
-    auc: Figure = judge(labels, scores, groups, 0.5, draws=300, seed=seed)["auc"]
-    alone = {name: float(roc_auc_score(labels, _scores(found[[name]], labels, folds, rounds=10, seed=seed))) for name in found}
+def _judged(found: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, folds: Folds) -> dict[str, Any]:
+    scores = _scores(found, labels, folds, rounds=60)
+    auc: Figure = judge(labels, scores, groups, 0.5, draws=300, seed=SEED)["auc"]
+    alone = {name: float(roc_auc_score(labels, _scores(found[[name]], labels, folds, rounds=10))) for name in found}
     ranked = sorted(alone, key=lambda name: -alone[name])
     return {"auc": auc, "unjudged": None, "columns": [{"name": name, "auc": round(alone[name], 4)} for name in ranked]}
 
@@ -142,10 +143,10 @@ def boosting(found: pd.DataFrame, images: int, rounds: int, seed: int) -> HistGr
     )
 
 
-def _scores(found: pd.DataFrame, labels: np.ndarray, folds: Folds, rounds: int, seed: int) -> np.ndarray:
+def _scores(found: pd.DataFrame, labels: np.ndarray, folds: Folds, rounds: int) -> np.ndarray:
     """Cross-validated probabilities of fake."""
     telling = varying(found)
     if telling.empty:
         return np.full(len(labels), 0.5)
-    model = boosting(telling, len(labels), rounds, seed)
+    model = boosting(telling, len(labels), rounds, SEED)
     return cross_val_predict(model, telling, labels, cv=folds, method="predict_proba")[:, 1]
