@@ -7,14 +7,15 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
 
-from pipeline.detector import Detector, Prediction
-from pipeline.images import OWN, ImageError, Picture, read
+from pipeline.detector import Detector, Prediction, Prepared
+from pipeline.images import OWN, ImageError, read
 from pipeline.package import PACKAGE, STARTER, PackageError
 
 COLUMNS = ("path", "probability_fake", "verdict", "warnings", "error")
@@ -61,11 +62,11 @@ def score(detector: Detector, paths: Iterable[Path]) -> Iterator[dict[str, str]]
     with ThreadPoolExecutor() as pool:
         remaining = iter(paths)
         while batch := list(islice(remaining, BATCH)):
-            opened = list(pool.map(_open, batch))
-            answers = iter(detector.predict([picture for picture in opened if isinstance(picture, Picture)]))
-            for path, picture in zip(batch, opened, strict=True):
+            prepared = list(pool.map(partial(_prepare, detector), batch))
+            answers = iter(detector.judge([found for found in prepared if isinstance(found, Prepared)]))
+            for path, found in zip(batch, prepared, strict=True):
                 row = dict.fromkeys(COLUMNS, "") | {"path": str(path)}
-                if isinstance(picture, Picture):
+                if isinstance(found, Prepared):
                     answer = next(answers)
                     row |= {
                         "probability_fake": f"{answer.probability_fake:.6f}",
@@ -73,7 +74,7 @@ def score(detector: Detector, paths: Iterable[Path]) -> Iterator[dict[str, str]]
                         "warnings": " ".join(answer.warnings),
                     }
                 else:
-                    row["error"] = picture
+                    row["error"] = found
                 yield row
 
 
@@ -85,9 +86,10 @@ def predict(detector: Detector, paths: Sequence[str], title: str) -> list[Predic
     return found
 
 
-def _open(path: Path) -> Picture | str:
+def _prepare(detector: Detector, path: Path) -> Prepared | str:
+    """The picture reduced to what is judged, or what is wrong with it."""
     try:
-        return read(path)
+        return detector.prepare(read(path))
     except ImageError as error:
         return f"{error.code}: {error.message}"
     except OSError as error:
