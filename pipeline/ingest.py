@@ -60,7 +60,8 @@ def run(params: Params) -> dict[str, Any]:
     for label in LABELS:
         if not (unique["label"] == label).any():
             hint = " Set data.forge in params.yaml to make fakes from the reals." if label == "fake" and not params.data.forge else ""
-            raise StageError(f"no image of class {label} in the sources {_names(params)}; both classes are needed.{hint}")
+            names = ", ".join(source.name for source in params.data.sources)
+            raise StageError(f"no image of class {label} in the sources {names}; both classes are needed.{hint}")
     _forget_what_left(params)
     manifest.write(unique.drop(columns=["file", "reason", "detail"]), manifest.MANIFEST)
     report = {
@@ -164,10 +165,6 @@ def _forget_what_left(params: Params) -> None:
 
 def _counts(table: pd.DataFrame, column: str) -> dict[str, int]:
     return {str(name): int(count) for name, count in table[column].value_counts().sort_index().items()}
-
-
-def _names(params: Params) -> str:
-    return ", ".join(source.name for source in params.data.sources)
 
 
 if __name__ == "__main__":

@@ -66,19 +66,19 @@ class Record:
 
     def epoch(self, row: dict[str, float]) -> None:
         """Log the figures of an epoch; shown live."""
-        self._try({name: value for name, value in row.items() if name != "epoch" and value == value}, int(row["epoch"]))
+        self._log_metrics({name: value for name, value in row.items() if name != "epoch" and value == value}, int(row["epoch"]))
 
     def finish(self, report: dict[str, Any]) -> None:
         """Close the run."""
         import mlflow
 
-        self._try({"training_seconds": report["seconds"], "parameters": report["parameters"]}, None)
+        self._log_metrics({"training_seconds": report["seconds"], "parameters": report["parameters"]}, None)
         try:
             mlflow.end_run()
         except mlflow.exceptions.MlflowException as error:
             log.warning("MLflow was not told that the training has ended: %s", error)
 
-    def _try(self, metrics: dict[str, float], step: int | None) -> None:
+    def _log_metrics(self, metrics: dict[str, float], step: int | None) -> None:
         import mlflow
 
         try:
