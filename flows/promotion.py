@@ -42,9 +42,12 @@ def earned(settings: Promotion, comparison: Mapping[str, Any] | None, version: V
         settings: the policy.
         comparison: reports/comparison.json; without one nothing is promoted.
         version: the challenger, which has to have passed its gate. One that was the champion before is left to a person: somebody took it
-            back.
+            back. So is one that was compared with a version which is not the champion any more: somebody moved the alias meanwhile.
     """
     if settings.auto == "never" or comparison is None or not version.passed or any(_is(line, version) for line in history()):
+        return None
+    champion = registry.holder(CHAMPION)
+    if champion is None or comparison["champion"]["version"] != str(champion.number):
         return None
     least = 0.0 if settings.auto == "if_better" else -settings.margin
     gaps = {name: comparison["parts"]["test"][name]["difference"] for name in COMPARED}
@@ -52,12 +55,6 @@ def earned(settings: Promotion, comparison: Mapping[str, Any] | None, version: V
         return None
     shown = ", ".join(f"{name} {gap['value']:+.4f} (at least {gap['low']:+.4f})" for name, gap in gaps.items())
     return f"promotion.auto: {settings.auto}; against version {comparison['champion']['version']}: {shown}"
-
-
-def stands(comparison: Mapping[str, Any] | None) -> bool:
-    """Whether the version that was compared with is the champion still, and not one that a person chose meanwhile."""
-    champion = registry.holder(CHAMPION)
-    return comparison is not None and champion is not None and comparison["champion"]["version"] == str(champion.number)
 
 
 def record(version: Version, by: str | None = None, back: bool = False) -> dict[str, Any] | None:

@@ -16,13 +16,13 @@ from tests.conftest import ROOT
 from tests.service_helpers import aliases, client, promote, served, versions, wait_for
 
 
-def comparison(f1: float | None, auc: float | None) -> dict:
-    """One whose intervals begin at these values."""
+def comparison(f1: float | None, auc: float | None, champion: str = "3") -> dict:
+    """One whose intervals begin at these values, with this version."""
     figures = {"f1": f1, "auc": auc}
     part = {
         name: {"challenger": 0.9, "champion": 0.8, "difference": {"value": 0.1, "low": low, "high": 0.2}} for name, low in figures.items()
     }
-    return {"champion": {"version": "3"}, "parts": {"test": {"n": 10, "groups": 5, **part}}}
+    return {"champion": {"version": champion}, "parts": {"test": {"n": 10, "groups": 5, **part}}}
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,7 @@ def comparison(f1: float | None, auc: float | None) -> dict:
 )
 def test_the_policy_asks_for_the_lower_bounds_of_both_figures(auto, lows, promoted, tmp_path, monkeypatch):
     monkeypatch.setenv("UNMASK_VAR", str(tmp_path))
+    monkeypatch.setattr(registry, "holder", {"champion": registry.Version(3, "run", {})}.get)
     challenger = registry.Version(4, "run", {"package": "digest 4", "gate": "passed"})
     why = promotion.earned(Promotion(auto=auto, margin=0.02), comparison(*lows), challenger)
     assert (why is not None) == promoted
@@ -141,8 +142,8 @@ def test_a_version_that_was_taken_back_is_not_promoted_again_by_itself(store, pa
         promotion.record(registry.known(number))
     promotion.roll_back("me")
     better = Promotion(auto="if_better", margin=0.02)
-    assert promotion.earned(better, comparison(0.1, 0.1), registry.known(2)) is None
-    assert promotion.earned(better, comparison(0.1, 0.1), registry.known(3)) is not None
+    assert promotion.earned(better, comparison(0.1, 0.1, "1"), registry.known(2)) is None
+    assert promotion.earned(better, comparison(0.1, 0.1, "1"), registry.known(3)) is not None
 
 
 def test_an_override_names_who_and_why(store, package):
@@ -173,11 +174,12 @@ def test_the_record_survives_a_registry_that_was_made_anew(store, package):
     assert promotion.record(registry.known(2)) is None
 
 
-def test_what_was_compared_with_one_champion_takes_the_place_of_no_other(store, package, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    assert not promotion.stands(comparison(0.1, 0.1))
+def test_what_was_compared_with_one_champion_takes_the_place_of_no_other(store, package):
+    better, compared = Promotion(auto="if_better", margin=0.02), comparison(0.1, 0.1)
     versions(store, package, *["passed"] * 4)
+    challenger = registry.known(4)
+    assert promotion.earned(better, compared, challenger) is None
     promote(store, "3")
-    assert promotion.stands(comparison(0.1, 0.1)) and not promotion.stands(None)
+    assert promotion.earned(better, compared, challenger) is not None
     promote(store, "2")  # somebody goes back while the comparison with version 3 is made
-    assert not promotion.stands(comparison(0.1, 0.1))
+    assert promotion.earned(better, compared, challenger) is None
