@@ -30,7 +30,9 @@ class Bounded(HttpToolsProtocol):
     _last = False
     """Whether the connection shall end with the newest request."""
     _received = 0
+    """Bytes since the newest request began."""
     _data = b""
+    """The packet that is being read."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
@@ -71,9 +73,11 @@ class Bounded(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Wait for the next request, or the rest of one that was answered early: uvicorn's own clock stops at the first byte."""
         super().on_response_complete()
+        if not self.cycle.response_complete:  # the newest request, which waited for the answer to this one
+            return
         if self._last and not self.cycle.more_body:
             self.transport.close()
-        elif self._headed and self.cycle.response_complete:  # and no request waits behind it
+        elif self._headed:
             self._wait(REST_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -83,7 +87,7 @@ class Bounded(HttpToolsProtocol):
 
     def _offered(self) -> bool:
         """Whether the client offers another protocol than HTTP/1.1 and WebSocket."""
-        return self.parser.should_upgrade() and self._get_upgrade() is not None and not self._should_upgrade()
+        return self.parser.should_upgrade() and any(name == b"upgrade" and value.lower() != b"websocket" for name, value in self.headers)
 
     def _unsupported_upgrade_warning(self) -> None:
         """Read the request again without the offer: the parser has passed over its body, which it took for the other protocol."""

@@ -53,6 +53,14 @@ def test_a_client_that_wants_its_connection_closed_hears_why_its_upload_is_refus
         assert connection.getresponse().status == 413
 
 
+def test_requests_that_are_sent_at_once_are_all_answered_before_the_connection_ends(opened):
+    first, last = (b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n%s\r\n" % header for header in (b"", b"Connection: close\r\n"))
+    with socket.create_connection(("127.0.0.1", opened.base_url.port), timeout=20) as connection:
+        connection.sendall(first + first + last)
+        received = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert received.count(b"HTTP/1.1 200 OK") == 3
+
+
 def test_whoever_says_nothing_is_hung_up_on(monkeypatch):
     monkeypatch.setattr("serving.connections.HEADER_SECONDS", 0.5)
     monkeypatch.setattr("serving.connections.REST_SECONDS", 0.5)
