@@ -16,8 +16,10 @@ from typing import Any
 from dotenv import load_dotenv
 from mlflow.exceptions import MlflowException
 
-from flows import backup, notifications, promotion, registry
+from flows import notifications, promotion, registry
+from flows.backup import backup
 from flows.ports import HOST, PORTS
+from flows.restore import restore
 from pipeline import copies, feedback, labelling, lineage, predictions
 from pipeline.champion_source import CHALLENGER, CHAMPION
 from pipeline.errors import StageError
@@ -143,10 +145,10 @@ def main(words: Sequence[str] | None = None) -> None:
             found = forget(arguments.id)
             text = f"deleted: {', '.join(f'{number} {what}' for what, number in found.items() if number)}. {HISTORY}"
         elif arguments.verb == "backup":
-            found = backup.backup(arguments.file)
+            found = backup(arguments.file)
             text = f"{arguments.file}: {_kept(found)}"
         elif arguments.verb == "restore":
-            found = backup.restore(arguments.file, arguments.force)
+            found = restore(arguments.file, arguments.force)
             bring = "dvc pull" if "cache" in found["elsewhere"] else "dvc checkout"
             text = f"as it was at {found['made']}: {_kept(found)}\nNext: {bring}, make up"
         else:

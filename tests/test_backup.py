@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import backup, cli, promotion, registry
+from flows import cli, promotion, registry
+from flows.backup import INDEX, backup
 from flows.materialise import workspace_lock
+from flows.restore import relocate, restore
 from pipeline import feedback
 from pipeline.champion_source import Registry
 from pipeline.errors import StageError
@@ -62,7 +64,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Its copy, of a test's own."""
     folder = shutil.copytree(origin, tmp_path / "project")
-    backup._relocate(folder / "mlflow.db", origin, folder)
+    relocate(folder / "mlflow.db", origin, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for name in PORTS:
@@ -122,7 +124,7 @@ def test_what_was_wiped_is_as_before(project: Path, tmp_path: Path):
         server.execute("INSERT INTO flow_run VALUES ('committed')")
         server.commit()
         server.execute("INSERT INTO flow_run VALUES ('half done')")  # a server that is at work
-        made_of = backup.backup(file)
+        made_of = backup(file)
     assert made_of["elsewhere"] == {} and file.stat().st_mode & 0o077 == 0
     assert [entry.name for entry in file.parent.iterdir()] == [file.name]
 
@@ -149,20 +151,20 @@ def test_what_was_wiped_is_as_before(project: Path, tmp_path: Path):
 
 
 def test_a_restore_does_not_take_the_files_from_under_a_run(project: Path, tmp_path: Path):
-    backup.backup(tmp_path / "a.tar.gz")
+    backup(tmp_path / "a.tar.gz")
     before = content(project)
     with workspace_lock("run", print), pytest.raises(StageError, match=r"a run is at work in this folder \(run\)"):
-        backup.restore(tmp_path / "a.tar.gz", force=True)
+        restore(tmp_path / "a.tar.gz", force=True)
     assert content(project) == before | {project / "var/run.lock": b""}
-    backup.restore(tmp_path / "a.tar.gz", force=True)
+    restore(tmp_path / "a.tar.gz", force=True)
 
 
 def test_a_project_moves_to_another_folder(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    backup.backup(tmp_path / "a.tar.gz")
+    backup(tmp_path / "a.tar.gz")
     shutil.copytree(project, tmp_path / "moved", ignore=shutil.ignore_patterns("mlflow.db", "mlartifacts", "var", "reports", "cache"))
     shutil.rmtree(project)
     monkeypatch.chdir(tmp_path / "moved")
-    backup.restore(tmp_path / "a.tar.gz")
+    restore(tmp_path / "a.tar.gz")
     source = Registry(f"sqlite:///{tmp_path}/moved/mlflow.db", tmp_path / "cache")
     version = source.wanted()
     assert version is not None and (source.fetch(version) / "card.md").is_file()
@@ -170,7 +172,7 @@ def test_a_project_moves_to_another_folder(project: Path, tmp_path: Path, monkey
 
 def test_state_that_is_here_goes_only_with_force(project: Path, tmp_path: Path):
     file = tmp_path / "a.tar.gz"
-    backup.backup(file)
+    backup(file)
     (project / "params.yaml").write_text("# changed by hand\n")
     (project / "var/promotions.jsonl").unlink()
     said = unmask("restore", str(file), ok=False)["error"]
@@ -178,14 +180,14 @@ def test_state_that_is_here_goes_only_with_force(project: Path, tmp_path: Path):
     assert "dvc.lock" not in said  # git has it
     assert not promotion.history() and (project / "params.yaml").read_text() == "# changed by hand\n"
     with pytest.raises(StageError, match="exists already"):
-        backup.backup(file)
-    backup.restore(file, force=True)
+        backup(file)
+    restore(file, force=True)
     assert promotion.history()[-1]["by"] == "Ada" and "changed" not in (project / "params.yaml").read_text()
 
 
 def test_a_restore_that_fails_half_way_changes_nothing(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "a.tar.gz"
-    backup.backup(file)
+    backup(file)
     made(project / "var/feedback/later").write_text("later")
     everything = content(project)
     rename, renamed = Path.rename, []
@@ -198,13 +200,13 @@ def test_a_restore_that_fails_half_way_changes_nothing(project: Path, tmp_path: 
 
     monkeypatch.setattr(Path, "rename", full_disk)
     with pytest.raises(OSError, match="No space"):
-        backup.restore(file, force=True)
+        restore(file, force=True)
     assert len(renamed) > 8 and content(project) == everything
 
 
 def test_a_running_server_and_a_wrong_archive_are_refused(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "a.tar.gz"
-    backup.backup(file)
+    backup(file)
     everything = content(project)
     whole = file.read_bytes()
     cut, damaged = tmp_path / "cut.tar.gz", tmp_path / "damaged.tar.gz"
@@ -212,7 +214,7 @@ def test_a_running_server_and_a_wrong_archive_are_refused(project: Path, tmp_pat
     damaged.write_bytes(whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:])  # in the checksum
     outside = tmp_path / "outside.tar.gz"
     with tarfile.open(outside, "w:gz") as archive:
-        for name in ("../escaped", backup.INDEX):
+        for name in ("../escaped", INDEX):
             member = tarfile.TarInfo(name)
             member.size = 2
             archive.addfile(member, io.BytesIO(b"{}"))
@@ -223,29 +225,29 @@ def test_a_running_server_and_a_wrong_archive_are_refused(project: Path, tmp_pat
     (tmp_path / "text.tar.gz").write_text("no archive")
     for name in ("cut", "damaged", "outside", "link", "text", "missing"):
         with pytest.raises(StageError, match=name):
-            backup.restore(tmp_path / f"{name}.tar.gz", force=True)
+            restore(tmp_path / f"{name}.tar.gz", force=True)
     assert not (tmp_path / "escaped").exists() and not (project / "escaped").exists()
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "postgresql://unmask@localhost/mlflow")
     with pytest.raises(StageError, match=r"holds mlflow\.db"):
-        backup.restore(file, force=True)
+        restore(file, force=True)
     monkeypatch.delenv("MLFLOW_BACKEND_STORE_URI")
     with socket.create_server(("127.0.0.1", int(os.environ["PREFECT_PORT"]))), pytest.raises(StageError, match="PREFECT_PORT"):
-        backup.restore(file, force=True)
+        restore(file, force=True)
     assert content(project) == everything
 
 
 @pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "PREFECT_API_URL", "SERVICE_URL"])
 def test_a_server_that_an_address_names_is_found_on_any_port(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     file = tmp_path / "a.tar.gz"
-    backup.backup(file)
+    backup(file)
     everything = content(project)
     with socket.create_server(("127.0.0.1", 0)) as server:
         place = f"localhost:{server.getsockname()[1]}"
         monkeypatch.setenv(name, f"http://ada:hidden@{place}/api")
         with pytest.raises(StageError, match=f"{place} \\({name}\\)") as caught:
-            backup.restore(file, force=True)
+            restore(file, force=True)
     assert "hidden" not in str(caught.value) and content(project) == everything
-    backup.restore(file, force=True)  # it was stopped
+    restore(file, force=True)  # it was stopped
 
 
 def test_the_command_reads_the_settings_file_and_shows_no_password(project: Path, tmp_path: Path):
@@ -257,13 +259,13 @@ def test_the_command_reads_the_settings_file_and_shows_no_password(project: Path
 def test_a_wrong_address_is_named_without_its_password(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "unmask:hidden@localhost")
     with pytest.raises(StageError, match="is no address like") as caught:
-        backup.backup(tmp_path / "a.tar.gz")
+        backup(tmp_path / "a.tar.gz")
     assert "hidden" not in str(caught.value)
 
 
 def test_data_on_a_remote_is_pushed_and_stays_there(project: Path, tmp_path: Path):
     run(project, sys.executable, "-m", "dvc", "remote", "add", "-d", "storage", str(tmp_path / "remote"))
-    made_of = backup.backup(tmp_path / "a.tar.gz")
+    made_of = backup(tmp_path / "a.tar.gz")
     assert made_of["elsewhere"] == {"cache": "DVC remote storage"} and "cache" not in made_of["files"]
     assert any(path.is_file() for path in (tmp_path / "remote").rglob("*"))
 
@@ -272,16 +274,16 @@ def test_what_was_moved_to_another_disk_is_backed_up(project: Path, tmp_path: Pa
     shutil.move("var/feedback", tmp_path / "disk")
     Path("var/feedback").symlink_to(tmp_path / "disk")
     Path("var/circle").symlink_to("..")
-    backup.backup(tmp_path / "a.tar.gz")
+    backup(tmp_path / "a.tar.gz")
     (tmp_path / "links").mkdir()
     for name in ("feedback", "circle"):
         shutil.move(f"var/{name}", tmp_path / "links")
     wipe(project)
     shutil.move(tmp_path / "links", "var")
     with pytest.raises(StageError, match=r"there is state already: var\. "):
-        backup.restore(tmp_path / "a.tar.gz")
+        restore(tmp_path / "a.tar.gz")
     shutil.rmtree(tmp_path / "disk")
-    backup.restore(tmp_path / "a.tar.gz", force=True)
+    restore(tmp_path / "a.tar.gz", force=True)
     assert [said.id for said in feedback.read(Path("var/feedback"))] == ["an answer"] and list(Path("var/feedback/images").iterdir())
 
 
