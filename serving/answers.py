@@ -39,7 +39,7 @@ EXAMPLE_PREDICTION: dict[str, Any] = {
 class Answer(BaseModel):
     """A body, or a part of one."""
 
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True)
 
 
 class Box(Answer):
@@ -87,7 +87,7 @@ class Model(Answer):
 class Prediction(Answer):
     """The verdict on an image."""
 
-    model_config = ConfigDict(frozen=True, protected_namespaces=(), json_schema_extra={"examples": [EXAMPLE_PREDICTION]})
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_PREDICTION]})
 
     id: str = Field(description="of this answer; feedback names it")
     verdict: Literal["real", "fake", "uncertain"]
@@ -154,7 +154,6 @@ class Batch(Answer):
     """The verdicts on several images, in the order of the request."""
 
     model_config = ConfigDict(
-        frozen=True,
         json_schema_extra={
             "examples": [
                 {
@@ -194,8 +193,6 @@ class Explanation(Answer):
     """Where the model looked."""
 
     model_config = ConfigDict(
-        frozen=True,
-        protected_namespaces=(),
         json_schema_extra={
             "examples": [
                 {
@@ -217,7 +214,7 @@ class Explanation(Answer):
 class Feedback(Answer):
     """What was noted."""
 
-    model_config = ConfigDict(frozen=True, json_schema_extra={"examples": [{"id": EXAMPLE_ID, "label": "real", "image_kept": False}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"id": EXAMPLE_ID, "label": "real", "image_kept": False}]})
 
     id: str
     label: Literal["real", "fake"]
@@ -262,7 +259,6 @@ class DriftReport(Answer):
     """The last check whether traffic still looks like what the model was judged on."""
 
     model_config = ConfigDict(
-        frozen=True,
         extra="allow",
         json_schema_extra={
             "examples": [
