@@ -16,8 +16,6 @@ from serving.settings import Settings
 REMEMBERED = 10_000
 """Clients whose rate is known; the one that was silent for longest is forgotten first."""
 
-OWN_PAGE = "Use the service's own page, or no browser. A proxy has to pass `Host` on as it came."
-
 
 def check(request: Request, settings: Settings) -> str:
     """Whether a request may be answered: it has a key or, where none is set, comes from this machine.
@@ -31,16 +29,12 @@ def check(request: Request, settings: Settings) -> str:
     origin, host = request.headers.get("origin"), request.headers.get("host", "")
     if origin is not None and (not host or origin.partition("://")[2] != host):
         # CORS keeps a foreign page from reading an answer; this keeps it from asking in its visitor's name.
-        raise ApiError("cross_origin", f"A page of {origin[:100]} may not use this service", OWN_PAGE)
+        raise ApiError("cross_origin", f"A page of {origin[:100]} may not use this service")
     peer = request.client.host if request.client else "localhost"  # a Unix socket has no peer
     if settings.api_keys:
         return f"key {hashlib.sha256(_key(request, settings)).hexdigest()[:8]}"  # the same one whatever others there are
     if not is_loopback(peer) or not is_loopback(_name(host)):
-        raise ApiError(
-            "loopback_only",
-            "Without API keys this service answers only its own machine, under the name localhost",
-            "Set UNMASK_API_KEYS where the service is started, and send one of the keys.",
-        )
+        raise ApiError("loopback_only")
     return peer
 
 
@@ -73,12 +67,7 @@ def _key(request: Request, settings: Settings) -> bytes:
     keys = [key.get_secret_value().encode() for key in settings.api_keys]
     found = [key for key in keys if hmac.compare_digest(given.encode("latin-1"), key)]
     if not found:
-        raise ApiError(
-            "unauthorized",
-            "The API key is missing or wrong",
-            "Send `Authorization: Bearer KEY` or `X-API-Key: KEY`.",
-            {"WWW-Authenticate": "Bearer"},
-        )
+        raise ApiError("unauthorized", headers={"WWW-Authenticate": "Bearer"})
     return found[0]
 
 

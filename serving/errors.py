@@ -33,16 +33,52 @@ STATUS = {
 }
 """Code, which stays the same for programs -> HTTP status."""
 
+MEANING = {
+    "bad_form": ("The multipart form cannot be read", "Send it like `curl -F image=@photo.jpg URL/predict`."),
+    "bad_value": ("A field has a value that is not allowed", "The message names the field and what it may be."),
+    "busy": ("Too many uploads are under way", "Wait as many seconds as `Retry-After` says."),
+    "cross_origin": (
+        "A page of another site may not use this service",
+        "Use the service's own page, or no browser. A proxy has to pass `Host` on as it came.",
+    ),
+    "empty": ("The file is empty", "Choose an image file."),
+    "internal": ("Something went wrong inside", "Try again; the service's log says more."),
+    "loopback_only": (
+        "Without API keys this service answers only its own machine, under the name localhost",
+        "Set UNMASK_API_KEYS where the service is started, and send one of the keys.",
+    ),
+    "method_not_allowed": ("Nothing at this address answers that method", "GET /openapi.json lists what there is."),
+    "no_card": ("The package of this model has no card", "Models that `make run` trains have one."),
+    "no_model": ("No model is promoted", "Run `make run`, or set the alias in MLflow."),
+    "no_report": ("Drift was not checked yet", "The flow `drift` does it every hour where `make up` runs."),
+    "no_room": ("There is no room for more feedback", "Whoever runs the service can make some: UNMASK_FEEDBACK_MEGABYTES."),
+    "not_an_image": ("The file is not an image that can be read", "Use JPEG, PNG or WebP."),
+    "not_found": ("There is nothing at this address", "GET /openapi.json lists what there is."),
+    "not_multipart": ("The request is not a multipart form", "Send it like `curl -F image=@photo.jpg URL/predict`."),
+    "timeout": ("The answer took too long", "Try again later, or send a smaller picture."),
+    "too_large": ("The file is larger than allowed", "Send a smaller file."),
+    "too_many_images": ("The form has more files than allowed", "Send fewer at a time."),
+    "too_many_pixels": ("The image has more pixels than allowed", "Scale it down first."),
+    "too_many_requests": ("More uploads a minute than one client may send", "Wait as many seconds as `Retry-After` says."),
+    "truncated": ("The image file is damaged or cut off", "Save or upload it again."),
+    "unauthorized": ("The API key is missing or wrong", "Send `Authorization: Bearer KEY` or `X-API-Key: KEY`."),
+    "unknown_id": ("There is no answer with this id", "Send the `id` of an answer of this service."),
+    "upload_timeout": ("The upload took too long", "Try again."),
+    "wrong_field": ("A field of the form is missing, or has the wrong kind", "The message names the field."),
+}
+"""Code -> what is wrong and what to do, as an error says it that knows nothing more exact."""
+
 CODES = {404: "not_found", 405: "method_not_allowed", 504: "timeout"}
 """HTTP status of an error that came without a body of ours -> its code."""
 
 
 class ApiError(Exception):
-    """A request that cannot be answered: a code of STATUS, what is wrong, what to do."""
+    """A request that cannot be answered: a code of STATUS, what is wrong, what to do; the last two by default as in MEANING."""
 
-    def __init__(self, code: str, message: str, hint: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.code, self.message, self.hint, self.headers = code, message, hint, headers
+    def __init__(self, code: str, message: str = "", hint: str = "", headers: Mapping[str, str] | None = None) -> None:
+        self.code, self.headers = code, headers
+        self.message, self.hint = message or MEANING[code][0], hint or MEANING[code][1]
+        super().__init__(self.message)
 
     @property
     def body(self) -> dict[str, str]:
@@ -57,18 +93,13 @@ class ApiError(Exception):
 def internal() -> ApiError:
     """What a client hears of a mistake of ours."""
     # The server closes the connection after it, and a client that was not told would send its next request there.
-    return ApiError("internal", "Something went wrong inside", "Try again; the service's log says more.", {"Connection": "close"})
+    return ApiError("internal", headers={"Connection": "close"})
 
 
 def http_error(status: int, headers: Mapping[str, str] | None = None) -> ApiError:
     """What a client hears of an error that a library answered, with its headers: 405 needs `Allow`."""
     if status >= 500 and status not in CODES:
         return internal()
-    messages = {
-        "not_found": "There is nothing at this address",
-        "method_not_allowed": "Nothing at this address answers that method",
-        "timeout": "The answer took too long",
-        "bad_value": "The request cannot be understood",
-    }
-    code = CODES.get(status, "bad_value")
-    return ApiError(code, messages[code], "GET /openapi.json lists what there is.", headers)
+    if status not in CODES:
+        return ApiError("bad_value", "The request cannot be understood", "GET /openapi.json lists what there is.", headers)
+    return ApiError(CODES[status], headers=headers)

@@ -99,11 +99,9 @@ class _Answer:
             headers = MutableHeaders(scope=message)
             if self.replaces and message["status"] >= 400 and not headers.get("content-type", "").startswith("application/json"):
                 self.replaced = True
-                error = http_error(message["status"])
-                kept = {name: headers[name] for name in ("allow",) if name in headers}
-                response = error.response()
+                response = http_error(message["status"], {"Allow": headers["allow"]} if "allow" in headers else None).response()
                 response.status_code = message["status"]
-                response.headers.update(HEADERS | kept)
+                response.headers.update(HEADERS)
                 await self.send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
                 await self.send({"type": "http.response.body", "body": response.body})
                 return

@@ -8,8 +8,7 @@ from pydantic.json_schema import models_json_schema
 from pipeline.feedback import LONGEST_COMMENT
 from pipeline.tracking import MODEL
 from serving import answers
-from serving.access import OWN_PAGE
-from serving.errors import STATUS
+from serving.errors import MEANING, STATUS
 
 BODIES = (
     answers.Prediction,
@@ -21,35 +20,6 @@ BODIES = (
     answers.Ready,
     answers.Error,
 )
-
-MEANING = {
-    "bad_form": ("The multipart form cannot be read", "Send it like `curl -F image=@photo.jpg URL/predict`."),
-    "bad_value": ("A field has a value that is not allowed", "The message names the field and what it may be."),
-    "busy": ("Too many uploads are under way", "Wait as many seconds as `Retry-After` says."),
-    "cross_origin": ("A page of another site may not use this service", OWN_PAGE),
-    "empty": ("The file is empty", "Choose an image file."),
-    "internal": ("Something went wrong inside", "Try again; the service's log says more."),
-    "loopback_only": ("Without API keys this service answers only its own machine", "Set UNMASK_API_KEYS where the service is started."),
-    "method_not_allowed": ("Nothing at this address answers that method", "GET /openapi.json lists what there is."),
-    "no_card": ("The package of this model has no card", "Models that `make run` trains have one."),
-    "no_model": ("No model is promoted", "Run `make run`, or set the alias in MLflow."),
-    "no_report": ("Drift was not checked yet", "The flow `drift` does it every hour where `make up` runs."),
-    "no_room": ("There is no room for more feedback", "Whoever runs the service can make some: UNMASK_FEEDBACK_MEGABYTES."),
-    "not_an_image": ("The file is not an image that can be read", "Use JPEG, PNG or WebP."),
-    "not_found": ("There is nothing at this address", "GET /openapi.json lists what there is."),
-    "not_multipart": ("The request is not a multipart form", "Send it like `curl -F image=@photo.jpg URL/predict`."),
-    "timeout": ("The answer took too long", "Try again later, or send a smaller picture."),
-    "too_large": ("The file is larger than allowed", "Send a smaller file."),
-    "too_many_images": ("The form has more files than allowed", "Send fewer at a time."),
-    "too_many_pixels": ("The image has more pixels than allowed", "Scale it down first."),
-    "too_many_requests": ("More uploads a minute than one client may send", "Wait as many seconds as `Retry-After` says."),
-    "truncated": ("The image file is damaged or cut off", "Save or upload it again."),
-    "unauthorized": ("The API key is missing or wrong", "Send `Authorization: Bearer KEY` or `X-API-Key: KEY`."),
-    "unknown_id": ("There is no answer with this id", "Send the `id` of an answer of this service."),
-    "upload_timeout": ("The upload took too long", "Try again."),
-    "wrong_field": ("A field of the form is missing, or has the wrong kind", "The message names the field."),
-}
-"""Code -> example of a message and a hint."""
 
 ANYWHERE = ("unauthorized", "loopback_only", "cross_origin", "method_not_allowed", "internal")
 UPLOADED = ("not_multipart", "bad_form", "wrong_field", "too_large", "too_many_images", "upload_timeout", "too_many_requests", "busy")

@@ -133,7 +133,7 @@ class Feedback(HTTPEndpoint):
                 feedback.record(folder, id=id, label=label, **said, probability_fake=answer.probability_fake, image=image)
             except OSError as error:
                 log.warning("feedback was not kept: %s", error)
-                raise ApiError("no_room", *openapi.MEANING["no_room"]) from None
+                raise ApiError("no_room") from None
 
         await context.threads.run(note)
         context.metrics.told(answer.verdict, label)
@@ -166,7 +166,7 @@ async def card(request: Request) -> Response:
     """GET /model/card: what a person should know before trusting the model, as a page or in Markdown."""
     path = _context(request).served().detector.package.path / "card.md"
     if not path.is_file():
-        raise ApiError("no_card", "The package of this model has no card", "Models that `make run` trains have one.")
+        raise ApiError("no_card")
     return card_page.answer(request, path.read_text())
 
 
@@ -189,7 +189,7 @@ async def drift(request: Request) -> Response:
         checked = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
         return JSONResponse({"checked": checked, **json.loads(path.read_text())})
     except FileNotFoundError:
-        raise ApiError("no_report", "Drift was not checked yet", "The flow `drift` does it every hour where `make up` runs.") from None
+        raise ApiError("no_report") from None
     except (OSError, ValueError, TypeError):  # not JSON, not an object, or with a figure that JSON does not have
         raise ApiError("no_report", "The last drift report cannot be read", "The next run of the flow `drift` writes it anew.") from None
 
@@ -220,7 +220,7 @@ async def _deadline(context: Context) -> AsyncGenerator[None, None]:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise ApiError("timeout", f"No answer within {seconds:g} seconds", "Try again later, or send a smaller picture.") from None
+        raise ApiError("timeout", f"No answer within {seconds:g} seconds") from None
 
 
 def _noted(context: Context, opened: Opened, served: Served, found: Predicted, started: float) -> answers.Prediction:
@@ -260,4 +260,4 @@ async def _find(context: Context, id: str) -> predictions.Recorded:
         await anyio.sleep(wait)
         if (answer := await context.threads.run(lambda: predictions.find(path, id))) is not None:
             return answer
-    raise ApiError("unknown_id", f"There is no answer with the id {id[:64]!r}", "Send the `id` of an answer of this service.")
+    raise ApiError("unknown_id", f"There is no answer with the id {id[:64]!r}")

@@ -78,10 +78,10 @@ async def form(request: Request, context: Context, example: str, most_files: int
             read = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
-            raise ApiError("too_many_images", f"The form has more than {most_files} files", "Send fewer at a time.") from None
+            raise ApiError("too_many_images", f"The form has more than {most_files} files") from None
         raise ApiError("bad_form", f"The multipart form cannot be read: {error.message}", hint) from None
     except TimeoutError:
-        raise ApiError("upload_timeout", f"The upload took more than {settings.upload_timeout:g} seconds", "Try again.") from None
+        raise ApiError("upload_timeout", f"The upload took more than {settings.upload_timeout:g} seconds") from None
     try:
         if not parser.whole:
             raise ApiError("bad_form", "The multipart form breaks off before its last delimiter", hint)
@@ -99,7 +99,7 @@ def files(form: FormData, field: str, most: int, example: str) -> list[UploadFil
         number = "one file" if most == 1 else f"1 to {most} files"
         raise ApiError("wrong_field", f"The form needs {number} in the field `{field}`; it has {names}", _hint(example))
     if len(found) > most:
-        raise ApiError("too_many_images", f"The form has {len(found)} files, more than {most}", "Send fewer at a time.")
+        raise ApiError("too_many_images", f"The form has {len(found)} files, more than {most}")
     return found
 
 

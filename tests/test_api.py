@@ -16,8 +16,7 @@ from starlette.requests import Request
 
 from pipeline import feedback
 from serving import card
-from serving.errors import STATUS
-from serving.openapi import MEANING
+from serving.errors import MEANING, STATUS
 from tests.package_helpers import CARD, META, tiny_package
 from tests.service_helpers import served, wait_for
 
