@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from PIL import Image
 
+from benchmarks.load import photograph
 from benchmarks.measure import Measured, measured, record
 from benchmarks.tables import people, real_hashes, simulate
 from pipeline import ingest, manifest, split, validate
@@ -23,25 +25,21 @@ from pipeline.duplicates import clusters, near_duplicates
 from pipeline.params import load_params
 from pipeline.settings import apply, folder_source
 
-SIDE = 256
+SIDE, LABELS = 256, ("real", "fake")
 PEER_ROWS = 20_000
 """Where brute force over all pairs is the peer."""
 
 
 def make_images(folder: Path, count: int) -> None:
-    """JPEG files of 256 px with edges, texture and noise, about as large as photographs of faces are (20 kB)."""
+    """JPEG files of 256 px, about as large as photographs of faces are (20 kB)."""
+    for label in LABELS:
+        (folder / label).mkdir(parents=True)
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(partial(_make_images, folder), range(0, count, 500), [500] * count))
+        list(pool.map(partial(_make_image, folder), range(count), chunksize=500))
 
 
-def _make_images(folder: Path, start: int, count: int) -> None:
-    rng = np.random.default_rng(start)
-    for index in range(start, start + count):
-        coarse = Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        noisy = np.asarray(coarse, np.int16) + rng.normal(0, 6, (SIDE, SIDE, 1)).astype(np.int16)
-        label = folder / ("real", "fake")[index % 2]
-        label.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(label / f"{index:06d}.jpg", quality=90)
+def _make_image(folder: Path, number: int) -> None:
+    (folder / LABELS[number % 2] / f"{number:06d}.jpg").write_bytes(photograph(SIDE, number))
 
 
 def plain_loop(folder: Path) -> int:
@@ -175,12 +173,8 @@ def split_stage(workspace: Path) -> None:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """Seconds and memory against the number of images, both axes logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
+    figure = Figure(figsize=(10, 4), layout="tight")
+    left, right = figure.subplots(1, 2)
     lines = {"ingest": {int(count): row for count, row in results.get("ingest", {}).items()}}
     for count, row in results.get("scale", {}).items():
         if count.isdigit():
@@ -194,7 +188,6 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axes.set(xlabel="images", title=title)
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.tight_layout()
     figure.savefig(path, dpi=100)
 
 
