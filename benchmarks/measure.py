@@ -7,10 +7,13 @@ import platform
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -42,22 +45,29 @@ def measured(function: Callable[..., Any], *arguments: Any) -> Measured:
         process.join()
         sampler.end.set()
         sampler.join()
-    return Measured(result, seconds, sampler.peak / 1e6)
+    return Measured(result, seconds, sampler.peak)
+
+
+def memory(process: psutil.Process) -> float:
+    """Megabytes of a process and its children; what they share counts once (proportional set size). None of those that have ended."""
+    total = 0
+    with suppress(psutil.NoSuchProcess):
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                total += one.memory_full_info().pss
+    return total / 1e6
 
 
 def machine() -> dict[str, Any]:
     """Processor, cores, memory, system, date."""
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), ""
-    )
-    flags = Path("/proc/cpuinfo").read_text()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    described = Path("/proc/cpuinfo").read_text()
+    model = next((line.split(":")[1].strip() for line in described.splitlines() if line.startswith("model name")), "")
     return {
         "processor": model or platform.processor(),
         "cores": os.cpu_count(),
-        "avx512": " avx512f " in flags,
-        "bf16": " avx512_bf16 " in flags,
-        "memory_gb": round(memory / 1e9),
+        "avx512": " avx512f " in described,
+        "bf16": " avx512_bf16 " in described,
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "python": platform.python_version(),
         "date": date.today().isoformat(),
     }
@@ -81,25 +91,8 @@ def _work(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...])
 class _Sampler(threading.Thread):
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
-        self.pid, self.peak, self.end = pid, 0, threading.Event()
+        self.process, self.peak, self.end = psutil.Process(pid), 0.0, threading.Event()
 
     def run(self) -> None:
         while not self.end.wait(0.1):
-            self.peak = max(self.peak, sum(map(_share, _tree(self.pid))))
-
-
-def _tree(pid: int) -> list[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [pid, *(found for child in children for found in _tree(int(child)))]
-
-
-def _share(pid: int) -> int:
-    """Proportional set size in bytes: memory that several processes share counts once."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+            self.peak = max(self.peak, memory(self.process))

@@ -24,8 +24,8 @@ import psutil
 
 from benchmarks.gpu import Gpu
 from benchmarks.load import Load, photograph, send, status, upload
-from benchmarks.measure import RESULTS, record
-from benchmarks.project import free_port
+from benchmarks.measure import RESULTS, memory, record
+from benchmarks.project import ROOT, free_port
 from pipeline.detector import Detector
 from pipeline.images import decode
 
@@ -35,7 +35,6 @@ LARGE_SIDE = 3464
 """12 megapixels."""
 
 BATCH = 16
-ROOT = Path(__file__).parent.parent
 UVICORN = ["-m", "uvicorn", "--log-level", "warning", "--workers", "{workers}", "--host", "127.0.0.1", "--port", "{port}"]
 PEERS = {
     "Flask, PyTorch": ["-m", "gunicorn", "-w", "{workers}", "--threads", "8", "-b", "127.0.0.1:{port}", "benchmarks.peers.flask_torch:app"],
@@ -67,7 +66,7 @@ class Running:
     @property
     def memory(self) -> float:
         """Megabytes; what processes share counts once."""
-        return sum(process.memory_full_info().pss for process in self.tree) / 1e6
+        return memory(self.process)
 
 
 @contextmanager
@@ -157,11 +156,8 @@ def in_process(package: Path, seconds: float) -> dict[str, Any]:
     """The package without any HTTP: the graph alone, and from bytes to verdicts, in batches, with decoding in threads."""
     detector = Detector.load(package)
     files = [photograph(SIDE, seed) for seed in range(BATCH)]
-
-    def judge(prepared: list[Any]) -> None:
-        detector.judge(prepared)
-
-    values = detector.preprocess.normalise(_stacked(detector, files))
+    pixels = np.stack([detector.prepare(decode(data)).parts[0].pixels for data in files])
+    values = detector.preprocess.normalise(pixels)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def opened() -> list[Any]:
@@ -171,7 +167,7 @@ def in_process(package: Path, seconds: float) -> dict[str, Any]:
 
         def whole() -> None:
             ahead.append(opened())  # the next batch is decoded while this one is judged
-            judge([future.result() for future in ahead.pop(0)])
+            detector.judge([future.result() for future in ahead.pop(0)])
 
         return {"graph": _rate(lambda: detector.runtime(values), seconds), "whole": _rate(whole, seconds)}
 
@@ -186,10 +182,6 @@ def _rate(work: Callable[[], Any], seconds: float) -> dict[str, float]:
         batches += 1
     passed, images = time.perf_counter() - begin, batches * BATCH
     return {"rate": round(images / passed, 1), "cpu_ms": round((time.process_time() - cpu) * 1000 / images, 1)}
-
-
-def _stacked(detector: Detector, files: list[bytes]) -> np.ndarray:
-    return np.stack([detector.prepare(decode(data)).parts[0].pixels for data in files])
 
 
 def _turns(requests: list[bytes], name: str, first: int) -> Callable[[int], tuple[str, bytes]]:
