@@ -18,6 +18,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from benchmarks.measure import RESULTS, machine
+from benchmarks.project import ROOT
 from pipeline import manifest, model
 from pipeline.calibration import probability
 from pipeline.dataset import pixels
@@ -33,7 +34,6 @@ from pipeline.runtime import runtime
 from pipeline.scoring import labels, pictures, score
 from pipeline.settings import apply, pairs, preset
 
-ROOT = Path(__file__).parent.parent
 LENGTH = {"train.epochs": 2, "train.ema": 0.99}
 """Of a training in the table; `--set` says otherwise."""
 BLENDED = {"share": 0.35, "methods": {"self_blend": 1.0}}
@@ -168,8 +168,8 @@ def main() -> None:
         if not done.is_file():
             found = judged(train(work, row, chosen), unseen, reals)
             done.write_text(json.dumps(found, indent=2) + "\n")
-    found = {row: work / "rows" / f"{row}.json" for row in ROWS}
-    finished = {row: json.loads(path.read_text()) for row, path in found.items() if path.is_file()}
+    files = {row: work / "rows" / f"{row}.json" for row in ROWS}
+    finished = {row: json.loads(file.read_text()) for row, file in files.items() if file.is_file()}
     content = {"faces": [folder.name for folder in arguments.faces], "rows": finished, "machine": machine()}
     (RESULTS / f"detection-{arguments.name}.json").write_text(json.dumps(content, indent=2) + "\n")
     print(table(finished))

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import expit
 from scipy.stats import binomtest
@@ -108,17 +107,13 @@ def _share_found(rng: np.random.Generator, rows: int, name: str, size: float) ->
 
 def draw(curves: dict[str, Any], path: Path = Path("docs/drift.svg")) -> None:
     """The power curves, side by side."""
-
-    def one(name: str, axes: Axes) -> None:
-        for rows, colour in zip(SIZES, (plots.GUIDE, plots.REAL, plots.FAKE), strict=True):
-            axes.plot(curves[name]["sizes"], curves[name]["found"][str(rows)], color=colour, marker="o", label=f"{rows:,} answers")
-        axes.axhline(FOUND, color=plots.GUIDE, linestyle=":")
-        axes.set(title=name, xlabel=curves[name]["unit"], ylabel="share of windows with drift found", ylim=(0, 1.03))
-        axes.legend(frameon=False, fontsize=8)
-
     figure = Figure(figsize=(8.4, 6.4), layout="constrained")
-    for place, name in zip(figure.subplots(2, 2).ravel(), curves, strict=True):
-        one(name, place)
+    for axes, (name, curve) in zip(figure.subplots(2, 2).ravel(), curves.items(), strict=True):
+        for rows, colour in zip(SIZES, (plots.GUIDE, plots.REAL, plots.FAKE), strict=True):
+            axes.plot(curve["sizes"], curve["found"][str(rows)], color=colour, marker="o", label=f"{rows:,} answers")
+        axes.axhline(FOUND, color=plots.GUIDE, linestyle=":")
+        axes.set(title=name, xlabel=curve["unit"], ylabel="share of windows with drift found", ylim=(0, 1.03))
+        axes.legend(frameon=False, fontsize=8)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
 

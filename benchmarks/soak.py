@@ -9,11 +9,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks.hostile import damaged, special
 from benchmarks.load import photograph, send, upload
@@ -43,7 +43,7 @@ def turns(normal: list[bytes], hostile: list[bytes], first: int) -> Callable[[in
 def soak(service: Running, seconds: float) -> dict[str, Any]:
     """Load the service, and watch its memory once a second."""
     normal = [upload(service.port, photograph(SIDE, seed)) for seed in range(64)]
-    hostile = [upload(service.port, data) for data in (*special().values(), *islice(damaged(280), 280))]
+    hostile = [upload(service.port, data) for data in (*special().values(), *damaged(280))]
     memory: list[tuple[float, float]] = []
     end, begin = threading.Event(), time.monotonic()
 
@@ -87,8 +87,6 @@ def _slope(hours: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
 
 def plot(found: dict[str, Any], path: Path) -> None:
     """Memory over time."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     times, sizes = np.array(found["memory"]).T

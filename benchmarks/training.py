@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,11 +20,13 @@ import torch
 from torch.nn import functional
 from transformers import TrainerCallback
 
-from benchmarks.detection import ROOT, prepare
+from benchmarks.detection import prepare
 from benchmarks.measure import record
+from benchmarks.project import ROOT
 from pipeline import manifest, model, patches, train, tuning
 from pipeline.arguments import bf16_is_native
 from pipeline.params import Params, load_params
+from pipeline.preprocess import Preprocess
 from pipeline.settings import apply, pairs, preset
 from pipeline.trainer import PairTrainer
 
@@ -64,7 +67,7 @@ def bare(params: Params, steps: int) -> list[float]:
     network, processor = model.build(params.model)
     tuning.prepare(network, params.train)
     patches.leave_out(network, params.train.patch_dropout)
-    side = train.Preprocess.from_processor(processor).size
+    side = Preprocess.from_processor(processor).size
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = bf16_is_native() if params.train.bf16 == "auto" else params.train.bf16
     torch.nn.Module.to(network, device)
@@ -96,7 +99,7 @@ def ours(params: Params, steps: int) -> list[float]:
     clock = Clock()
     shutil.rmtree(train.CHECKPOINTS, ignore_errors=True)
     train.fit(params, parts, callbacks=[clock])
-    return [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)][WARM_UP : steps - 1]
+    return [after - before for before, after in pairwise(clock.ends)][WARM_UP : steps - 1]
 
 
 def main() -> None:
