@@ -4,11 +4,11 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from honcho.manager import Manager
 
 from flows.ports import HOOK, HOOK_SECRET, HOST, POOL, PORTS, free
+from flows.process import environment
 from flows.state import ARTIFACTS, BACKEND
 
 WELCOME = """Prefect  http://{host}:{PREFECT_PORT}
@@ -36,16 +36,15 @@ def main() -> None:
     secret = os.environ.get(HOOK_SECRET)
     ports = {name: free(name) for name in (PORTS | HOOK if secret else PORTS)}
     uris = {"MLFLOW_TRACKING_URI": f"http://{HOST}:{ports['MLFLOW_PORT']}", "PREFECT_API_URL": f"http://{HOST}:{ports['PREFECT_PORT']}/api"}
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     stores = {name: os.environ.get(name) or value for name, value in DEFAULTS.items()}
-    environment = os.environ | stores | uris | {"PATH": path, "PYTHONUNBUFFERED": "1"}
+    env = environment(**stores, **uris)
     if secret:
         from flows.hook import mlflow_environment  # with Prefect and MLflow, for which nobody should wait who asks for nothing of it
 
-        environment |= mlflow_environment(secret)
+        env |= mlflow_environment(secret)
     manager = Manager()
     for name, command in commands(ports).items():
-        manager.add_process(name, command, env=environment)
+        manager.add_process(name, command, env=env)
     print(WELCOME.format(host=HOST, **ports), flush=True)
     manager.loop()
     sys.exit(0 if manager.returncode in (0, 130, 143) else manager.returncode)  # stopped by the user is no failure

@@ -94,7 +94,7 @@ def test_the_same_picture_gets_the_same_figure_in_every_lossless_form(client):
     turned[0x0112] = 6  # the camera was held sideways
     forms = {
         "PNG": PNG,
-        "16-bit PNG": _png16(np.repeat(PIXELS[..., :1], 1, 2)),
+        "16-bit PNG": _png16(PIXELS[..., 0]),
         "transparent PNG": encoded(image.convert("RGBA"), "PNG"),
         "TIFF": encoded(image, "TIFF"),
         "EXIF-rotated PNG": encoded(image.transpose(Image.Transpose.ROTATE_90), "PNG", exif=turned),
@@ -262,6 +262,6 @@ def test_it_follows_the_alias_and_refuses_a_broken_package(client, store, packag
 
 def _png16(gray: np.ndarray) -> bytes:
     """A 16-bit grayscale PNG with the values of an 8-bit picture."""
-    rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in gray[..., 0])
+    rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in gray)
     header = struct.pack(">IIBBBBB", gray.shape[1], gray.shape[0], 16, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
