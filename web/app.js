@@ -3,7 +3,7 @@
 import { call, keyed } from "./api.js";
 import { fill } from "./card.js";
 import { showDetail } from "./detail.js";
-import { Problem, announceable, date, describe, say, speak, text, translate } from "./i18n.js";
+import { Problem, announceable, date, describe, say, speak, text } from "./i18n.js";
 import { draw } from "./map.js";
 import { exportCsv, showRows } from "./rows.js";
 
@@ -225,12 +225,6 @@ for (const button of document.querySelectorAll("[data-choose]")) {
     input.value = "";  // the same file can be chosen again
   });
 }
-for (const button of document.querySelectorAll("[data-language]")) {
-  button.addEventListener("click", () => {
-    speak(button.dataset.language);
-    show();
-  });
-}
 for (const button of document.querySelectorAll("[data-card]")) button.addEventListener("click", openCard);
 $("opacity").addEventListener("input", () => draw(state.selected));
 $("feedback").addEventListener("submit", tell);
@@ -268,6 +262,6 @@ addEventListener("drop", (event) => {
 });
 
 $("copy").hidden = !navigator.clipboard;
-translate();
+speak(show);
 show();
 watch();

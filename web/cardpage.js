@@ -1,12 +1,11 @@
 // The model card as a page of its own. It comes with the card in it, unless the service wants a key first.
 
 import { fill } from "./card.js";
-import { describe, speak, translate } from "./i18n.js";
+import { describe, speak } from "./i18n.js";
 
 const target = document.getElementById("card-text");
 
-for (const button of document.querySelectorAll("[data-language]")) button.addEventListener("click", () => speak(button.dataset.language));
-translate();
+speak();
 if (!target.childNodes.length) {
   fill(target, location.pathname).catch((problem) => {
     target.textContent = describe(problem).title;

@@ -5,7 +5,7 @@ import { draw, side } from "./map.js";
 
 const OF_THE_FILE = ["empty", "not_an_image", "too_large", "too_many_pixels", "truncated"];  // which trying again would not change
 const $ = (id) => document.getElementById(id);
-let told = null;  // the item whose feedback stands in the form
+let inForm = null;  // the item whose feedback the form holds
 
 /** Show an item, or nothing. */
 export function showDetail(item) {
@@ -75,7 +75,7 @@ function showAnswer(answer) {
   $("details").replaceChildren(...known.flatMap(([name, value]) => [element("dt", text(name)), element("dd", value)]));
 }
 
-/** Name the map by its method: rollout is where the model looked, the others weigh places by what speaks for a fake, which may be none; of several faces it has one. */
+/** Name the map by its method: rollout shows where the model looked, the others what speaks for a fake, which may be nowhere. `several` faces have one map. */
 function showMap({ map, mapState }, several) {
   const empty = Boolean(map) && map.heat.flat().every((value) => value === 0);
   const kind = map?.method === "attention_rollout" ? "looked" : "spoke";
@@ -97,10 +97,10 @@ function showCredentials(found) {
 
 /** The form is empty for each new picture, as it was left for one that is looked at again, and gone when it was sent. */
 function showFeedback(item) {
-  if (told !== item) {
+  if (inForm !== item) {
     const form = $("feedback"), { elements } = form;
-    if (told) told.draft = { values: new FormData(form), open: $("wrong").open };
-    told = item;
+    if (inForm) inForm.draft = { values: new FormData(form), open: $("wrong").open };
+    inForm = item;
     form.reset();
     const { values, open } = item.draft ?? {};
     $("wrong").open = Boolean(open);

@@ -25,7 +25,7 @@ export function text(name, values = {}) {
 }
 
 /** Put the page's language into every element that names a text. */
-export function translate() {
+function translate() {
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
   for (const element of document.querySelectorAll("[data-i18n]")) put(element, text(element.dataset.i18n));
   for (const button of document.querySelectorAll("[data-language]")) {
@@ -41,10 +41,16 @@ export function put(element, words) {
   if (element.textContent !== words) element.textContent = words;
 }
 
-/** Change the language, and remember it in this browser. */
-export function speak(chosen) {
-  language = chosen;
-  localStorage.setItem(KEY, chosen);
+/** Put the page into its language, and into another when that is chosen, which this browser remembers. `show` says the rest of the page anew. */
+export function speak(show = () => {}) {
+  for (const button of document.querySelectorAll("[data-language]")) {
+    button.addEventListener("click", () => {
+      language = button.dataset.language;
+      localStorage.setItem(KEY, language);
+      translate();
+      show();
+    });
+  }
   translate();
 }
 

@@ -1,7 +1,7 @@
 // The operators' page: /model, /metrics and /drift in plain words.
 
 import { call, request } from "./api.js";
-import { Problem, date, describe, say, speak, text, translate } from "./i18n.js";
+import { Problem, date, describe, say, speak, text } from "./i18n.js";
 
 const SECONDS = 10;
 const QUANTILES = [0.5, 0.9, 0.99];
@@ -126,11 +126,5 @@ function list(id, rows) {
   ]));
 }
 
-for (const button of document.querySelectorAll("[data-language]")) {
-  button.addEventListener("click", () => {
-    speak(button.dataset.language);
-    show();
-  });
-}
-translate();
+speak(show);
 look();
