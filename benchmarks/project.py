@@ -44,7 +44,7 @@ def prefect(folder: Path) -> Iterator[dict[str, str]]:
     port = free_port()
     url = f"http://{HOST}:{port}/api"
     with _started(folder, "prefect", inherited, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)):
-        wait(lambda: _answers(f"{url}/health"), 300)
+        wait(lambda: answers(f"{url}/health"), 300)
         yield inherited | {"PREFECT_API_URL": url}
 
 
@@ -54,7 +54,7 @@ def service(project: Path, environment: dict[str, str]) -> Iterator[httpx.Client
     port = free_port()
     url = f"http://{HOST}:{port}"
     with _started(project, "service", environment, "-m", "bentoml", "serve", "service:Unmask", "--host", HOST, "--port", str(port)):
-        wait(lambda: _answers(f"{url}/readyz"), 300)
+        wait(lambda: answers(f"{url}/readyz"), 300)
         with httpx.Client(base_url=url, timeout=60) as client:
             yield client
 
@@ -91,7 +91,8 @@ def call(project: Path, environment: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether something says there that it is well."""
     try:
         return httpx.get(url).is_success
     except httpx.TransportError:

@@ -9,12 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
-import httpx
 import mlflow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from ruamel.yaml import YAML
 
+from benchmarks.project import answers
 from flows.ports import HOST, PORTS
 from flows.up import DEFAULTS, commands
 from pipeline.package import verify
@@ -54,8 +54,8 @@ class Machine:
     def start(self, *names: str) -> None:
         """Start servers, one after the other, and wait until each answers."""
         ready = {
-            "mlflow": lambda: _answers(f"{self.store}/health"),
-            "prefect": lambda: _answers(f"{self.api}/health"),
+            "mlflow": lambda: answers(f"{self.store}/health"),
+            "prefect": lambda: answers(f"{self.api}/health"),
             "worker": lambda: "started!" in self._log("worker").read_text(),
         }
         for name in names:
@@ -133,13 +133,6 @@ def registered_once(folder: Path, store: str) -> mlflow.entities.model_registry.
     assert version.tags["gate"] == "passed" and version.tags["data_md5"] == package.meta.lineage["data_md5"]
     assert version.description and client.get_registered_model("unmask").aliases["challenger"] == version.version
     return version
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url).is_success
-    except httpx.TransportError:
-        return False
 
 
 def _final(run: FlowRun) -> bool:

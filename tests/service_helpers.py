@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import mlflow
 
-from benchmarks.project import free_port
+from benchmarks.project import answers, free_port
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,7 +31,7 @@ def served(folder: Path, target: str = "service:Unmask", python: str | Path = sy
     process = subprocess.Popen(command, cwd=folder, env=inherited | environment, stdout=log, stderr=log, start_new_session=True)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            wait_for(lambda: _alive(client), process, log.name)
+            wait_for(lambda: answers(f"{client.base_url}/livez"), process, log.name)
             yield client
     finally:
         os.killpg(process.pid, signal.SIGTERM)
@@ -87,10 +87,3 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes] | N
         assert process is None or process.poll() is None, Path(log).read_text()
         assert time.monotonic() < end, f"still not so after {seconds} s\n{Path(log).read_text() if log else ''}"
         time.sleep(0.1)
-
-
-def _alive(client: httpx.Client) -> bool:
-    try:
-        return client.get("/livez").status_code == 200
-    except httpx.TransportError:
-        return False

@@ -14,7 +14,6 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
-import httpx
 import mlflow
 import numpy as np
 import pandas as pd
@@ -25,6 +24,7 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from benchmarks.project import answers
 from flows import automation, registry
 from flows.train import train
 from pipeline import feedback, labelling
@@ -73,7 +73,7 @@ def prefect(folder: Path, home: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}/api"
     arguments = ("-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
     with running(folder, "server", *arguments, PREFECT_HOME=str(home)) as process:
-        wait_for(lambda: _healthy(url), process, str(folder / "server.log"), seconds=120)
+        wait_for(lambda: answers(f"{url}/health"), process, str(folder / "server.log"), seconds=120)
         yield url
 
 
@@ -212,10 +212,3 @@ def monitoring_runs(store: str) -> list[mlflow.entities.Run]:
 
 def runs(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
     return client.read_flow_runs(deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])))
-
-
-def _healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").is_success
-    except httpx.TransportError:
-        return False

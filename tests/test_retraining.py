@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import feedback, manifest
 from pipeline.settings import apply
-from tests.conftest import run
+from tests.conftest import SMALL, run
 from tests.data_helpers import picture
 
 pytestmark = pytest.mark.long
@@ -25,10 +25,8 @@ def test_a_drift_trains_on_new_labels_and_on_nothing_else(finished: Path, copy_w
     monkeypatch.setenv("PREFECT_HOME", str(prefect_home()))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     workspace = copy_workspace(finished)
-    sources = json.loads(json.dumps([{"kind": "feedback", "name": "users"}]))
-    procedural = {"kind": "procedural", "name": "procedural", "reals": 48, "size": 48, "seed": 7, "jpeg_quality": [90, 98]}
-    procedural["generators"] = {"self_blend": 0.4, "swap": 0.35, "resynthesis": 0.25}
-    apply({"data.sources": [procedural, *sources], "retrain.cooldown_hours": 1.0}, workspace / "params.yaml")
+    sources = [*SMALL["data.sources"], {"kind": "feedback", "name": "users"}]
+    apply({"data.sources": sources, "retrain.cooldown_hours": 1.0}, workspace / "params.yaml")
     drifted = (sys.executable, "-c", TRAIN)
     said = {"version": "1", "verdict": "real", "probability_fake": 0.45}
 

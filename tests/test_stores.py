@@ -16,6 +16,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from sqlalchemy.engine import make_url
 
+from benchmarks.project import answers
 from flows import postgres as programs
 from flows.ports import PORTS
 from pipeline.errors import StageError
@@ -92,12 +93,6 @@ def test_the_loop_runs_on_postgres_and_s3_and_comes_back_from_a_backup(project: 
             done = subprocess.run([*WITH_ENV, *command], cwd=project, env=called(project) | more, text=True, capture_output=True)
             assert done.returncode == 0, done.stdout + done.stderr
             return done.stdout
-
-        def answers(url: str) -> bool:
-            try:
-                return httpx.get(url, timeout=30).status_code == 200
-            except httpx.TransportError:
-                return False
 
         def status() -> dict:
             found = json.loads(call(sys.executable, "-m", "flows.cli", "status", "--json"))
