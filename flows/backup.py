@@ -28,7 +28,7 @@ INDEX = "backup.json"
 """Last in the archive: one that was cut off has none."""
 
 MADE_AGAIN = ("cache", "checkpoints", "served")
-"""Folders of var that are worth no room: what they hold is made or downloaded again."""
+"""Folders of var that are left out: what they hold is made or downloaded again."""
 
 MADE_BY_SYSTEM = "lost+found"
 SQLITE = b"SQLite format 3\0"

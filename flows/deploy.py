@@ -31,7 +31,7 @@ PACKED = Path("models/champion")
 """Where bentofile.yaml takes the package from."""
 
 FRESH = ".champion-"
-"""Begins the name of a folder beside it, where the next one is brought whole."""
+"""Prefix of the folder beside it that the next package is downloaded into, before it takes its place."""
 
 MOST = 400
 """Characters of what a service said that go into a tag."""
@@ -112,7 +112,7 @@ def is_built(version: Version) -> bool:
     """Whether the version's bento is in this machine's store."""
     try:
         bentoml.get(version.tags[BENTO])
-    except (KeyError, ValueError, bentoml.exceptions.BentoMLException):  # no tag, none that a person can have meant, or not here
+    except (KeyError, ValueError, bentoml.exceptions.BentoMLException):  # no tag, one that is no bento's, or a bento that is not here
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""Receives MLflow's word that an alias was moved, and starts the flow `deploy` at once instead of within a minute.
+"""Receives MLflow's webhook when an alias is moved, and starts the flow `deploy` at once instead of within a minute.
 
 Prefect's own webhooks are a feature of its cloud. MLflow signs what it sends; nothing that is not signed, or is old, is listened to.
 """
@@ -69,7 +69,7 @@ def app(secret: str) -> Starlette:
 
 
 def subscribe(url: str, secret: str) -> None:
-    """Have MLflow send its word here, once, however often this is called."""
+    """Register this receiver with MLflow, or bring its registration up to date."""
     connect()
     client = MlflowClient()
     for known in client.list_webhooks():

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def append(file: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Write an entry behind the others, with its `time` (UTC, ISO 8601) first. Returns what was written."""
+    """Append an entry, with its `time` (UTC, ISO 8601) first. Returns what was written."""
     line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **entry}
     file.parent.mkdir(parents=True, exist_ok=True)
     # A line that a full disk cut off has no end: the next one must not be glued to it.

@@ -9,7 +9,7 @@ from sqlalchemy.engine import URL
 from pipeline.errors import StageError
 
 WAIT = "-c lock_timeout=30s"
-"""For those who use the database. Without it a server that was left running would hold everything up."""
+"""For others to release their locks: a server that was left running would hold a restore up for ever."""
 
 
 def dump(url: URL, file: Path) -> None:

@@ -23,7 +23,7 @@ from flows.state import State, here
 from pipeline.errors import StageError
 
 ROOM = ".restore-"
-"""Begins the name of a folder in which something waits to take its place, or to be put back."""
+"""Prefix of the folders in which new files wait to take their place, and old ones until they may go."""
 
 IN_GIT = ("params.yaml", "dvc.lock")
 

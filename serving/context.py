@@ -27,7 +27,7 @@ LARGE = 2_000_000
 
 @dataclass(frozen=True)
 class Opened:
-    """A picture that waits for its verdict: whose it is, what that one is shown, and who signed the file."""
+    """A picture that is ready to be judged: the model that judges it, that model's input, and the content credentials of the file."""
 
     picture: Picture
     served: Served
@@ -95,7 +95,7 @@ class Context:
     async def tried(
         self, champion: Served, challenger: Served | None, work: Callable[[Served], Awaitable[Result]], seconds: float | None = None
     ) -> Result:
-        """What the challenger makes of it, if it is its turn; the champion, where that fails or takes longer than `seconds`."""
+        """The result of the challenger, or that of the champion where there is none, or it fails or takes longer than `seconds`."""
         if challenger is not None:
             try:
                 with anyio.fail_after(seconds):
@@ -107,7 +107,7 @@ class Context:
         return await work(champion)
 
     async def decoded(self, data: bytes, work: Callable[[images.Picture], Result]) -> Result:
-        """What the work makes of an image file; a large one waits for it among the large ones. Raises ImageError."""
+        """The result of `work` on a decoded image file, in a thread; large pictures have a queue of their own. Raises ImageError."""
 
         def begin() -> Image | tuple[Result]:
             image = identify(data, self.settings.images)

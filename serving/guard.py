@@ -1,4 +1,4 @@
-"""When a canary ends by itself: the challenger fails, or its verdicts are shared out otherwise than the champion's on the same period.
+"""When a canary ends by itself: the challenger fails, or its shares of verdicts differ from the champion's over the same period.
 
 Each picture goes to either of the two by its hash, as if by lot, so that their shares of verdicts may differ by what the models are and
 by luck, and by nothing else.

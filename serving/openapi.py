@@ -121,7 +121,12 @@ def _json(body: type[answers.Answer]) -> dict[str, Any]:
 
 
 def _upload(
-    summary: str, fields: dict[str, Any], required: tuple[str, ...], body: type[answers.Answer], codes: tuple[str, ...], others: Any = None
+    summary: str,
+    fields: dict[str, Any],
+    required: tuple[str, ...],
+    body: type[answers.Answer],
+    codes: tuple[str, ...],
+    others: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     form = {"schema": {"type": "object", "properties": fields, "required": list(required)}}
     operation = _operation(summary, _json(body) | (others or {}), codes)

@@ -14,7 +14,7 @@ MOST_LONG = 4
 
 
 class Threads:
-    """A thread for each core, fewer of their own for long work, and one for heat maps: neither keeps short work from all cores."""
+    """A thread for each core, and beside them fewer for long work and one for heat maps, so that short work does not wait for those."""
 
     def __init__(self) -> None:
         number = cores()

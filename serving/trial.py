@@ -39,7 +39,7 @@ log = logging.getLogger("pipeline.trial")
 
 @dataclass(frozen=True)
 class Picture:
-    """A file and its lot, 0 up to 1. A file that the challenger shall not judge is not kept: `data` is empty then."""
+    """A file and its lot, a number from 0 up to 1 that follows from its bytes. `data` is empty where the challenger does not judge it."""
 
     data: bytes
     lot: float
