@@ -99,13 +99,7 @@ def register(
 
 def find(digest: str) -> Version | None:
     """The version of a package."""
-    found = _search(f"tags.`{DIGEST}` = '{digest}'")
-    return found[0] if found else None
-
-
-def passed() -> list[Version]:
-    """Every version that passed the gate, newest first."""
-    return _search("tags.gate = 'passed'")
+    return newest(f"tags.`{DIGEST}` = '{digest}'")
 
 
 def holder(alias: str) -> Version | None:
@@ -132,10 +126,13 @@ def known(number: int) -> Version | None:
         raise
 
 
-def newest() -> Version | None:
-    """The version that was registered last."""
-    found = _search()
-    return found[0] if found else None
+def newest(*conditions: str) -> Version | None:
+    """The version that was registered last, of those that meet the conditions, which are filters of MLflow's search."""
+    if not reach():
+        return None
+    condition = " and ".join([f"name = '{MODEL}'", *conditions])
+    found = MlflowClient().search_model_versions(condition, max_results=1, order_by=["version_number DESC"])
+    return _version(found[0]) if found else None
 
 
 def last_run() -> dict[str, str | None]:
@@ -255,19 +252,11 @@ def _make_model(client: MlflowClient) -> None:
 
 
 def _move_challenger(client: MlflowClient) -> None:
-    newest, current = next(iter(passed()), None), holder(CHALLENGER)
-    if newest and newest != current:
-        client.set_registered_model_alias(MODEL, CHALLENGER, str(newest.number))
-    elif current and not newest:
+    passed, current = newest("tags.gate = 'passed'"), holder(CHALLENGER)
+    if passed and passed != current:
+        move(CHALLENGER, passed)
+    elif current and not passed:
         client.delete_registered_model_alias(MODEL, CHALLENGER)
-
-
-def _search(condition: str = "") -> list[Version]:
-    if not reach():
-        return []
-    condition = " and ".join([f"name = '{MODEL}'", *([condition] if condition else [])])
-    found = MlflowClient().search_model_versions(condition, order_by=["version_number DESC"])
-    return [_version(version) for version in found]
 
 
 def _version(found: ModelVersion) -> Version:
