@@ -147,7 +147,7 @@ def page(result: dict[str, Any]) -> str:
 def _renderings() -> list[tuple[str, int, int]]:
     """Name, seed, pairs: no two share a picture."""
     names = ["old traffic", "old traffic, second", "old traffic, later", "new traffic", "new traffic, later"]
-    return [(name, 100 + number, PAIRS // 2 if "new" not in name or "later" in name else PAIRS) for number, name in enumerate(names)] + [
+    return [(name, 100 + number, PAIRS if name == "new traffic" else PAIRS // 2) for number, name in enumerate(names)] + [
         ("old test", 200, JUDGED),
         ("new test", 201, JUDGED),
     ]

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
@@ -67,9 +68,9 @@ def rate(work: Callable[[np.ndarray], Any], values: np.ndarray, seconds: float) 
     return round(len(values) / median(passed), 1)
 
 
-def plain(module: WithEmbedding, kind: torch.dtype, compiled: bool) -> Callable[[np.ndarray], Any]:
+def plain(folder: Path, kind: torch.dtype, compiled: bool = False) -> Callable[[np.ndarray], Any]:
     """The network without a recording."""
-    network = module.to("cuda", kind)
+    network = WithEmbedding.load(folder).to("cuda", kind)
     run = torch.compile(network) if compiled else network
 
     def work(values: np.ndarray) -> Any:
@@ -87,14 +88,13 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="torch.compile too, which takes minutes")
     arguments = parser.parse_args()
     folder = arguments.package / "model"
-    kinds = {"f32": (torch.float32, False), "bf16": (torch.bfloat16, False)}
-    if arguments.compiled:
-        kinds["bf16 compiled"] = (torch.bfloat16, True)
     ways: dict[str, Callable[[], Callable[[np.ndarray], Any]]] = {
-        name: lambda kind=kind, compiled=compiled: plain(WithEmbedding.load(folder), kind, compiled)  # type: ignore[misc]
-        for name, (kind, compiled) in kinds.items()
+        "f32": partial(plain, folder, torch.float32),
+        "bf16": partial(plain, folder, torch.bfloat16),
     }
-    ways["bf16 CUDA graph"] = lambda: TorchRuntime.load(folder, bf16=True)
+    if arguments.compiled:
+        ways["bf16 compiled"] = partial(plain, folder, torch.bfloat16, compiled=True)
+    ways["bf16 CUDA graph"] = partial(TorchRuntime.load, folder, bf16=True)
     side = Preprocess.load(arguments.package).size
     rng = np.random.default_rng(0)
     rows: dict[str, dict[int, float]] = {}

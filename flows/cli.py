@@ -177,9 +177,8 @@ def _version(found: registry.Version | None) -> dict[str, Any] | None:
 def _line(found: dict[str, Any] | None) -> str:
     if found is None:
         return "none"
-    return f"version {found['version']}, gate {found['gate'] or 'unknown'}" + (
-        f"; REFUSED: {found['obstacle']}" if found["obstacle"] else ""
-    )
+    refused = f"; REFUSED: {found['obstacle']}" if found["obstacle"] else ""
+    return f"version {found['version']}, gate {found['gate'] or 'unknown'}{refused}"
 
 
 def _drift() -> dict[str, Any] | None:
