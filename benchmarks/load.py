@@ -60,12 +60,9 @@ def photograph(side: int, seed: int, quality: int = 90) -> bytes:
     return file.getvalue()
 
 
-def upload(port: int, data: bytes, field: str = "image", path: str = "/predict") -> bytes:
-    """A whole HTTP request with a file in a form."""
-    head = b'--%s\r\nContent-Disposition: form-data; name="%s"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n' % (
-        BOUNDARY,
-        field.encode(),
-    )
+def upload(port: int, data: bytes, path: str = "/predict") -> bytes:
+    """A whole HTTP request with a file in the field `image` of a form."""
+    head = b'--%s\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n' % BOUNDARY
     body = head + data + b"\r\n--%s--\r\n" % BOUNDARY
     lines = (
         f"POST {path} HTTP/1.1",

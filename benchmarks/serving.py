@@ -35,6 +35,7 @@ LARGE_SIDE = 3464
 """12 megapixels."""
 
 BATCH = 16
+READY_SECONDS = 120
 UVICORN = ["-m", "uvicorn", "--log-level", "warning", "--workers", "{workers}", "--host", "127.0.0.1", "--port", "{port}"]
 PEERS = {
     "Flask, PyTorch": ["-m", "gunicorn", "-w", "{workers}", "--threads", "8", "-b", "127.0.0.1:{port}", "benchmarks.peers.flask_torch:app"],
@@ -92,9 +93,9 @@ def running(
                 process.wait(timeout=60)
 
 
-def wait_until_ready(port: int, process: subprocess.Popen[bytes], content: bytes, seconds: float = 120) -> None:
+def wait_until_ready(port: int, process: subprocess.Popen[bytes], content: bytes) -> None:
     """Until a service answers a request. Raises RuntimeError if it ends before, or if that takes too long."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + READY_SECONDS
     while process.poll() is None and time.monotonic() < end:
         if status(port, content) == 200:
             return

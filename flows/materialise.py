@@ -53,7 +53,7 @@ def materialise(last: str | None = None, again: str | None = None) -> None:
 
 
 @task(name="stage", task_run_name="{stage}", cache_policy=NO_CACHE)
-def reproduce(stage: str, force: bool = False) -> State:
+def reproduce(stage: str, force: bool) -> State:
     """Bring one stage up to date, or run it anyway with `force`.
 
     Ends as Completed, as Cached if DVC found nothing to do, or as Failed with the stage's message.

@@ -96,7 +96,7 @@ def internal() -> ApiError:
     return ApiError("internal", headers={"Connection": "close"})
 
 
-def http_error(status: int, headers: Mapping[str, str] | None = None) -> ApiError:
+def http_error(status: int, headers: Mapping[str, str] | None) -> ApiError:
     """What a client hears of an error that a library answered, with its headers: 405 needs `Allow`."""
     if status >= 500 and status not in CODES:
         return internal()
