@@ -1,18 +1,20 @@
 // Requests to the service, and the key that it may ask for.
 
 import { Problem } from "./i18n.js";
+import { storage } from "./storage.js";
 
 const KEY = "unmask-key";
 const SENDABLE = /^[\x21-\x7e]+$/;  // a header with anything else in it makes fetch throw
 // Without an error of ours: what a proxy answers for a service that does not, or before it asks it.
 const PROXY = { 413: "too_large", 429: "too_many_requests", 502: "network", 503: "network", 504: "network" };
+const session = storage("sessionStorage");
 const $ = (id) => document.getElementById(id);
 let asking = null;
 
 /** Ask the service; with a key if it wants one. Returns the response; throws Problem. */
 export async function request(path, options = {}) {
   for (;;) {
-    const key = sessionStorage.getItem(KEY);
+    const key = session.getItem(KEY);
     const headers = { Accept: "application/json", ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
     let response;
     try {
@@ -25,12 +27,12 @@ export async function request(path, options = {}) {
     const code = error?.code ?? PROXY[response.status] ?? "other";
     if (response.status !== 401) throw new Problem(code, error?.message, error?.hint, Number(response.headers.get("Retry-After")));
     // Another request may have asked for the key meanwhile.
-    if (sessionStorage.getItem(KEY) === key) await (asking ??= ask(key !== null));
+    if (session.getItem(KEY) === key) await (asking ??= ask(key !== null));
   }
 }
 
 /** Whether the service wanted a key, and there is one. */
-export const keyed = () => sessionStorage.getItem(KEY) !== null;
+export const keyed = () => session.getItem(KEY) !== null;
 
 /** Ask, and read the answer as JSON. Throws Problem. */
 export async function call(path, options) {
@@ -42,7 +44,7 @@ export async function call(path, options) {
 
 /** Ask the user for the key, until there is one; `wrong` if the service did not take the last one. */
 function ask(wrong) {
-  sessionStorage.removeItem(KEY);
+  session.removeItem(KEY);
   $("key-form").hidden = false;
   $("key-wrong").hidden = !wrong;
   $("key").focus();
@@ -56,7 +58,7 @@ function ask(wrong) {
         $("key").focus();
         return;
       }
-      sessionStorage.setItem(KEY, key);
+      session.setItem(KEY, key);
       $("key-form").hidden = true;
       asking = null;
       resolve();

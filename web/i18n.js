@@ -1,12 +1,14 @@
 // The page's language, and how figures, dates and problems are put into words.
 
+import { storage } from "./storage.js";
 import en from "./words.en.js";
 import zh from "./words.zh.js";
 
 export const WORDS = { en, zh };
 const KEY = "unmask-language";
 const FURTHER = 4;  // the service gives no more digits
-let language = WORDS[localStorage.getItem(KEY)] ? localStorage.getItem(KEY) : navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en";
+const remembered = storage("localStorage");
+let language = WORDS[remembered.getItem(KEY)] ? remembered.getItem(KEY) : navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en";
 
 /** A problem that the page can put into words: `code` is the service's, `wait` the seconds after which to try again. */
 export class Problem extends Error {
@@ -46,7 +48,7 @@ export function speak(show = () => {}) {
   for (const button of document.querySelectorAll("[data-language]")) {
     button.addEventListener("click", () => {
       language = button.dataset.language;
-      localStorage.setItem(KEY, language);
+      remembered.setItem(KEY, language);
       translate();
       show();
     });

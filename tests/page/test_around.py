@@ -209,6 +209,21 @@ def test_the_page_asks_for_the_key_once(guarded: str, browser: Browser):
     fresh.close()
 
 
+def test_a_browser_that_keeps_nothing_is_no_obstacle(guarded: str, browser: Browser):
+    context = browser.new_context(locale="en-US")
+    context.add_init_script(
+        "for (const kind of ['localStorage', 'sessionStorage'])"
+        " Object.defineProperty(window, kind, { get() { throw new DOMException('', 'SecurityError'); } })"
+    )
+    page = context.new_page()
+    page.goto(guarded)
+    page.get_by_role("button", name="中文").click()
+    page.get_by_label("API 密钥").fill(KEY)
+    page.get_by_role("button", name="使用此密钥").click()
+    expect(page.locator("#model")).to_be_visible(timeout=20_000)
+    context.close()
+
+
 def test_a_map_of_evidence_is_called_one_and_may_be_empty(guarded: str, browser: Browser):
     context = browser.new_context(locale="en-US")
     context.add_init_script(f"sessionStorage.setItem('unmask-key', '{KEY}')")
