@@ -63,7 +63,7 @@ def served() -> dict[str, Any]:
     except urllib.error.HTTPError as error:
         with error:
             return {"version": None, "trouble": f"{url} answers {error.code}: it has no model"}
-    except (OSError, HTTPException, ValueError, KeyError):
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return {"version": None, "trouble": f"{url} does not answer: start it with `make up` or `make serve`"}
 
 
@@ -157,7 +157,8 @@ def main(words: Sequence[str] | None = None) -> None:
     except (StageError, OSError) as error:
         sys.exit(f"error: {error}")
     except MlflowException as error:
-        said = without_secrets(f"MLflow at {tracking_uri()}: {str(error).splitlines()[0]}")
+        first, _, _ = str(error).partition("\n")
+        said = without_secrets(f"MLflow at {tracking_uri()}: {first}")
         sys.exit(f"error: {said}. Start it (make up), or check MLFLOW_TRACKING_URI.")
     print(json.dumps(found, indent=2) if arguments.json else text)
 

@@ -98,7 +98,8 @@ def _compare(champion: Version) -> dict[str, Any]:
         try:
             there = registry.download(champion, Path(folder))
         except (MlflowException, OSError) as error:
-            raise StageError(f"its package cannot be downloaded: {str(error).splitlines()[0]}") from None
+            first, _, _ = str(error).partition("\n")
+            raise StageError(f"its package cannot be downloaded: {first}") from None
         command = [sys.executable, "-m", "pipeline.compare", str(there), "--version", str(champion.number)]
         ended = stream(command, get_run_logger().info, environment())
     if ended.returncode:

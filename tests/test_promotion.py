@@ -1,5 +1,6 @@
 """Promotion: who takes the champion's place, the record, and the way back."""
 
+import io
 import json
 import os
 import subprocess
@@ -99,6 +100,13 @@ def test_rollback_restores_the_version_before_and_says_so(store, package, tmp_pa
         screen = status()
         for text in ("version 1, gate passed", "data version", "last drift check  none yet", "unmask rollback"):
             assert text in screen, screen
+
+
+@pytest.mark.parametrize("answer", [b"[]", b'"well"', b"no JSON", b"{}"])
+def test_another_program_on_the_services_port_is_told_from_the_service(monkeypatch, answer):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(answer))
+    found = cli.served()
+    assert found["version"] is None and "does not answer" in found["trouble"]
 
 
 def test_rollback_leaves_a_refused_champion_and_never_goes_to_one(store, package):
