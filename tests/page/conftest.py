@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from pipeline.package import STARTER
 from tests.package_helpers import META, tiny_package
-from tests.page.use import CHROMIUM
-from tests.service_helpers import register, served
+from tests.page.use import CHROMIUM, KEY
+from tests.service_helpers import ROOT, register, served, wait_for
 
 FLAGS = [
     "--no-sandbox",
@@ -56,6 +57,15 @@ def promoted(address: str, workspace: Path, browser: Browser, tmp_path_factory: 
     expect(page.get_by_role("heading", name="No model is served yet")).to_be_hidden()
     page.close()
     return address
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service with the starter that wants a key and has no room for pictures of users."""
+    settings = {"UNMASK_PACKAGE": str(ROOT / STARTER), "UNMASK_API_KEYS": KEY, "UNMASK_FEEDBACK_MEGABYTES": "0.001"}
+    with served(tmp_path_factory.mktemp("guarded"), UNMASK_TIMEOUT="120", **settings) as client:  # a first map waits for PyTorch
+        wait_for(lambda: client.get("/readyz").is_success)
+        yield str(client.base_url)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
-"""Around the verdict: languages, screens, accessibility, the card, the status, the key."""
+"""Around the verdict: languages, screens, accessibility, the card, the status."""
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -11,25 +11,15 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from pipeline.package import GOLDEN, STARTER
 from serving.errors import STATUS, internal
-from tests.page.use import choose, failing, needs_chromium, picture, saying
-from tests.service_helpers import ROOT, served, wait_for
+from tests.page.use import KEY, choose, failing, needs_chromium, picture, saying
+from tests.service_helpers import ROOT
 
 pytestmark = needs_chromium
 
-KEY = "open-sesame"
 OTHERWISE = {"unauthorized", "no_report"}
 """Codes of errors that the pages have no text for, but a form or a state."""
 MISTAKES = {"bad_value", "method_not_allowed", "not_found", "not_multipart", "too_many_images", "wrong_field"}
 """Codes of errors in how the service is called, which the pages do not make."""
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A service with the starter that wants a key and has no room for pictures of users."""
-    settings = {"UNMASK_PACKAGE": str(ROOT / STARTER), "UNMASK_API_KEYS": KEY, "UNMASK_FEEDBACK_MEGABYTES": "0.001"}
-    with served(tmp_path_factory.mktemp("guarded"), UNMASK_TIMEOUT="120", **settings) as client:  # a first map waits for PyTorch
-        wait_for(lambda: client.get("/readyz").is_success)
-        yield str(client.base_url)
 
 
 def test_it_speaks_chinese_and_remembers(page: Page):
@@ -177,51 +167,6 @@ def test_a_drift_report_that_cannot_be_had_leaves_the_other_figures(page: Page, 
     expect(page.locator("#failed")).to_be_hidden()
     page.get_by_role("button", name="中文").click()
     expect(page.get_by_text("无法显示最近一次检查的结果。")).to_be_visible()
-
-
-def test_the_page_asks_for_the_key_once(guarded: str, browser: Browser):
-    page = browser.new_page(locale="en-US")
-    page.goto(guarded)
-    for key in ("ｏｐｅｎ－ｓｅｓａｍｅ", "wrong", f" {KEY} "):
-        page.get_by_label("API key").fill(key)
-        page.get_by_role("button", name="Use this key").click()
-        if key.strip() != KEY:
-            expect(page.get_by_text("did not take that key")).to_be_visible()
-            page.get_by_role("button", name="中文").click()
-            expect(page.get_by_role("alert")).to_have_text("该密钥无效。")
-            page.get_by_role("button", name="EN").click()
-    expect(page.get_by_label("API key")).to_be_hidden()
-    expect(page.locator("#curl")).to_have_text(
-        f'curl -H "Authorization: Bearer $UNMASK_KEY" -F image=@photo.jpg {guarded}/predict', timeout=20_000
-    )
-    choose(page, "me.png", picture())
-    expect(page.locator("#said")).to_be_visible(timeout=20_000)
-    page.get_by_role("link", name="Status of the service").click()
-    expect(page.locator("#model-version")).to_contain_text("Model version", timeout=20_000)
-    expect(page.get_by_label("API key")).to_be_hidden()
-    page.close()
-
-    fresh = browser.new_page(locale="en-US")  # another tab, which has no key yet
-    fresh.goto(f"{guarded}/model/card")
-    fresh.get_by_label("API key").fill(KEY)
-    fresh.get_by_role("button", name="Use this key").click()
-    expect(fresh.get_by_role("heading", name="Unmask: model card")).to_be_visible()
-    fresh.close()
-
-
-def test_a_browser_that_keeps_nothing_is_no_obstacle(guarded: str, browser: Browser):
-    context = browser.new_context(locale="en-US")
-    context.add_init_script(
-        "for (const kind of ['localStorage', 'sessionStorage'])"
-        " Object.defineProperty(window, kind, { get() { throw new DOMException('', 'SecurityError'); } })"
-    )
-    page = context.new_page()
-    page.goto(guarded)
-    page.get_by_role("button", name="中文").click()
-    page.get_by_label("API 密钥").fill(KEY)
-    page.get_by_role("button", name="使用此密钥").click()
-    expect(page.locator("#model")).to_be_visible(timeout=20_000)
-    context.close()
 
 
 def test_a_map_of_evidence_is_called_one_and_may_be_empty(guarded: str, browser: Browser):

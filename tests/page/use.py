@@ -14,6 +14,7 @@ from serving.errors import ApiError
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium: apt install chromium, or set CHROMIUM to its path")
+KEY = "open-sesame"
 FACE = np.random.default_rng(0).integers(0, 255, (120, 90, 3), dtype=np.uint8)
 
 
