@@ -10,6 +10,7 @@ from PIL import Image
 from pipeline import feedback, ingest, validate
 from pipeline.errors import StageError
 from pipeline.manifest import COLUMNS, ManifestError, check, read
+from tests.data_helpers import quarantined
 
 
 def test_users_take_no_picture_out_of_another_source(faces: Path, tmp_path: Path, prepare):
