@@ -20,7 +20,7 @@ from flows.process import environment, stream
 from flows.promotion import BENTO
 from flows.registry import MODEL, Version
 from flows.smoke import smoke
-from flows.store import find_champion, retried
+from flows.store import TROUBLE, find_champion, retried, trouble
 from pipeline import package
 from pipeline.champion_source import CHAMPION
 from pipeline.errors import StageError
@@ -55,6 +55,8 @@ def deploy(by: str | None = None) -> State[Any]:
             return _follow(by)
     except (StageError, PackageError) as error:
         return Failed(name="StageFailed", message=str(error))
+    except TROUBLE as error:
+        return Failed(name="StageFailed", message=trouble(error))
 
 
 def _follow(by: str | None) -> State[Any]:

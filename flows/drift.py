@@ -16,7 +16,7 @@ from prefect.states import Completed, Failed
 from flows import monitoring, registry
 from flows.notifications import send
 from flows.registry import Version
-from flows.store import find_champion, retried
+from flows.store import TROUBLE, find_champion, retried, trouble
 from pipeline import copies, diagnosis, feedback, labelling, package, predictions, shadow, trust
 from pipeline.drift import nearest, references, shifted
 from pipeline.drift_page import page
@@ -44,17 +44,23 @@ def drift() -> State[Any]:
     Ends as Completed with the name NoDrift, Drift or NotEnoughData, or as StageFailed.
     """
     try:
-        params = load_params()
-        settings = params.drift
-        let_expire(params.feedback.retention_days)
-        version = find_champion()
-        if version is None:
-            return Completed(name="NotEnoughData", message=f"no version of {registry.MODEL} is the champion: there is nothing to compare")
-        found = fetch_package(version)
-        said = feedback.read(var_folder() / feedback.FOLDER)
-        source = next((source for source in params.data.sources if isinstance(source, FeedbackSource)), FeedbackSource(kind="feedback"))
+        return _look()
     except (StageError, ParamsError, PackageError) as error:
         return Failed(name="StageFailed", message=str(error))
+    except TROUBLE as error:
+        return Failed(name="StageFailed", message=trouble(error))
+
+
+def _look() -> State[Any]:
+    params = load_params()
+    settings = params.drift
+    let_expire(params.feedback.retention_days)
+    version = find_champion()
+    if version is None:
+        return Completed(name="NotEnoughData", message=f"no version of {registry.MODEL} is the champion: there is nothing to compare")
+    found = fetch_package(version)
+    said = feedback.read(var_folder() / feedback.FOLDER)
+    source = next((source for source in params.data.sources if isinstance(source, FeedbackSource)), FeedbackSource(kind="feedback"))
     window = predictions.newest(var_folder() / predictions.FILE, version.digest, settings.max_window)
     if len(window) < settings.min_window:
         message = f"{len(window)} of {settings.min_window} answers needed: not enough data to say anything"

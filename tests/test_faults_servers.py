@@ -1,6 +1,7 @@
 """Servers that die while a training runs: running again ends in one version with one run. With a real MLflow, Prefect and worker."""
 
 import json
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -69,6 +70,9 @@ def test_mlflow_is_down_when_a_model_is_to_be_registered(machine: Machine, clien
     assert failed.state is not None and failed.state_name == "StageFailed"
     for text in (f"MLflow at {machine.store} does not answer", "make up", "nothing is trained twice"):
         assert text in str(failed.state.message)
+    for name in ("drift", "deploy"):
+        asked = f"from flows.{name} import {name}; print({name}(return_state=True).name)"
+        assert "StageFailed" in machine.run(sys.executable, "-c", asked).splitlines()
     machine.start("mlflow")
     made = exported.stat().st_mtime_ns
     assert machine.ended(client, machine.ask(client)).state_name == "Completed"
