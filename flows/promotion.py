@@ -57,6 +57,11 @@ def earned(settings: Promotion, comparison: Mapping[str, Any] | None, version: V
     return f"promotion.auto: {settings.auto}; against version {comparison['champion']['version']}: {shown}"
 
 
+def is_first(version: Version) -> bool:
+    """Whether a version that passed its gate comes before there ever was a champion: where somebody took the alias away, it stays away."""
+    return version.passed and not history() and registry.holder(CHAMPION) is None
+
+
 def record(version: Version, by: str | None = None, back: bool = False) -> dict[str, Any] | None:
     """Note that a version has become the champion, and put `previous` on the one before; nothing if that was noted already.
 

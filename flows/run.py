@@ -52,7 +52,7 @@ def run() -> None:
         sys.exit(f"error: {ended.message}")
     version = registry.find(package.verify(PACKAGE).digest)
     assert version is not None, "the train flow registers what it does not fail on"
-    promoted = version.passed and registry.holder(CHAMPION) is None
+    promoted = promotion.is_first(version)
     if promoted:
         promotion.promote(version)
     champion = registry.holder(CHAMPION)
@@ -102,7 +102,7 @@ def _role(version: Version, champion: Version | None, promoted: bool) -> str:
         return ", champion"
     if not version.passed:
         return ", not to be served"
-    return ", challenger: promote it in MLflow (make up)" if champion else ""
+    return ", challenger: promote it in MLflow (make up)"
 
 
 if __name__ == "__main__":

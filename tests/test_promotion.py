@@ -154,6 +154,16 @@ def test_a_version_that_was_taken_back_is_not_promoted_again_by_itself(store, pa
     assert promotion.earned(better, comparison(0.1, 0.1, "1"), registry.known(3)) is not None
 
 
+def test_no_run_gives_back_an_alias_that_somebody_took_away(store, package):
+    versions(store, package, "failed", "passed", "passed")
+    assert [promotion.is_first(registry.known(number)) for number in (1, 2)] == [False, True]
+    promote(store, "2")
+    assert not promotion.is_first(registry.known(3))
+    promotion.record(registry.known(2))
+    client(store).delete_registered_model_alias("unmask", "champion")
+    assert not any(promotion.is_first(registry.known(number)) for number in (2, 3))
+
+
 def test_an_override_names_who_and_why(store, package):
     versions(store, package, "failed")
     for override, may in ((None, False), ("yes", False), ("Ada:", False), (": because", False), ("Ada: the test set is wrong", True)):
