@@ -90,7 +90,8 @@ def show(found: dict[str, Any]) -> str:
 
 def rollback() -> dict[str, Any]:
     """Move `champion` back to the version before; the service follows within seconds. Raises StageError if there is none."""
-    moved = promotion.roll_back(by := f"{_user()}, unmask rollback")
+    with promotion.alone():
+        moved = promotion.roll_back(by := f"{_user()}, unmask rollback")
     notifications.send(
         "roll-back", f"version {moved['to']} of {registry.MODEL} is the champion again (was {moved['from'] or 'none'}), by {by}"
     )

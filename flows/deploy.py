@@ -77,10 +77,9 @@ def _follow(by: str | None) -> State[Any]:
         reason = f"{promotion.obstacle(replace(version, tags=version.tags | {SMOKE_TEST: wrong}))}. {ADVICE}"
         refuse(version, reason)
         return Failed(name="Refused", message=reason)
-    now = find_champion()  # again: what was built and tried out took minutes
-    if now is None or now.number != version.number:
-        return Completed(name="Superseded", message=f"version {version.number} is not the champion any more: nothing is recorded of it")
     new = note(replace(version, tags=version.tags | {BENTO: tag}), by)
+    if new is None:
+        return Completed(name="Superseded", message=f"version {version.number} is not the champion any more: nothing is recorded of it")
     return Completed(name="Cached" if built and not new else None, message=tag)
 
 
@@ -94,10 +93,14 @@ def refuse(version: Version, reason: str) -> None:
 
 
 @task(name="record the promotion", **retried)
-def note(version: Version, by: str | None) -> bool:
-    """Record the promotion, and say so, if it is new. Returns whether it is."""
-    registry.untag(version, promotion.REFUSED)
-    line = promotion.record(version, by)
+def note(version: Version, by: str | None) -> bool | None:
+    """Record the promotion, and say so, if it is new. Returns whether it is; None if the alias was moved meanwhile."""
+    with promotion.alone():
+        now = find_champion.fn()  # again: what was built and tried out took minutes
+        if now is None or now.number != version.number:
+            return None
+        registry.untag(version, promotion.REFUSED)
+        line = promotion.record(version, by)
     if line is None:
         return False
     _notify("promotion", f"version {line['version']} of {MODEL} is the champion (before: {line['previous'] or 'none'}), by {line['by']}")

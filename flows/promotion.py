@@ -3,12 +3,14 @@
 MLflow keeps no history of its aliases: the record is an append-only file of JSON lines, and the alias `previous` follows from it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from flows import journal, registry
+from flows.materialise import workspace_lock
 from flows.registry import PREVIOUS, Version
 from pipeline import servable
 from pipeline.champion_source import CHAMPION
@@ -60,6 +62,16 @@ def earned(settings: Promotion, comparison: Mapping[str, Any] | None, version: V
 def is_first(version: Version) -> bool:
     """Whether a version that passed its gate comes before there ever was a champion: where somebody took the alias away, it stays away."""
     return version.passed and not history() and registry.holder(CHAMPION) is None
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hold alias and record for one at a time; `record`, `promote` and `roll_back` want it held.
+
+    A run that records what a person goes back from meanwhile would leave a record of which the next roll-back goes forth.
+    """
+    with workspace_lock("promotions", lambda _: None):  # of milliseconds: nobody needs to be told
+        yield
 
 
 def record(version: Version, by: str | None = None, back: bool = False) -> dict[str, Any] | None:

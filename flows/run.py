@@ -52,9 +52,10 @@ def run() -> None:
         sys.exit(f"error: {ended.message}")
     version = registry.find(package.verify(PACKAGE).digest)
     assert version is not None, "the train flow registers what it does not fail on"
-    promoted = promotion.is_first(version)
-    if promoted:
-        promotion.promote(version)
+    with promotion.alone():
+        promoted = promotion.is_first(version)
+        if promoted:
+            promotion.promote(version)
     champion = registry.holder(CHAMPION)
     if champion:
         packed = deploy(by="make run: the very first that passed" if promoted else None, return_state=True)

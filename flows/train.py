@@ -114,7 +114,8 @@ def register(
 @task(**retried)
 def promote(version: Version) -> None:
     """Move the alias, because params.yaml: promotion says so."""
-    promotion.promote(version)
+    with promotion.alone():
+        promotion.promote(version)
 
 
 @task(cache_policy=NO_CACHE)

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 
-from flows import notifications, promotion, registry
+from flows import cli, notifications, promotion, registry
 from pipeline.package import seal, verify
 from pipeline.settings import apply
 from tests.conftest import ROOT
@@ -102,6 +103,29 @@ def test_a_roll_back_while_a_bento_is_built_is_what_stays_recorded(store, packag
         assert deploy(return_state=True).name == "Superseded"
     assert aliases(store)["champion"] == "1" and messages == []
     assert [(line["version"], line["by"]) for line in promotion.history()][1:] == [(2, promotion.SOMEBODY), (1, "Ada")]
+
+
+def test_a_roll_back_while_a_promotion_is_recorded_comes_after_it(store, package, messages, monkeypatch):
+    from flows.deploy import deploy
+
+    versions(store, package, "passed", "passed")
+    promote(store, "1")
+    promotion.record(registry.known(1))
+    client(store).set_model_version_tag("unmask", "2", "bento", "unmask:two")
+    promote(store, "2")
+    back = threading.Thread(target=cli.rollback)
+
+    def meanwhile(*_: object) -> None:
+        back.start()
+        back.join(timeout=3)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.deploy.is_built", lambda _: True)
+        patch.setattr(registry, "untag", meanwhile)
+        assert deploy(by="Ada", return_state=True).is_completed()
+    back.join()
+    assert aliases(store) == {"champion": "1", "previous": "2"}
+    assert [(line["version"], line["roll_back"]) for line in promotion.history()] == [(1, False), (2, False), (1, True)]
 
 
 def test_a_canary_that_ended_is_announced_once(store, package, messages):
