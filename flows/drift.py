@@ -14,6 +14,7 @@ from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
 from flows import monitoring, registry
+from flows.materialise import WORKSPACE, at_work, workspace_lock
 from flows.notifications import send
 from flows.registry import Version
 from flows.store import TROUBLE, find_champion, retried, trouble
@@ -54,7 +55,11 @@ def drift() -> State[Any]:
 def _look() -> State[Any]:
     params = load_params()
     settings = params.drift
-    let_expire(params.feedback.retention_days)
+    if WORKSPACE in at_work():  # it may read what would go, and for hours more, which no check should wait
+        get_run_logger().info("a run is at work in this folder: kept pictures that have expired go with the first check after it")
+    else:
+        with workspace_lock():
+            let_expire(params.feedback.retention_days)
     version = find_champion()
     if version is None:
         return Completed(name="NotEnoughData", message=f"no version of {registry.MODEL} is the champion: there is nothing to compare")

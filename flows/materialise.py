@@ -27,6 +27,9 @@ CACHED = ("Stage '{}' didn't change, skipping", "Stage '{}' is cached - skipping
 NOTE = Path(".dvc/tmp/rwlock")
 """Where DVC notes which processes are at work on which files."""
 
+WORKSPACE = "materialise"
+"""Name of the lock that is held while stages run, and what they made is registered."""
+
 NODE = re.compile(r'^"(?P<stage>[^"]+)"(?: -> "(?P<after>[^"]+)")?;$', re.MULTILINE)
 
 
@@ -114,7 +117,7 @@ def _lived(pid: int, time: float) -> bool:
 
 
 @contextmanager
-def workspace_lock(name: str = "materialise", say: Callable[[str], None] | None = None) -> Iterator[None]:
+def workspace_lock(name: str = WORKSPACE, say: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold this folder's files for one flow at a time: from the first stage to the registration of what it made.
 
     The lock is the operating system's and ends with the process, however that ends.

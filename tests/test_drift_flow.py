@@ -1,5 +1,6 @@
 """The chain from an answer to a new training: the flow `drift`, its event, the automation, on a Prefect server and MLflow of their own."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -139,6 +140,10 @@ def test_drifted_answers_start_a_training_once(tmp_path, prefect_home, new_store
             brought = tmp_path / "data/raw/labelled" / copy.name
             brought.parent.mkdir(parents=True)
             shutil.copy(copy, brought)
+            with (var / "materialise.lock").open("w") as training:
+                fcntl.flock(training, fcntl.LOCK_EX)
+                assert check().startswith("NotEnoughData: no version of unmask is the champion")
+                assert copy.exists() and brought.exists()  # it may be reading them
             assert check().startswith("NotEnoughData: no version of unmask is the champion")
             assert not copy.exists() and not brought.exists()  # kept for a year, by params.yaml: feedback.retention_days
             promote(store, version)
