@@ -76,7 +76,7 @@ def show(found: dict[str, Any]) -> str:
         "newest version": f"{run['version']}, gate {run['gate'] or 'unknown'}" if run["version"] else "none yet",
         **{alias: _line(found[alias]) for alias in ALIASES},
         "served": "; ".join(filter(None, [now["version"] and f"version {now['version']}", now["trouble"]])),
-        "last drift check": "none yet",
+        "last drift check": "none yet that this release can read",
         "last promotion": "none recorded",
     }
     if check:
@@ -184,11 +184,13 @@ def _line(found: dict[str, Any] | None) -> str:
 
 
 def _drift() -> dict[str, Any] | None:
+    """What the last check found; None before the first, and of a report as another release writes it, which the next check replaces."""
     path = var_folder() / DRIFT_REPORT
-    if not path.is_file():
+    try:
+        report, checked = json.loads(path.read_text()), datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        return {"time": checked.isoformat(timespec="seconds")} | {name: report[name] for name in ("version", "drift", "p_value", "window")}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    report, checked = json.loads(path.read_text()), datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    return {"time": checked.isoformat(timespec="seconds")} | {name: report[name] for name in ("version", "drift", "p_value", "window")}
 
 
 def _user() -> str:

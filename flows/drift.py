@@ -143,12 +143,13 @@ def announce(report: dict[str, Any], newest: str) -> str | None:
     Returns:
         The newest answer announced so far.
     """
-    last: dict[str, Any] = json.loads(report_file().read_text()) if report_file().is_file() else {"announced": None, "drift": False}
-    before: str | None = last["announced"]
+    last: dict[str, Any] = json.loads(report_file().read_text()) if report_file().is_file() else {}
+    before: str | None = last.get("announced")
     if not report["drift"] or newest == before:
         return before
     kind = report["kind"]["kind"]
-    if not (last["drift"] and (last["version"], last["kind"]["kind"]) == (report["version"], kind)):
+    # With `get`: other releases' reports have other fields, and a check that ended here would never write the next one.
+    if not (last.get("drift") and (last.get("version"), (last.get("kind") or {}).get("kind")) == (report["version"], kind)):
         send("drift found", sentence(report))
     payload = {name: report[name] for name in ("p_value", "window", "version")}
     emit_event(event=DRIFT_EVENT, resource=RESOURCE, payload=payload | {"shifted": shifted(report)[:MOST_NAMED], "kind": kind})

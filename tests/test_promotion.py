@@ -102,6 +102,13 @@ def test_rollback_restores_the_version_before_and_says_so(store, package, tmp_pa
             assert text in screen, screen
 
 
+@pytest.mark.parametrize("report", ['{"version": 1, "drift": true}', "[]", "cut o"])
+def test_a_drift_report_that_this_release_does_not_know_hides_nothing_else(store, status, report):
+    (Path("var") / "drift").mkdir(parents=True)
+    (Path("var") / "drift/report.json").write_text(report)
+    assert "last drift check  none yet" in status()
+
+
 @pytest.mark.parametrize("answer", [b"[]", b'"well"', b"no JSON", b"{}"])
 def test_another_program_on_the_services_port_is_told_from_the_service(monkeypatch, answer):
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(answer))
