@@ -27,6 +27,8 @@ def record(report: dict[str, Any], folder: Path) -> str:
         figures |= {"challenger_agreement": report["challenger"]["agreement"], "challenger_answers": report["challenger"]["n"]}
     kind = report["kind"]["kind"] if report["drift"] else "none"
     client, now = MlflowClient(), int(time.time() * 1000)
+    for left in client.search_runs([experiment], "attributes.status = 'RUNNING'"):  # by a try that MLflow ended, or by a kill
+        client.set_terminated(left.info.run_id, "FAILED")
     run = client.create_run(experiment, tags={"version": str(report["version"]), "drift": kind}).info.run_id
     client.log_batch(run, [Metric(name, value, now, 0) for name, value in figures.items() if value is not None])
     for name in ("report.json", "report.html"):

@@ -26,7 +26,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from benchmarks.project import answers
-from flows import automation, registry
+from flows import automation, monitoring, registry
 from flows.train import train
 from pipeline import feedback, labelling
 from pipeline.detector import Prediction
@@ -198,6 +198,17 @@ def test_drifted_answers_start_a_training_once(tmp_path, prefect_home, new_store
             assert check().startswith("Drift: the newest 338 answers")
             wait_for(lambda: any(found.parameters["evidence"]["window"] == 338 for found in runs(client, deployment)))
             assert len(runs(client, deployment)) == 2
+
+
+def test_a_check_that_is_recorded_at_the_second_try_leaves_no_run_that_never_ends(store, tmp_path):
+    figures = {"p_value": 0.5, "window": 100, "share_of_fakes": 0.5, "statistics": [], "f1": {}, "challenger": None}
+    report = figures | {"version": 1, "drift": False}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    with pytest.raises(OSError):
+        monitoring.record.fn(report, tmp_path)  # there is no page to log yet
+    (tmp_path / "report.html").touch()
+    monitoring.record.fn(report, tmp_path)
+    assert [run.info.status for run in monitoring_runs(store)] == ["FINISHED", "FAILED"]
 
 
 def package_with_reference(folder: Path, reference: pd.DataFrame) -> Package:
