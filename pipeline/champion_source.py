@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlencode, urlsplit
 from pipeline import package
 from pipeline.package import STARTER
 from pipeline.servable import ADVICE, obstacle
-from pipeline.staging import write
+from pipeline.staging import stamp_of, write
 from pipeline.tracking import MODEL
 
 CHAMPION = "champion"
@@ -70,15 +70,26 @@ class Pinned:
     def __init__(self, folder: Path, version: str = "") -> None:
         self.folder, self.number = folder, version
         self._version: Version | None = None
+        self._wrong = ""
+        self._read: dict[Path, str] | None = None
 
     def wanted(self) -> Version:
-        """The package of the folder, under its version or else the start of its digest. Raises UnavailableError if it is not whole."""
-        if self._version is None:
+        """The package of the folder, under its version or else the start of its digest. Raises UnavailableError if it is not whole.
+
+        What is not whole is not read again, which may be gigabytes a second, before a file in it changes.
+        """
+        if self._version is None and (files := self._files()) != self._read:
             try:
                 self._version = Version(self.number or package.verify(self.folder).digest[:12])
             except package.PackageError as error:
-                raise UnavailableError(str(error), "Check UNMASK_PACKAGE, or unset it to follow the champion in MLflow.") from None
+                self._wrong, self._read = str(error), files
+        if self._version is None:
+            raise UnavailableError(self._wrong, "Check UNMASK_PACKAGE, or unset it to follow the champion in MLflow.")
         return self._version
+
+    def _files(self) -> dict[Path, str]:
+        """What is there, with what changes when a file does; not looked for in a folder that is no package, which may hold anything."""
+        return {path: stamp_of(path) for path in self.folder.rglob("*")} if (self.folder / package.META).is_file() else {}
 
     def last(self) -> None:
         """Nothing is remembered."""

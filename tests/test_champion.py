@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -138,6 +139,21 @@ def test_a_package_without_golden_examples_is_served(tmp_path, package):
     champion = Champion(Pinned(bare))
     champion.look()
     assert champion.served is not None and champion.trouble is None and verify(bare).golden == {}
+
+
+def test_a_pinned_folder_that_is_not_whole_is_read_again_when_a_file_in_it_changes(tmp_path, package):
+    source = Pinned(tmp_path / "package")
+    with pytest.raises(UnavailableError, match=r"has no package\.json"):
+        source.wanted()
+    graph = shutil.copytree(package, tmp_path / "package") / GRAPH
+    whole, then = graph.read_bytes(), graph.stat().st_mtime_ns
+    for content in (whole[::-1], whole):
+        graph.write_bytes(content)
+        os.utime(graph, ns=(then, then))
+        with pytest.raises(UnavailableError, match="was changed after the package was made"):
+            source.wanted()  # the second time from memory: every second it is asked, and a package may have gigabytes
+    os.utime(graph)
+    assert source.wanted().number == verify(package).digest[:12]
 
 
 def test_the_starter_answers_until_the_first_promotion_and_never_after_it(tmp_path, package, new_store):
