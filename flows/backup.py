@@ -3,6 +3,7 @@
 What lies in a bucket stays there: the artifacts of MLflow on S3, the data on a DVC remote. Their provider keeps the copies.
 """
 
+import fcntl
 import io
 import json
 import os
@@ -13,7 +14,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from pipeline.lineage import lineage
 FORMAT = 1
 INDEX = "backup.json"
 """Last in the archive: one that was cut off has none."""
+
+ROOM = ".unmask-backup-"
+"""Prefix of the folder beside an archive in which it is made."""
 
 MADE_AGAIN = ("cache", "checkpoints", "served")
 """Folders of var that are left out: what they hold is made or downloaded again."""
@@ -65,7 +69,8 @@ def backup(file: Path) -> dict[str, Any]:
         "elsewhere": elsewhere,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".backup-", dir=file.parent) as folder:
+    _sweep(file.parent)
+    with tempfile.TemporaryDirectory(prefix=ROOM, dir=file.parent) as folder, _held(Path(folder)):
         part, copy = Path(folder) / "archive", Path(folder) / "copy"
         # The compression is of little use, but its checksum tells a damaged archive from a whole one.
         with tarfile.open(part, "w:gz", compresslevel=1, dereference=True) as archive:
@@ -78,6 +83,24 @@ def backup(file: Path) -> dict[str, Any]:
         part.chmod(0o600)
         part.rename(file)
     return index
+
+
+def _sweep(parent: Path) -> None:
+    """Delete what backups that were killed left there: each holds most of an archive, secrets included."""
+    for left in parent.glob(f"{ROOM}*/"):
+        with suppress(OSError), _held(left):  # another one is at work in it, or it is another user's
+            shutil.rmtree(left)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; raises BlockingIOError if another one does. The lock ends with its process, however that ends."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(opened)
 
 
 def _add(archive: tarfile.TarFile, place: Path, name: str, copy: Path) -> None:

@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from flows import notifications, promotion, registry
 from flows.backup import backup
 from flows.ports import HOST, PORTS
-from flows.restore import restore
+from flows.restore import ROOM, restore
 from pipeline import copies, feedback, labelling, lineage, predictions
 from pipeline.champion_source import CHALLENGER, CHAMPION
 from pipeline.errors import StageError
@@ -49,6 +49,7 @@ def status() -> dict[str, Any]:
         "served": served(),
         "last_drift_check": _drift(),
         "last_promotion": lines[-1] if lines else None,
+        "unfinished_restore": [str(room) for room in sorted(Path.cwd().glob(f"{ROOM}*"))],
     }
 
 
@@ -84,6 +85,9 @@ def show(found: dict[str, Any]) -> str:
         rows["last drift check"] = f"{check['time']}, {said} of version {check['version']}, p = {check['p_value']:.2g}"
     if last:
         rows["last promotion"] = f"{last['time']}, version {last['version']} (before: {last['previous'] or 'none'}), by {last['by']}"
+    if found["unfinished_restore"]:
+        what = "was cut off, or is at work; folders of this kind, here and in or beside the parts of the state, hold what was here before"
+        rows["restore"] = f"{', '.join(found['unfinished_restore'])}: {what}"
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 

@@ -1,5 +1,6 @@
 """Everything is made, copied, wiped and put back: what people see afterwards is what they saw before."""
 
+import fcntl
 import io
 import json
 import os
@@ -157,6 +158,23 @@ def test_a_restore_does_not_take_the_files_from_under_a_run(project: Path, tmp_p
         restore(tmp_path / "a.tar.gz", force=True)
     assert content(project) == before | {project / "var/run.lock": b""}
     restore(tmp_path / "a.tar.gz", force=True)
+
+
+def test_what_killed_backups_and_restores_left_goes_or_is_told(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    left, busy = (made(tmp_path / f".unmask-backup-{name}/archive") for name in ("killed", "at-work"))
+    for file in (left, busy):
+        file.touch()
+    at_work = os.open(busy.parent, os.O_RDONLY)
+    fcntl.flock(at_work, fcntl.LOCK_EX)
+    backup(tmp_path / "a.tar.gz")
+    os.close(at_work)
+    assert not left.parent.exists() and busy.exists()
+
+    cli.main(["status"])
+    assert "restore" not in capsys.readouterr().out
+    (project / ".restore-killed").mkdir()
+    cli.main(["status"])
+    assert f"{project}/.restore-killed: was cut off" in capsys.readouterr().out
 
 
 def test_a_project_moves_to_another_folder(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
