@@ -135,9 +135,9 @@ def test_the_list_of_what_does_not_count_forgets_too(workspace):
     for id, label in (("a", "real"), ("b", "fake")):
         feedback.record(folder, id=id, label=label, client=id, image=b"one picture", **SAID)
     source = FeedbackSource(kind="feedback", path=folder)
-    assert sources.listing(source, workspace).empty and "\nb," in (folder / "set_aside.csv").read_text()
+    assert sources.listing(source, workspace).empty and "\nb," in (workspace / "set_aside.csv").read_text()
     feedback.forget(folder, "b")
-    assert len(sources.listing(source, workspace)) == 1 and not (folder / "set_aside.csv").exists()
+    assert len(sources.listing(source, workspace)) == 1 and not (workspace / "set_aside.csv").exists()
 
 
 def test_a_statement_that_a_full_disk_cuts_off_is_refused_and_spoils_nothing(workspace):
@@ -190,7 +190,7 @@ def test_images_are_kept_as_long_as_the_settings_say(workspace):
     assert feedback.expired(folder, yesterday) == {old.image} == feedback.expire(folder, yesterday)
     assert [path.name for path in (folder / "images").iterdir()] == [new.image]
     assert [statement.label for statement in feedback.read(folder)] == ["fake", "fake"]
-    assert len(sources.feedback.listing(FeedbackSource(kind="feedback", path=folder))) == 1
+    assert len(sources.feedback.listing(FeedbackSource(kind="feedback", path=folder), workspace)) == 1
 
 
 def test_copies_of_what_has_expired_go_even_if_a_kill_comes_between(workspace, monkeypatch):

@@ -219,7 +219,8 @@ def test_feedback_comes_back_as_data_and_disagreement_is_left_out(tmp_path: Path
     ingest.run(prepare(data__sources=[source]))
     table = read(MANIFEST)
     assert sorted(table["label"]) == ["fake", "real", "real", "real", "real"] and not quarantined()
-    assert {line.split(",")[0] for line in (folder / "set_aside.csv").read_text().splitlines()[1:]} == {"a2", "b2"}
+    assert {line.split(",")[0] for line in Path("var/sources/users/set_aside.csv").read_text().splitlines()[1:]} == {"a2", "b2"}
+    assert {path.name for path in folder.iterdir()} == {"feedback.jsonl", "images", "lock"}  # nothing is written to a source
     assert set(table["answered_by"]) == {"3"} and set(table["verdict"]) == {"fake"}
     with (folder / "feedback.jsonl").open("ab") as file:
         file.write(b"\n")

@@ -36,7 +36,7 @@ def listing(source: Source, staging: Path) -> pd.DataFrame:
         case LfwSource():
             table = lfw.listing(source)
         case FeedbackSource():
-            table = feedback.listing(source)
+            table = feedback.listing(source, staging)
         case ProceduralSource():
             table = procedural.listing(source, staging)
     taken = sorted(TAKEN & set(table))

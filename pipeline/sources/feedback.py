@@ -1,6 +1,7 @@
 """Images that users labelled through the service, where they agreed to have them kept."""
 
 import logging
+from pathlib import Path
 
 import pandas as pd
 
@@ -8,12 +9,12 @@ from pipeline import feedback, trust
 from pipeline.params_data import FeedbackSource
 
 SET_ASIDE = "set_aside.csv"
-"""In the source's folder: the statements that do not count, and why."""
+"""In the staging folder: the statements that do not count, and why. Not in reports/, which MLflow keeps for each run: it names clients."""
 
 log = logging.getLogger(__name__)
 
 
-def listing(source: FeedbackSource) -> pd.DataFrame:
+def listing(source: FeedbackSource, staging: Path) -> pd.DataFrame:
     """One row an image: file, path, label, group, verdict, answered_by. No feedback yet is no error.
 
     Which statements count is said in pipeline/trust.py; the others are listed in SET_ASIDE.
@@ -22,11 +23,12 @@ def listing(source: FeedbackSource) -> pd.DataFrame:
         StageError: naming a line of the record that cannot be read.
     """
     judged = trust.judge(feedback.read(source.path), source)
-    aside = source.path / SET_ASIDE
+    aside = staging / SET_ASIDE
     aside.unlink(missing_ok=True)  # what it said before may be forgotten by now
     if judged.set_aside:
         fields = ("id", "image", "client", "label", "time")
         listed = [{name: getattr(said, name) for name in fields} | {"reason": reason} for said, reason in judged.set_aside]
+        staging.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(listed).to_csv(aside, index=False)
         log.warning("%d statements of users do not count: %s says why", len(listed), aside)
     rows = {
