@@ -127,6 +127,8 @@ def roll_back(by: str) -> dict[str, int | None]:
     champion = registry.holder(CHAMPION)
     lines = history()
     left = _left(lines)
+    if champion is None and lines:  # somebody took the alias away from it: the way back does not lead there
+        left.add(_key(lines[-1]))
     target = _before(champion, [line for line in lines if _key(line) not in left]) or registry.holder(PREVIOUS)
     if target is None or target == champion or (target.number, target.digest) in left:
         raise StageError(

@@ -150,6 +150,19 @@ def test_a_second_roll_back_goes_further_back_and_not_forth(store, package):
     assert [line["roll_back"] for line in promotion.history()] == [False] * 3 + [True] * 2 + [False] * 2 + [True] * 2
 
 
+def test_a_roll_back_after_somebody_took_the_alias_away_goes_to_the_version_before(store, package):
+    versions(store, package, "passed", "passed")
+    for number in (1, 2):
+        promote(store, str(number))
+        promotion.record(registry.known(number))
+    client(store).delete_registered_model_alias("unmask", "champion")
+    assert promotion.roll_back("me") == {"from": None, "to": 1}
+    client(store).delete_registered_model_alias("unmask", "champion")
+    with pytest.raises(promotion.StageError, match="no version to go back to"):
+        promotion.roll_back("me")
+    assert "champion" not in aliases(store)
+
+
 def test_a_version_that_was_taken_back_is_not_promoted_again_by_itself(store, package):
     versions(store, package, "passed", "passed", "passed")
     for number in (1, 2):
