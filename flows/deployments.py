@@ -1,11 +1,15 @@
-"""Tells a Prefect server what there is to run: the work pool, the deployments of prefect.yaml and the automation. Safe to repeat."""
+"""Tells a Prefect server what there is to run: the work pool, the deployments of prefect.yaml and the automation. Safe to repeat.
+
+What a person paused stays so: this runs whenever a worker starts.
+"""
 
 import os
 import subprocess
 import sys
 import time
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.responses import DeploymentResponse
 
 from flows.automation import retrain_on_drift
 from flows.ports import POOL
@@ -24,9 +28,22 @@ def main() -> None:
     subprocess.run([*prefect, "work-pool", "create", POOL, "--type", "process", "--overwrite"], check=True)
     # prefect.yaml takes these from the environment, so that there is one place where each is set.
     settings = {"UNMASK_DRIFT_CRON": load_params().drift.cron, TRAIN_POOL: os.environ.get(TRAIN_POOL) or POOL}
+    with get_client(sync_client=True) as client:
+        before = client.read_deployments()
     subprocess.run([*prefect, "deploy", "--all"], check=True, env=os.environ | settings)
     with get_client(sync_client=True) as client:
+        for known in before:
+            _pause_again(client, known)
         retrain_on_drift(client.read_deployment_by_name("train/default").id)
+
+
+def _pause_again(client: SyncPrefectClient, known: DeploymentResponse) -> None:
+    """Pause what was paused before it was deployed once more, the deployment or its schedule."""
+    if known.paused:
+        client.pause_deployment(known.id)
+    if known.schedules and not any(schedule.active for schedule in known.schedules):
+        for schedule in client.read_deployment_schedules(known.id):
+            client.update_deployment_schedule(known.id, schedule.id, active=False)
 
 
 def _wait() -> None:

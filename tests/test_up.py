@@ -100,6 +100,18 @@ def test_a_run_from_the_command_line_is_registered_and_seen_everywhere(up, works
     assert line["version"] == 1 and line["bento"].startswith("unmask:") and line["by"] == SOMEBODY
 
 
+def test_what_a_person_paused_stays_so_when_a_worker_starts_again(up, workspace: Path, environment: dict[str, str], ports):
+    api = f"http://127.0.0.1:{ports['PREFECT_PORT']}/api"
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        deploy, drift = (client.read_deployment_by_name(f"{name}/default") for name in ("deploy", "drift"))
+        client.update_deployment_schedule(deploy.id, deploy.schedules[0].id, active=False)
+        client.pause_deployment(drift.id)
+        subprocess.run([sys.executable, "-m", "flows.deployments"], cwd=workspace, env=environment | {"PREFECT_API_URL": api}, check=True)
+        deploy, drift = (client.read_deployment_by_name(f"{name}/default") for name in ("deploy", "drift"))
+    assert not deploy.paused and [schedule.active for schedule in deploy.schedules] == [False]
+    assert drift.paused and [schedule.active for schedule in drift.schedules] == [True]
+
+
 def test_a_taken_port_is_named(up, workspace: Path, environment: dict[str, str], ports):
     again = subprocess.run(UP, cwd=workspace, env=environment, text=True, capture_output=True)
     assert again.returncode == 1 and f"port {ports['MLFLOW_PORT']}" in again.stderr and "MLFLOW_PORT=" in again.stderr
