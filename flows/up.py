@@ -27,6 +27,9 @@ DEFAULTS = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     # In memory, a server that starts anew would know nothing of the runs that hold a place: they would be ended, or hold it for ever.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # `deploy` looks every minute: of its runs alone Prefect's database would grow by tens of megabytes a day, for ever.
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(14 * 24 * 3600),
 }
 """Where the servers keep things, unless the environment says otherwise."""
 

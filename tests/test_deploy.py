@@ -167,6 +167,13 @@ def test_leases_survive_a_restart_of_prefects_server():
     assert mounted[environment(pod)["PREFECT_HOME"]["value"]] in kept
 
 
+def test_prefects_database_does_not_grow_for_ever():
+    composed, pod, unit = COMPOSE["services"]["prefect"]["environment"], environment(PODS["prefect"]), UNITS["unmask-prefect"]
+    for name in ("ENABLED", "RETENTION_PERIOD"):
+        name = f"PREFECT_SERVER_SERVICES_DB_VACUUM_{name}"
+        assert composed[name] == pod[name]["value"] == DEFAULTS[name] and f"{name}={DEFAULTS[name]}" in unit
+
+
 def test_minio_keeps_nothing_in_what_a_restore_replaces():
     (volume,) = COMPOSE["services"]["minio"]["volumes"]
     folder = Path(volume.partition(":")[0])
