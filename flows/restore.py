@@ -43,11 +43,7 @@ def restore(file: Path, force: bool = False) -> dict[str, Any]:
             database does not answer.
     """
     state = here()
-    if found := running():
-        where = ", ".join(f"{place} ({name})" for name, place in found.items())
-        raise StageError(f"something listens on {where}: stop it before a restore, or unset what names a server that keeps nothing here")
-    if held := at_work():
-        raise StageError(f"a run is at work in this folder ({', '.join(held)}): let it end, or stop it, before a restore")
+    _check_idle()
     with ExitStack() as tidy:
         staging = _room(Path.cwd(), tidy)
         index = _unpack(file, staging)
@@ -61,6 +57,7 @@ def restore(file: Path, force: bool = False) -> dict[str, Any]:
             folder = state.files[name] if (staging / name).is_dir() else state.files[name].parent
             rooms[name] = _room(folder, tidy)
             shutil.move(staging / name, rooms[name] / "new")
+        _check_idle()  # again: unpacking took minutes
         undo = ExitStack()
         try:
             _put_databases(index, state, staging, undo)
@@ -73,6 +70,14 @@ def restore(file: Path, force: bool = False) -> dict[str, Any]:
                 raise StageError(f"{error}. What was here could not be put back ({second}): it is in the folders {ROOM}*") from error
             raise
     return index
+
+
+def _check_idle() -> None:
+    if found := running():
+        where = ", ".join(f"{place} ({name})" for name, place in found.items())
+        raise StageError(f"something listens on {where}: stop it before a restore, or unset what names a server that keeps nothing here")
+    if held := at_work():
+        raise StageError(f"a run is at work in this folder ({', '.join(held)}): let it end, or stop it, before a restore")
 
 
 def _room(folder: Path, tidy: ExitStack) -> Path:

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -158,6 +158,16 @@ def test_a_restore_does_not_take_the_files_from_under_a_run(project: Path, tmp_p
         restore(tmp_path / "a.tar.gz", force=True)
     assert content(project) == before | {project / "var/run.lock": b""}
     restore(tmp_path / "a.tar.gz", force=True)
+
+
+def test_a_run_that_starts_while_an_archive_is_unpacked_keeps_its_files(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    backup(tmp_path / "a.tar.gz")
+    before = content(project)
+    with ExitStack() as run:
+        monkeypatch.setattr("flows.restore.relocate", lambda *_: run.enter_context(workspace_lock("run", print)))
+        with pytest.raises(StageError, match=r"a run is at work in this folder \(run\)"):
+            restore(tmp_path / "a.tar.gz", force=True)
+    assert content(project) == before | {project / "var/run.lock": b""}
 
 
 def test_what_killed_backups_and_restores_left_goes_or_is_told(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
