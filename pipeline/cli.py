@@ -1,8 +1,10 @@
 """What every stage does when it is called as `python -m pipeline.<stage>`."""
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StageError
@@ -12,7 +14,19 @@ from pipeline.params import Params, ParamsError, load_params
 
 
 def stage(run: Callable[[Params], dict[str, Any]]) -> None:
-    """Run a stage with params.yaml; end the process with 1 and one clear message where the user can put things right."""
+    """Command line of a stage. All its settings are in params.yaml: `--help` and options that do not exist must not start it."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m pipeline.{Path(sys.argv[0]).stem}",
+        description=sys.modules["__main__"].__doc__,
+        epilog="Settings are in params.yaml: `python -m pipeline.settings -S KEY=VALUE` changes one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args()
+    checked(run)
+
+
+def checked(run: Callable[[Params], dict[str, Any]]) -> None:
+    """Call `run` with params.yaml; end the process with 1 and one clear message where the user can put things right."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("httpx", "alembic", "great_expectations", "mlflow", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

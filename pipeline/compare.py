@@ -129,14 +129,14 @@ def _short(value: float | None, sign: str = "") -> str:
 
 def main() -> None:
     """Command line."""
-    from pipeline.cli import stage
+    from pipeline.cli import checked
 
     parser = argparse.ArgumentParser(prog="python -m pipeline.compare", description="Compare the package of this run with the champion's.")
     parser.add_argument("champion", type=Path, help="folder of the champion's package")
     parser.add_argument("--version", default="unknown", help="its version, for the report")
     parser.add_argument("--challenger", type=Path, default=PACKAGE, help=f"folder of the other package (default {PACKAGE})")
     arguments = parser.parse_args()
-    stage(lambda params: run(params, arguments.champion, arguments.version, arguments.challenger))
+    checked(lambda params: run(params, arguments.champion, arguments.version, arguments.challenger))
 
 
 if __name__ == "__main__":

@@ -106,7 +106,10 @@ def figures_text(test: dict[str, Figure]) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.evaluate", description="Judge a package on a labelled folder.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.evaluate",
+        description="Judge a package on a labelled folder. Without any option: run the stage on what was trained here.",
+    )
     parser.add_argument("--package", type=Path, required=True, help="folder of the package")
     parser.add_argument("--data", type=Path, required=True, help="folder with real/ and fake/, or with a manifest.csv")
     parser.add_argument("--out", type=Path, required=True, help="folder for the reports")

@@ -139,3 +139,12 @@ def test_a_full_disk_takes_no_settings(params: Path):
     command = [sys.executable, "-c", full, "-S", "train.epochs=3"]
     ended = subprocess.run(command, cwd=params.parent, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
     assert ended.returncode and params.read_text() == before and list(params.parent.iterdir()) == [params]
+
+
+@pytest.mark.parametrize("option", ["--help", "--epochs=3"])
+def test_a_stage_asked_for_help_or_given_a_setting_starts_nothing(params: Path, option: str):
+    command = [sys.executable, "-m", "pipeline.ingest", option]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=params.parent, env=env, text=True, capture_output=True)
+    assert "usage: python -m pipeline.ingest" in ended.stdout + ended.stderr
+    assert [path.name for path in params.parent.iterdir()] == ["params.yaml"]
