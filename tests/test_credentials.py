@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.credentials import read
 
-c2pa = pytest.importorskip("c2pa", reason="pip install 'unmask[c2pa]' to read content credentials")
+c2pa = pytest.importorskip("c2pa", reason="pip install -e '.[c2pa]' to read content credentials")
 AI = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 

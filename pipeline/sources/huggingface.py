@@ -51,7 +51,7 @@ def _open(source: HuggingFaceSource) -> tuple[Any, dict[str, list[str]]]:
     try:
         import datasets
     except ImportError:
-        raise StageError(f"data source {source.name} needs the package datasets: pip install 'unmask[huggingface]'") from None
+        raise StageError(f"data source {source.name} needs the package datasets: pip install -e '.[huggingface]'") from None
     try:
         stream = datasets.load_dataset(source.dataset, name=source.config, split=source.split, revision=source.revision, streaming=True)
     except (ValueError, OSError, RuntimeError) as error:
