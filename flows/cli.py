@@ -1,4 +1,4 @@
-"""`unmask`: the state of everything in one screen, the way back, and copies. Everything else is done in MLflow, Prefect or with `make`."""
+"""`unmask`: status on one screen, rollback, forgetting, backup and restore. Everything else is done in MLflow, Prefect or with `make`."""
 
 import argparse
 import getpass
@@ -29,13 +29,13 @@ from pipeline.var import DRIFT_REPORT, var_folder
 ALIASES = (CHAMPION, CHALLENGER, registry.PREVIOUS)
 
 VERBS = {
-    "status": "what there is, and what is served",
-    "rollback": "make the version before the champion again",
-    "forget": "delete what is kept of an answer",
-    "backup": "write the whole state into one file",
-    "restore": "put the state of such a file in place",
+    "status": "show data, last run, model versions, what is served, and the last drift check",
+    "rollback": "make the previous champion the champion again",
+    "forget": "delete what is stored about an answer",
+    "backup": "write the whole state to one file",
+    "restore": "put back the state from a backup",
 }
-HISTORY = "Older versions of the data in DVC's cache and remotes still have the image: `dvc gc` deletes those that no branch needs."
+HISTORY = "Older versions of the data in DVC's cache and remote still have the image: docs/runbook.md says how to delete them."
 
 
 def status() -> dict[str, Any]:
@@ -129,17 +129,17 @@ def forget(id: str) -> dict[str, int]:
 def main(words: Sequence[str] | None = None) -> None:
     """Command line; `words` are those after `unmask`, by default what the process was called with."""
     load_dotenv(".env")  # as `make` does it; what the environment says already stays
-    parser = argparse.ArgumentParser(prog="unmask", description="The state of the loop, the way back, forgetting, and copies.")
+    parser = argparse.ArgumentParser(prog="unmask", description="Show the state of the system, roll back, forget an answer, back up and restore.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, text in VERBS.items():
         verb = verbs.add_parser(name, help=text, description=text)
-        verb.add_argument("--json", action="store_true", help="for programs")
+        verb.add_argument("--json", action="store_true", help="print JSON, for programs")
         if name == "forget":
-            verb.add_argument("id", metavar="ID", help="of the answer, as the service gave it")
+            verb.add_argument("id", metavar="ID", help="id of the answer, as the service gave it")
         if name in ("backup", "restore"):
             verb.add_argument("file", metavar="FILE", type=Path, help="a tar.gz archive")
         if name == "restore":
-            verb.add_argument("--force", action="store_true", help="let the state that is here go")
+            verb.add_argument("--force", action="store_true", help="replace the state that is here")
     arguments = parser.parse_args(words)
     found: dict[str, Any]
     try:

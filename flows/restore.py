@@ -49,7 +49,7 @@ def restore(file: Path, force: bool = False) -> dict[str, Any]:
         index = _unpack(file, staging)
         _check_fit(index, state, file)
         if not force and (taken := list(_taken(index, state, staging))):
-            raise StageError(f"there is state already: {', '.join(taken)}. Move it away, or let it go with --force")
+            raise StageError(f"there is state already: {', '.join(taken)}. Move it away, or replace it with --force")
         if "mlflow.db" in index["files"]:
             relocate(staging / "mlflow.db", Path(index["folder"]), Path.cwd())
         rooms = {}
