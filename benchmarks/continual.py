@@ -119,27 +119,27 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         "# From one family of forgeries to two",
         "",
-        f"What `python -m benchmarks.continual` does and saw: rendered faces, forgeries `{OLD}` at first and `{NEW}` later,",
-        f"{PAIRS} reals and as many fakes of each; {result['seconds']} s on {result['machine']['cores']} cores.",
-        "DVC, MLflow, Prefect and BentoML run as they always do; nobody moves an alias by hand.",
+        f"A run of `python -m benchmarks.continual` on rendered faces: the forgeries are `{OLD}` at first and `{NEW}` later,",
+        f"with {PAIRS} reals and as many fakes of each; {result['seconds']} s on {result['machine']['cores']} cores.",
+        "DVC, MLflow, Prefect and BentoML run as in production; nobody moves an alias by hand.",
         "",
-        f"AUC on {2 * JUDGED} pictures of each family that no training saw (95% interval):",
+        f"AUC on {2 * JUDGED} test images of each family, never used for training (95% interval):",
         "",
         f"| version | trained on | old family, `{OLD}` | new family, `{NEW}` |",
         "| --- | --- | --- | --- |",
     ]
     for version, found in result["figures"].items():
         lines.append(f"| {version} | {what[version]} | {_text(found['old'])} | {_text(found['new'])} |")
-    lines += ["", "| after | step | seen |", "| --- | --- | --- |"]
+    lines += ["", "| after | step | result |", "| --- | --- | --- |"]
     lines += [f"| {row['after_s']} s | {row['step']} | {row['seen'].replace('|', ' ')} |" for row in result["seen"]]
     lines += [
         "",
-        f"Version 2 forgot what 1 knew, and the gate `slices.generator.{OLD}.auc.value` of `params.yaml` kept it from being served.",
-        "What is shown of each source is `train.rehearsal`, here `{old: 0.0}` and then `{old: 1.0}`.",
+        f"Version 2 forgot what version 1 knew, and the gate `slices.generator.{OLD}.auc.value` of `params.yaml` kept it from being served.",
+        "`train.rehearsal` sets how much of each source is trained on, here `{old: 0.0}` and then `{old: 1.0}`.",
         "",
-        "Without labels a drift check cannot tell fakes that the model takes for reals from fewer fakes, and names the likelier.",
-        "It does know that something changed; the labels say what.",
-        "Where the first model half knows the second family, no drift is found: `swap`, then `self_blend` (AUC .76), 600 pairs: p .16.",
+        "Without labels a drift check cannot tell whether the model misses new fakes or there are fewer fakes; it names the likelier.",
+        "It does detect that something changed; labels show what.",
+        "If the first model partly recognises the second family, no drift is found: `swap`, then `self_blend` (AUC .76), 600 pairs: p .16.",
     ]
     return "\n".join(lines) + "\n"
 
