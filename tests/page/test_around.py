@@ -138,7 +138,7 @@ def test_the_status_page_shows_what_is_served_and_how_it_goes(page: Page, promot
     expect(page.locator("#answers")).to_contain_text("answers since the start")
     expect(page.locator("#verdicts")).to_contain_text("%")
     expect(page.locator("#latency")).to_contain_text(" s")
-    expect(page.get_by_text("Traffic no longer looks like what the model was judged on.")).to_be_visible()
+    expect(page.get_by_text("Traffic no longer looks like the data that the model was evaluated on.")).to_be_visible()
     expect(page.get_by_text("500 answers of version 1, p = 0.0021")).to_be_visible()
 
     before = page.locator("#answers").text_content()
@@ -146,11 +146,11 @@ def test_the_status_page_shows_what_is_served_and_how_it_goes(page: Page, promot
     page.context.set_offline(True)
     page.clock.fast_forward(11_000)
     expect(page.get_by_role("heading", name="The service does not answer.")).to_be_visible()
-    expect(page.get_by_text("The figures below are old")).to_be_visible()
+    expect(page.get_by_text("The figures below are out of date")).to_be_visible()
     expect(page.locator("#answers")).to_have_text(before)
     page.context.set_offline(False)
     page.clock.fast_forward(11_000)
-    expect(page.get_by_text("The figures below are old")).to_be_hidden()
+    expect(page.get_by_text("The figures below are out of date")).to_be_hidden()
     page.get_by_role("button", name="中文").click()
     assert page.title() == "Unmask：状态"
 
@@ -160,7 +160,7 @@ def test_a_drift_report_that_cannot_be_had_leaves_the_other_figures(page: Page, 
     page.route("**/drift", broken)
     page.goto(f"{promoted}/status")
     drift = page.get_by_role("region", name="Last drift check")
-    expect(drift).to_contain_text("What the last check found cannot be shown.")
+    expect(drift).to_contain_text("The result of the last check cannot be shown.")
     expect(drift).to_have_css("border-style", "dashed")
     expect(page.locator("#model-version")).to_contain_text("Model version")
     expect(page.get_by_role("region", name="Verdicts")).to_have_css("border-style", "solid")
@@ -177,8 +177,8 @@ def test_a_map_of_evidence_is_called_one_and_may_be_empty(guarded: str, browser:
     golden = json.loads((ROOT / STARTER / GOLDEN / "golden.json").read_text())
     real, *_, fake = sorted(golden, key=lambda name: golden[name]["probability_fake"])
     choose(page, fake, (ROOT / STARTER / GOLDEN / fake).read_bytes())
-    expect(page.get_by_label("Heat map: places that spoke for a fake")).to_be_enabled(timeout=120_000)
-    expect(page.locator("#map-note")).to_contain_text("The stronger the colour, the more a place spoke for a fake")
+    expect(page.get_by_label("Heat map: regions that suggest a fake")).to_be_enabled(timeout=120_000)
+    expect(page.locator("#map-note")).to_contain_text("The stronger the colour, the more a region suggests a fake")
 
     def nowhere(route: Route) -> None:
         response = route.fetch()
@@ -187,8 +187,8 @@ def test_a_map_of_evidence_is_called_one_and_may_be_empty(guarded: str, browser:
 
     page.route("**/explain", nowhere)
     choose(page, real, (ROOT / STARTER / GOLDEN / real).read_bytes())
-    expect(page.locator("#map-note")).to_contain_text("No place spoke for a forgery", timeout=20_000)
-    expect(page.get_by_label("Heat map: places that spoke for a fake")).to_be_disabled()
+    expect(page.locator("#map-note")).to_contain_text("No region suggests a fake", timeout=20_000)
+    expect(page.get_by_label("Heat map: regions that suggest a fake")).to_be_disabled()
     expect(page.locator("#scale")).to_be_hidden()
 
     page.get_by_text("This is wrong").click()

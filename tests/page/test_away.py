@@ -75,7 +75,7 @@ def test_a_picture_that_waits_for_its_turn_says_why(page: Page):
     page.clock.install()
     page.route("**/predict", failing(ApiError("too_many_requests", "More than 1200", "Wait.", {"Retry-After": "30"})), times=1)
     choose(page, "me.png", picture())
-    expect(page.get_by_text("Too many requests in a short time. This page tries again by itself.")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Too many requests in a short time. This page retries automatically.")).to_be_visible(timeout=20_000)
     page.clock.fast_forward(31_000)
     expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
 
@@ -84,7 +84,7 @@ def test_a_file_that_is_too_large_for_a_proxy_is_said_to_be(page: Page):
     expect(page.locator("#model")).to_be_visible()
     page.route("**/predict", lambda route: route.fulfill(status=413, content_type="text/html", body="<h1>Too large</h1>"))
     choose(page, "me.png", picture())
-    expect(page.get_by_role("alert")).to_contain_text("me.png: The file is larger than the service takes.", timeout=20_000)
+    expect(page.get_by_role("alert")).to_contain_text("me.png: The file is larger than the service accepts.", timeout=20_000)
     expect(page.get_by_role("button", name="Try again")).to_be_hidden()
 
 
@@ -120,7 +120,7 @@ def test_a_dropped_folder_is_left_out(page: Page, tmp_path: Path):
     expect(page.locator("#model")).to_be_visible()
     (tmp_path / "album").mkdir()
     (tmp_path / "me.png").write_bytes(picture())
-    folders = page.get_by_role("alert").filter(has_text="A folder cannot be taken in.")
+    folders = page.get_by_role("alert").filter(has_text="A folder cannot be added.")
     _drop(page, tmp_path / "album")
     expect(folders).to_be_visible()
     expect(page.locator("#result")).to_be_hidden()

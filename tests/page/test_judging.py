@@ -21,7 +21,7 @@ def test_an_upload_gets_a_verdict_a_probability_and_a_map(page: Page):
     expect(page.locator("#percent")).to_contain_text("%")
     expect(page.get_by_role("img", name="Likely fake from 1.0%")).to_be_visible()
     expect(page.locator("#name")).to_have_text("me.png")
-    expect(page.get_by_text("it can miss forgeries of a kind it was never shown")).to_be_visible()
+    expect(page.get_by_text("it can miss kinds of forgery that it was never shown")).to_be_visible()
     expect(page.locator("#map-note")).to_contain_text("Where the model looked", timeout=20_000)
     canvas, preview = page.locator("#map"), page.locator("#preview")
     expect(canvas).to_be_visible()
@@ -76,7 +76,7 @@ def test_every_face_has_its_figure_in_sight_and_the_number_of_the_list(page: Pag
     _choose_with_faces(page, "many.png", boxes)
     expect(page.locator("#boxes span")).to_have_text(["1 · 90%", "2 · 80%", "3 · 70%"], timeout=20_000)
     expect(page.locator("#faces li")).to_have_text([f"Face {face}: {share}% · Likely fake" for face, share in enumerate((90, 80, 70), 1)])
-    expect(page.locator("#map-note")).to_contain_text("only the most suspicious one has a map", timeout=20_000)
+    expect(page.locator("#map-note")).to_contain_text("the map covers only the most suspicious one", timeout=20_000)
     # Looked for within the page: the labels are drawn anew when the map comes, and one that was found before has no place any more.
     seen = """() => [...document.querySelectorAll("#boxes span")].map((label) => {
         const inner = label.getBoundingClientRect(), outer = document.getElementById("stage").getBoundingClientRect();
@@ -129,7 +129,7 @@ def test_a_bad_file_is_explained_and_the_next_one_works(page: Page, tmp_path: Pa
     expect(page.get_by_role("alert")).to_contain_text("damaged or cut off")
     (tmp_path / "big.png").write_bytes(bytes(20_000_001))
     page.locator("#file").set_input_files(tmp_path / "big.png")
-    expect(page.get_by_role("alert")).to_contain_text("larger than the service takes")
+    expect(page.get_by_role("alert")).to_contain_text("larger than the service accepts")
     expect(page.get_by_role("button", name="Try again")).to_be_hidden()  # it would be as large
     choose(page, "me.png", picture())
     expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
@@ -193,7 +193,7 @@ def test_feedback_keeps_the_picture_only_if_asked_to(page: Page, workspace: Path
         if keep:
             consent.check()
         page.get_by_role("button", name="Send").dblclick()
-        expect(page.get_by_text("Thank you. It is noted.")).to_be_visible(timeout=20_000)
+        expect(page.get_by_text("Thank you. Your feedback was saved.")).to_be_visible(timeout=20_000)
         said = feedback.read(folder)[-1]
         assert said.label == "real" and said.comment == "I took it" and (said.image is not None) == keep
     assert len(sent) == 2  # one a picture

@@ -14,7 +14,7 @@ def test_the_page_asks_for_the_key_once(guarded: str, browser: Browser):
         page.get_by_label("API key").fill(key)
         page.get_by_role("button", name="Use this key").click()
         if key.strip() != KEY:
-            expect(page.get_by_text("did not take that key")).to_be_visible()
+            expect(page.get_by_text("did not accept that key")).to_be_visible()
             page.get_by_role("button", name="中文").click()
             expect(page.get_by_role("alert")).to_have_text("该密钥无效。")
             page.get_by_role("button", name="EN").click()
