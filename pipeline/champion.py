@@ -124,7 +124,7 @@ class Champion:
                 log.info("%s: serving version %s with %s", self.alias, version.number, detector.runtime.name)
                 self.source.keep(version)
                 return True
-        hint = f"Promote another version, or mend what it says: this one is tried again every {RETRY_SECONDS:g} seconds."
+        hint = f"Promote another version, or fix the cause: this one is retried every {RETRY_SECONDS:g} seconds."
         self._tell(f"Version {version.number} was refused: {refusal.reason}", hint)
         return False
 

@@ -93,12 +93,12 @@ class Prediction(Answer):
     verdict: Literal["real", "fake", "uncertain"]
     probability_fake: float = Field(ge=0, le=1, description="calibrated; of several faces the largest")
     thresholds: Bounds
-    faces: list[Face] = Field(description="largest first; empty where none was found or looked for")
+    faces: list[Face] = Field(description="largest first; empty if none was found, or no face detector is in use")
     warnings: list[str] = Field(
         description="what makes it less reliable: no_face, many_faces, too_small, too_blurry, too_dark, heavily_compressed, upscaled"
     )
     credentials: Credentials | None = Field(
-        description="C2PA, which the probability knows nothing of; null where the file has none or the reader is not installed"
+        description="C2PA; does not affect the probability; null if the file has none or the reader is not installed"
     )
     model: Model
     timing_ms: float
@@ -205,7 +205,7 @@ class Explanation(Answer):
         },
     )
 
-    method: str = Field(description="attention_rollout, or grad_cam of a network without attention over all places")
+    method: str = Field(description="attention_rollout, or grad_cam for a network without global attention")
     heat: list[list[float]] = Field(description="rows from top to bottom, 0 to 1, over `region`")
     region: Region
     model: Model
@@ -224,10 +224,10 @@ class Feedback(Answer):
 class Challenger(Answer):
     """The version that is tried out beside the one that answers."""
 
-    version: str | None = Field(description="null where none has the alias, or it is what answers")
-    mode: Literal["shadow", "canary"] = Field(description="judges unheard, or answers")
-    share: float = Field(description="of the pictures, that it judges now")
-    ended: str | None = Field(description="why its canary ended by itself")
+    version: str | None = Field(description="null if no version has the alias, or it is the one that answers")
+    mode: Literal["shadow", "canary"] = Field(description="shadow: judges without answering; canary: answers")
+    share: float = Field(description="share of the images that it judges now")
+    ended: str | None = Field(description="why its canary was stopped")
     trouble: str | None = Field(description="why it cannot be tried out")
 
     @classmethod
@@ -245,14 +245,14 @@ class About(Model):
     """What answers, how good it was on its test part, and what the service takes."""
 
     runtime: str
-    trained_on: Literal["whole", "faces"] = Field(description="whole images as they were given, or the faces in them")
-    face_detector: bool = Field(description="whether faces are looked for")
+    trained_on: Literal["whole", "faces"] = Field(description="whole images, or face crops")
+    face_detector: bool = Field(description="whether a face detector is in use")
     thresholds: dict[str, float]
     figures: dict[str, dict[str, float | None]] = Field(description="of the test part: value and 95% interval")
     lineage: dict[str, Any]
     limits: dict[str, Any] = Field(description="megabytes, megapixels, formats, batch")
-    trouble: str | None = Field(description="what stands against serving the version that should be served")
-    challenger: Challenger | None = Field(description="what is tried out beside it, where UNMASK_CHALLENGER says so")
+    trouble: str | None = Field(description="why the intended version is not served")
+    challenger: Challenger | None = Field(description="what is tried out beside it, if UNMASK_CHALLENGER is set")
 
 
 class DriftReport(Answer):

@@ -39,32 +39,32 @@ MEANING = {
     "busy": ("Too many uploads are under way", "Wait as many seconds as `Retry-After` says."),
     "cross_origin": (
         "A page of another site may not use this service",
-        "Use the service's own page, or no browser. A proxy has to pass `Host` on as it came.",
+        "Use the service's own page, or a client that is not a browser. A proxy must pass `Host` on unchanged.",
     ),
     "empty": ("The file is empty", "Choose an image file."),
-    "internal": ("Something went wrong inside", "Try again; the service's log says more."),
+    "internal": ("Something went wrong inside the service", "Try again; the service log has details."),
     "loopback_only": (
-        "Without API keys this service answers only its own machine, under the name localhost",
-        "Set UNMASK_API_KEYS where the service is started, and send one of the keys.",
+        "Without API keys this service answers only requests from its own machine, to the name localhost",
+        "Set UNMASK_API_KEYS when you start the service, and send one of the keys.",
     ),
-    "method_not_allowed": ("Nothing at this address answers that method", "GET /openapi.json lists what there is."),
+    "method_not_allowed": ("This endpoint does not support that method", "GET /openapi.json lists the endpoints."),
     "no_card": ("The package of this model has no card", "Models that `make run` trains have one."),
     "no_model": ("No model is promoted", "Run `make run`, or set the alias in MLflow."),
-    "no_report": ("Drift was not checked yet", "The flow `drift` does it every hour where `make up` runs."),
-    "no_room": ("There is no room for more feedback", "Whoever runs the service can make some: UNMASK_FEEDBACK_MEGABYTES."),
+    "no_report": ("Drift has not been checked yet", "With `make up`, the flow `drift` checks it every hour."),
+    "no_room": ("There is no room for more feedback", "Whoever runs the service can raise UNMASK_FEEDBACK_MEGABYTES."),
     "not_an_image": ("The file is not an image that can be read", "Use JPEG, PNG or WebP."),
-    "not_found": ("There is nothing at this address", "GET /openapi.json lists what there is."),
+    "not_found": ("There is no endpoint at this address", "GET /openapi.json lists the endpoints."),
     "not_multipart": ("The request is not a multipart form", "Send it like `curl -F image=@photo.jpg URL/predict`."),
     "timeout": ("The answer took too long", "Try again later, or send a smaller picture."),
     "too_large": ("The file is larger than allowed", "Send a smaller file."),
     "too_many_images": ("The form has more files than allowed", "Send fewer at a time."),
     "too_many_pixels": ("The image has more pixels than allowed", "Scale it down first."),
-    "too_many_requests": ("More uploads a minute than one client may send", "Wait as many seconds as `Retry-After` says."),
+    "too_many_requests": ("More uploads per minute than one client may send", "Wait as many seconds as `Retry-After` says."),
     "truncated": ("The image file is damaged or cut off", "Save or upload it again."),
     "unauthorized": ("The API key is missing or wrong", "Send `Authorization: Bearer KEY` or `X-API-Key: KEY`."),
     "unknown_id": ("There is no answer with this id", "Send the `id` of an answer of this service."),
     "upload_timeout": ("The upload took too long", "Try again."),
-    "wrong_field": ("A field of the form is missing, or has the wrong kind", "The message names the field."),
+    "wrong_field": ("A form field is missing, or of the wrong kind", "The message names the field."),
 }
 """Code -> what is wrong and what to do, as an error says it that knows nothing more exact."""
 
@@ -101,5 +101,5 @@ def http_error(status: int, headers: Mapping[str, str] | None) -> ApiError:
     if status >= 500 and status not in CODES:
         return internal()
     if status not in CODES:
-        return ApiError("bad_value", "The request cannot be understood", "GET /openapi.json lists what there is.", headers)
+        return ApiError("bad_value", "The request cannot be understood", "GET /openapi.json describes every request.", headers)
     return ApiError(CODES[status], headers=headers)

@@ -61,7 +61,7 @@ def document(max_batch: int) -> dict[str, Any]:
         },
         "/feedback": {
             "post": _upload(
-                "Say what an image really is; the image is kept only with `keep_image=true`",
+                "Report what an image really is; the image is kept only with `keep_image=true`",
                 {
                     "id": {"type": "string", "examples": [answers.EXAMPLE_ID], "description": "of the answer"},
                     "label": {"type": "string", "enum": ["real", "fake"]},
@@ -74,7 +74,7 @@ def document(max_batch: int) -> dict[str, Any]:
                 (*UPLOADED, *IMAGE, "bad_value", "unknown_id", "timeout", "no_room"),
             )
         },
-        "/model": {"get": _operation("What answers, and how good it was", _json(answers.About), ("no_model",))},
+        "/model": {"get": _operation("The model that answers, and its figures", _json(answers.About), ("no_model",))},
         "/model/card": {
             "get": _operation(
                 "The model card; a page with `Accept: text/html`",

@@ -191,7 +191,7 @@ async def drift(request: Request) -> Response:
     except FileNotFoundError:
         raise ApiError("no_report") from None
     except (OSError, ValueError, TypeError):  # not JSON, not an object, or with a figure that JSON does not have
-        raise ApiError("no_report", "The last drift report cannot be read", "The next run of the flow `drift` writes it anew.") from None
+        raise ApiError("no_report", "The last drift report cannot be read", "The next run of the flow `drift` writes a new one.") from None
 
 
 async def schema(request: Request) -> Response:

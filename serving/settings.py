@@ -27,10 +27,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     api_keys: Annotated[tuple[SecretStr, ...], BeforeValidator(_listed)] = Field(
-        (), description="comma separated; without any, only this machine is answered"
+        (), description="comma-separated; without keys the service answers only this machine"
     )
     max_megabytes: float = Field(20, gt=0, description="of one image file")
-    max_megapixels: float = Field(50, gt=0, description="of one image, looked at before it is decoded")
+    max_megapixels: float = Field(50, gt=0, description="of one image, checked before it is decoded")
     formats: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
         FORMATS, min_length=1, description=f"Pillow's names of the formats that are read, of {', '.join(FORMATS)}"
     )
@@ -39,22 +39,22 @@ class Settings(BaseModel):
     rate: int | None = Field(
         None,
         ge=0,
-        description="POST requests a minute of one client, 0 for any number; by default 1200 where keys are set, any number otherwise",
+        description="POST requests per minute and client, 0 for unlimited; by default 1200 with keys, unlimited without",
     )
-    queue: int = Field(128, gt=0, description="uploads that may be under way, of max_megabytes each; further ones are answered 429")
+    queue: int = Field(128, gt=0, description="concurrent uploads, of max_megabytes each; beyond that the answer is 429")
     timeout: float = Field(30, gt=0, le=120, description="seconds that the answer to an upload may take")
     upload_timeout: float = Field(60, gt=0, le=120, description="seconds that an upload may take")
     log_rows: int = Field(predictions.MOST, gt=0, description="answers that the prediction log keeps; the oldest go first")
-    feedback_megabytes: float = Field(1000, ge=0, description="of feedback and its pictures together; beyond it none is taken")
+    feedback_megabytes: float = Field(1000, ge=0, description="for feedback and its images together; beyond that no more is accepted")
     challenger: Literal["off", "shadow", "canary"] = Field(
-        "off", description="what the version with the alias `challenger` does: off, shadow (judges unheard), canary (answers a share)"
+        "off", description="what the version with the alias `challenger` does: off, shadow (judges only), canary (answers a share)"
     )
-    challenger_share: float = Field(0.1, gt=0, le=1, description="of the pictures, that the challenger judges")
+    challenger_share: float = Field(0.1, gt=0, le=1, description="share of the images that the challenger judges")
     canary_shift: float = Field(
-        0.1, ge=0, le=1, description="difference of a verdict's shares from the champion's above which a canary ends"
+        0.1, ge=0, le=1, description="difference between the two models' shares of a verdict above which a canary is stopped"
     )
-    canary_alpha: float = Field(0.01, gt=0, lt=1, description="chance of ending a canary whose shares differ by no more than that")
-    canary_least: int = Field(100, ge=20, description="pictures of champion and challenger each before their verdicts are compared")
+    canary_alpha: float = Field(0.01, gt=0, lt=1, description="chance of stopping a canary whose shares differ by no more than that")
+    canary_least: int = Field(100, ge=20, description="images judged by each of champion and challenger before their verdicts are compared")
     var: Path = Field(Path("var"), description="folder of the prediction log, feedback and downloads")
 
     @field_validator("formats")
