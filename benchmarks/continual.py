@@ -134,7 +134,7 @@ def page(result: dict[str, Any]) -> str:
     lines += [f"| {row['after_s']} s | {row['step']} | {row['seen'].replace('|', ' ')} |" for row in result["seen"]]
     lines += [
         "",
-        f"Version 2 forgot what version 1 knew, and the gate `slices.generator.{OLD}.auc.value` of `params.yaml` kept it from being served.",
+        f"Version 2 forgot what version 1 knew; the gate `slices.generator.{OLD}.auc.value` in `params.yaml` kept it from being served.",
         "`train.rehearsal` sets how much of each source is trained on, here `{old: 0.0}` and then `{old: 1.0}`.",
         "",
         "Without labels a drift check cannot tell whether the model misses new fakes or there are fewer fakes; it names the likelier.",

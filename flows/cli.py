@@ -129,7 +129,7 @@ def forget(id: str) -> dict[str, int]:
 def main(words: Sequence[str] | None = None) -> None:
     """Command line; `words` are those after `unmask`, by default what the process was called with."""
     load_dotenv(".env")  # as `make` does it; what the environment says already stays
-    parser = argparse.ArgumentParser(prog="unmask", description="Show the state of the system, roll back, forget an answer, back up and restore.")
+    parser = argparse.ArgumentParser(prog="unmask", description="Show the state, roll back, forget an answer, back up and restore.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, text in VERBS.items():
         verb = verbs.add_parser(name, help=text, description=text)
