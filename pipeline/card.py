@@ -12,7 +12,7 @@ from pipeline.manifest import NO_GENERATOR
 from pipeline.params import Params
 from pipeline.params_data import FeedbackSource, FolderSource, HuggingFaceSource, LfwSource, ProceduralSource
 
-UNKNOWN = "no licence lies beside them: ask their makers before passing the package on"
+UNKNOWN = "no licence file was found: ask the owners before redistributing the package"
 LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*")
 WEAKEST = 3
 
@@ -61,7 +61,7 @@ def write(
 def licences(params: Params) -> dict[str, str]:
     """What is known of the terms of the weights and of each source: the beginning of the licence that lies beside it, or where to look."""
     name = params.model.name
-    weights = "started from random numbers" if params.model.init == "scratch" else _beside(Path(name)) or f"see the page of {name}"
+    weights = "randomly initialised" if params.model.init == "scratch" else _beside(Path(name)) or f"see the page of {name}"
     found = {f"weights ({name})": weights}
     for source in params.data.sources:
         match source:
@@ -72,7 +72,7 @@ def licences(params: Params) -> dict[str, str]:
             case HuggingFaceSource():
                 terms = f"see the page of {source.dataset}"
             case LfwSource():
-                terms = "photographs from the news, collected for research; their rights are with their makers"
+                terms = "news photographs, collected for research; the rights belong to their owners"
             case FeedbackSource():
                 terms = "pictures that users sent in"
         found[f"data ({source.name})"] = terms or UNKNOWN
