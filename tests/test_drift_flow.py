@@ -161,7 +161,7 @@ def test_drifted_answers_start_a_training_once(tmp_path, prefect_home, new_store
             report = json.loads((var / "drift" / "report.json").read_text())
             assert report["window"] == 137
             assert (report["challenger"]["version"], report["challenger"]["n"], report["challenger"]["agreement"]) == ("2", 60, 0)
-            assert "Version 2 in the shadow" in (var / "drift" / "report.html").read_text()
+            assert "Version 2 as a shadow" in (var / "drift" / "report.html").read_text()
             gauges = {sample.name: sample.value for family in drift(var / "drift" / "report.json") for sample in family.samples}
             assert gauges["unmask_drift"] == 0 and gauges["unmask_drift_window"] == 137
             assert gauges["unmask_drift_p_value"] == report["p_value"] > gauges["unmask_drift_alpha"] == 0.01

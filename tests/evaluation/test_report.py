@@ -48,7 +48,7 @@ def test_the_report_shows_mistakes_by_the_threshold_that_the_figures_use(subject
     result = examine(low, table, None, params.evaluate.model_copy(update={"attack_images": 0, "explain_images": 0}))
     drawn = curves(labels(table), table["probability_fake"].to_numpy(), 0.3)
     html = page(result | {"warnings": [], "no_baselines": "a test"}, table, drawn, low)
-    wrong, right = html.partition("Worst mistakes")[2].split("Surest")
+    wrong, right = html.partition("Worst mistakes")[2].split("Most confident")
     mistaken = set(table.loc[odd & ~truth, "path"])
     assert {path for path in table["path"] if path in wrong} <= mistaken and any(path in wrong for path in mistaken)
     assert not any(path in right for path in mistaken) and any(path in right for path in table["path"])
