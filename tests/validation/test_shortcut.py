@@ -93,7 +93,7 @@ def test_the_model_card_says_what_metadata_tells(clean: pd.DataFrame, workspace)
     def text(auc: dict[str, object]) -> str:
         return card.write(params, {"train": clean}, {"shortcut": auc}, evaluation, training, meta, {"bf16": None, "int8": None})
 
-    assert "tell real from fake with AUC 0.625 (0.600 to 0.650)" in text({"auc": {"value": 0.625, "low": 0.6, "high": 0.65}})
+    assert "tells real from fake with AUC 0.625 (0.600 to 0.650)" in text({"auc": {"value": 0.625, "low": 0.6, "high": 0.65}})
     unjudged: dict[str, object] = {"auc": {"value": None}, "unjudged": "too few"}
     assert "could not be judged: too few" in text(unjudged)
 
