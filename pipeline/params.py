@@ -19,7 +19,7 @@ class ParamsError(ValueError):
 
 
 class Shortcut(Section):
-    """Bounds on the AUC of a model that sees metadata only."""
+    """Bounds on the AUC of a model that sees only metadata: above `warn` validation warns, above `refuse` it fails."""
 
     warn: Share
     refuse: Share
@@ -69,7 +69,7 @@ class Evaluate(Section):
     max_fnr: Share = Field(lt=1, description="`real_below`: the validation threshold with this false-negative rate")
     attack_images: int = Field(ge=0, description="test images attacked with FGSM and PGD; 0 leaves the attacks out")
     robustness_images: int = Field(gt=0, description="test images that are degraded for the robustness grid")
-    baseline_images: int = Field(1000, ge=20, description="of the training part that baselines learn from, and of the test part")
+    baseline_images: int = Field(1000, ge=20, description="images of the training part that baselines learn from, and of the test part")
     explain_images: int = Field(40, ge=0, description="fakes of the test part whose heat maps are judged; 0 leaves that out")
     transfer_from: Path | None = Field(None, description="package or trained folder of another model, for attacks that transfer")
     seed: int
@@ -81,12 +81,12 @@ class Export(Section):
     golden: int = Field(gt=0, description="golden examples of each class")
     reference: int = Field(gt=0, description="validation images whose embeddings and statistics are the drift reference")
     tolerance: float = Field(gt=0, description="largest difference of a logit between PyTorch and the exported graph")
-    int8: bool = Field(description="a graph in 8-bit integers for CPUs, used if it answers alike; faster on those with VNNI alone")
+    int8: bool = Field(description="a graph in 8-bit integers for CPUs with VNNI, kept if AUC and calibration hold")
     onnx: bool = Field(description="an ONNX graph beside OpenVINO's, for other runtimes")
     golden_from: Literal["test", "rendered"] = Field(
-        "test", description="golden examples from the test part, or rendered ones, so that no picture of a person leaves with the package"
+        "test", description="golden examples from the test part, or rendered ones, so that the package shows no real person"
     )
-    note: str | None = Field(None, description="said at the head of the model card")
+    note: str | None = Field(None, description="shown at the top of the model card")
 
 
 class Bound(Section):

@@ -89,9 +89,9 @@ class FeedbackSource(Section):
     kind: Literal["feedback"]
     name: SourceName = "feedback"
     path: Path = Path("var/feedback")
-    golden: Path = Field(default=Path("models/champion/golden"), description="with known labels: who contradicts them is not believed")
+    golden: Path = Field(default=Path("models/champion/golden"), description="known labels: a client that contradicts one is ignored")
     a_day: int = Field(default=200, gt=0, description="statements of one client that count within 24 hours")
-    max_share: float = Field(default=0.5, gt=0, lt=1, description="of all that counts, that may come from one of several clients")
+    max_share: float = Field(default=0.5, gt=0, lt=1, description="largest share of the counted images from one of several clients")
 
 
 Source = Annotated[

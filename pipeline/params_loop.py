@@ -15,8 +15,8 @@ class Promotion(Section):
     """Whether a version takes the champion's place by itself."""
 
     auto: Literal["never", "if_better", "if_not_worse"] = Field(
-        description="what the lower bound of the difference from the champion has to be, on the test part, for F1 and AUC alike: "
-        "above 0 for `if_better`, above -margin for `if_not_worse`; `never` leaves it to a person"
+        description="promote if the lower bound of the difference from the champion on the test part is, for both F1 and AUC, above "
+        "0 for `if_better`, above -margin for `if_not_worse`; `never` leaves it to a person"
     )
     margin: float = Field(ge=0, le=1, description="how much worse still counts as not worse")
 
@@ -27,7 +27,7 @@ class Drift(Section):
     min_window: int = Field(ge=50, description="predictions below which a check ends as 'not enough data'")
     max_window: int = Field(gt=0, description="newest predictions that a check looks at")
     alpha: Share = Field(description="false-alarm rate of one check, held by permutation at the window's own size")
-    permutations: int = Field(ge=99)
+    permutations: int = Field(ge=99, description="of window and reference, for the p-value of a check")
     cron: str = Field(description="when the flow `drift` runs, in the five fields of a crontab, UTC")
 
     @field_validator("cron")
@@ -55,23 +55,23 @@ class Drift(Section):
 
 
 class Retrain(Section):
-    """When a drift may start a training by itself. A person's `prefect deployment run train/default` is bound by none of it."""
+    """When drift may start a training. Nothing here limits `prefect deployment run train/default` by a person."""
 
     on: Literal["new_data", "always"] = Field(description="`new_data`: only if there are images that the newest version has not seen")
-    cooldown_hours: float = Field(ge=0, le=87_600, description="since the last training that was started so")
-    a_day: int = Field(ge=0, description="trainings that are started so within 24 hours")
-    label_next: int = Field(ge=0, description="images that are put out for labelling where nothing new has come in")
+    cooldown_hours: float = Field(ge=0, le=87_600, description="since the last training that drift started")
+    a_day: int = Field(ge=0, description="trainings that drift may start within 24 hours")
+    label_next: int = Field(ge=0, description="images exported for labelling if there is no new data")
 
 
 class Feedback(Section):
-    """How long is kept what users let us keep. Which of their statements count is said at the data source `feedback`."""
+    """How long users' images are kept. The data source `feedback` sets which of their statements count."""
 
     retention_days: float | None = Field(
-        gt=0, le=36_500, description="after these an image that a user let us keep is deleted; null keeps it"
+        gt=0, le=36_500, description="days until an image that a user allowed us to keep is deleted; null keeps it"
     )
 
 
 class Notifications(Section):
-    """Who is told of a failed gate, a drift, a promotion, a refusal, a roll-back, a canary that ended."""
+    """Who is notified of a failed gate, drift, promotion, refusal, roll-back or stopped canary."""
 
-    block: str | None = Field(description="Prefect block that sends, as `type/name`, e.g. custom-webhook/team; null sends nothing")
+    block: str | None = Field(description="Prefect block that sends messages, as `type/name`, e.g. custom-webhook/team; null sends none")

@@ -55,14 +55,14 @@ class Train(Section):
     """The recipe."""
 
     epochs: int = Field(gt=0)
-    batch_size: int = Field(gt=1, description="images, half of them real; of all processes together")
+    batch_size: int = Field(gt=1, description="images in a batch, half of them real, over all processes together")
     tune: Literal["full", "head", "last_blocks", "layernorm", "lora"] = Field(
-        "full", description="which weights move; `layernorm` is every norm layer and a head on normalised features"
+        "full", description="which weights are trained; `layernorm` is every norm layer and a head on normalised features"
     )
-    last_blocks: int = Field(2, gt=0, description="blocks that move with tune: last_blocks, and all behind them")
+    last_blocks: int = Field(2, gt=0, description="blocks that are trained with tune: last_blocks, with all layers after them")
     lora: Lora = Lora()
     lr: float | Literal["auto"] = Field(
-        description="`auto`: 1100 / parameters, 2e-4 for ViT-tiny and 1.3e-5 for ViT-base; 3e-4 where few weights move, 1e-3 for a head"
+        description="`auto`: 1100 / parameters, 2e-4 for ViT-tiny and 1.3e-5 for ViT-base; 3e-4 if few weights are trained, 1e-3 for a head"
     )
     weight_decay: float = Field(ge=0)
     schedule: Literal["cosine", "linear", "constant_with_warmup", "polynomial", "inverse_sqrt"] = Field(
@@ -71,42 +71,42 @@ class Train(Section):
     warmup: Share = Field(description="share of the steps with a rising learning rate")
     patience: int | None = Field(None, gt=0, description="epochs without a better validation AUC after which training ends")
     patch_dropout: float = Field(
-        0, ge=0, lt=1, description="share of the patches that a batch leaves out of a ViT; half of them, half the time"
+        0, ge=0, lt=1, description="share of the patches that each batch leaves out of a ViT; with half of them a step takes half the time"
     )
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is judged and kept then")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is then evaluated and kept")
     pairing: bool = Field(description="each real beside a fake of its own group, with the same augmentation")
     rank_weight: float = Field(ge=0, description="weight of softplus(-(s_fake - s_real)) over the pairs of a batch")
     rehearsal: dict[str, Share] = Field(
-        default_factory=dict, description="name of a source -> share of its training images that are shown; of a source not named all are"
+        default_factory=dict, description="source -> share of its training images that are used; sources not named are used in full"
     )
     forge: Forging | None = None
     adversarial: Adversarial | None = None
-    label_smoothing: Share
-    bf16: bool | Literal["auto"] = Field(description="`auto`: where the processor has it")
+    label_smoothing: Share = Field(description="of the cross-entropy; 0 is none")
+    bf16: bool | Literal["auto"] = Field(description="`auto`: if the processor has it in hardware")
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
         description="processes that prepare batches; 0: between the steps; `auto`: with a GPU all cores but two, else 0",
     )
-    checkpoints_per_epoch: int = Field(gt=0, description="how often a killed run can go on from")
+    checkpoints_per_epoch: int = Field(gt=0, description="a killed run resumes from the last of them")
     seed: int
 
 
 class Augment(Section):
     """Random changes of training images, the same for both pictures of a pair. Probabilities are per pair."""
 
-    flip: Share
+    flip: Share = Field(description="probability")
     warp: Share = Field(description="probability of rotation, zoom and crop together: they resample, which wipes the finest traces")
     rotate: float = Field(ge=0, le=180, description="degrees either way")
     scale: Range = Field(description="zoom factor")
     crop: Share = Field(description="largest share of a side that a random crop takes away")
-    brightness: Share
-    contrast: Share
-    colour: Share
+    brightness: Share = Field(description="largest shift, either way, as a share of 255")
+    contrast: Share = Field(description="largest change of the factor, either way")
+    colour: Share = Field(description="largest shift of each channel, either way, as a share of 127")
     hue: float = Field(0, ge=0, le=180, description="degrees either way")
     saturation: Share = Field(0, description="largest change of the factor, either way; so is `value`")
     value: Share = 0
     gamma: Share = Field(0, description="largest change of the exponent, either way")
-    grayscale: Share
+    grayscale: Share = Field(description="probability")
     jpeg: Share = Field(description="probability")
     jpeg_quality: tuple[int, int]
     webp: Share = Field(0, description="probability")

@@ -46,7 +46,13 @@ def test_figures_of_the_report_can_be_gated(finished: Path):
     verdicts = gates.judge({name: Bound(min=-1) for name in examples}, report)
     assert all(verdict.passed for verdict in verdicts)
     page = (finished / "reports/evaluation.html").read_text()
-    for title in ("Compared with simple models", "Operating points", "Calibration", "Do the heat maps show what matters?", "Degraded pictures"):
+    for title in (
+        "Compared with simple models",
+        "Operating points",
+        "Calibration",
+        "Do the heat maps show what matters?",
+        "Degraded pictures",
+    ):
         assert title in page
 
 
