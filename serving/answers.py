@@ -36,6 +36,11 @@ EXAMPLE_PREDICTION: dict[str, Any] = {
 }
 
 
+def told(trouble: tuple[str, str] | None) -> str | None:
+    """What stands against a version and what to do, as one text; None if all is well."""
+    return ". ".join(trouble) if trouble else None
+
+
 class Answer(BaseModel):
     """A body, or a part of one."""
 
@@ -237,8 +242,8 @@ class Challenger(Answer):
             return None
         served, ended, trouble = trial.challenger.served, trial.ended(), trial.challenger.trouble
         share = trial.share if served and not ended else 0.0
-        said = " ".join(trouble) if trouble else None
-        return cls(version=served.version if served else None, mode=trial.mode, share=share, ended=ended, trouble=said)
+        version = served.version if served else None
+        return cls(version=version, mode=trial.mode, share=share, ended=ended, trouble=told(trouble))
 
 
 class About(Model):

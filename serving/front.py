@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import card
 from serving.access import check
-from serving.answers import Ready
+from serving.answers import Ready, told
 from serving.context import Context
 from serving.errors import ApiError, http_error, internal
 from serving.openapi import bentoml_schema
@@ -116,4 +116,4 @@ def _ready(context: Context) -> Response:
         served, trouble = context.served(), context.champion.trouble
     except ApiError as error:  # which is not counted: whoever probes has asked nothing
         return error.response()
-    return JSONResponse(Ready(ready=True, version=served.version, trouble=" ".join(trouble) if trouble else None).model_dump())
+    return JSONResponse(Ready(ready=True, version=served.version, trouble=told(trouble)).model_dump())

@@ -156,7 +156,7 @@ async def model(request: Request) -> Response:
         figures={name: {part: value and round(value, DIGITS) for part, value in figure.items()} for name, figure in meta.figures.items()},
         lineage=meta.lineage,
         limits=limits | {"formats": settings.formats},
-        trouble=" ".join(trouble) if trouble else None,
+        trouble=answers.told(trouble),
         challenger=answers.Challenger.of(context.trial),
     )
     return _json(about)
