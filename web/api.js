@@ -5,8 +5,7 @@ import { storage } from "./storage.js";
 
 const KEY = "unmask-key";
 const SENDABLE = /^[\x21-\x7e]+$/;  // a header with anything else in it makes fetch throw
-// Without an error of ours: what a proxy answers for a service that does not, or before it asks it.
-const PROXY = { 413: "too_large", 429: "too_many_requests", 502: "network", 503: "network", 504: "network" };
+const PROXY = { 413: "too_large", 429: "too_many_requests" };  // what one answers without an error of ours, before it asks the service
 const session = storage("sessionStorage");
 const $ = (id) => document.getElementById(id);
 let asking = null;
@@ -24,7 +23,8 @@ export async function request(path, options = {}) {
     }
     if (response.ok) return response;
     const { error } = await response.json().catch(() => ({}));
-    const code = error?.code ?? PROXY[response.status] ?? "other";
+    // And from 502 on for a service that does not answer, or not in time.
+    const code = error?.code ?? PROXY[response.status] ?? (response.status > 501 ? "gateway" : "other");
     if (response.status !== 401) throw new Problem(code, error?.message, error?.hint, Number(response.headers.get("Retry-After")));
     // Another request may have asked for the key meanwhile.
     if (session.getItem(KEY) === key) await (asking ??= ask(key !== null));

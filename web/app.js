@@ -9,6 +9,7 @@ import { exportCsv, showRows } from "./rows.js";
 
 const AT_ONCE = 3;
 const LATER = ["busy", "too_many_requests", "no_model", "network"];
+const ONCE = ["unsent", "gateway"];  // it happens as the service starts anew, too; twice, the picture or its way is to blame
 const LONGEST = 60;  // a proxy may ask for hours of patience, and the service be back in seconds
 const $ = (id) => document.getElementById(id);
 
@@ -80,8 +81,7 @@ async function ask(path, item) {
       return await call(path, form({ image: item.file }));
     } catch (error) {
       const problem = await cause(error);
-      // An upload breaks as the service starts anew, too; one that breaks twice is itself to blame.
-      if (!LATER.includes(problem.code) && (problem.code !== "unsent" || before === "unsent")) throw problem;
+      if (!LATER.includes(problem.code) && (!ONCE.includes(problem.code) || before === problem.code)) throw problem;
       before = problem.code;
       item.held = state.trouble ? null : problem;
       show();
@@ -96,8 +96,9 @@ async function ask(path, item) {
 
 /** What is behind a problem: where nothing was answered the service is away or, if it can be asked, this one upload did not get through. */
 async function cause(problem) {
-  if (["no_model", "network"].includes(problem.code)) await watch();
-  return problem.code === "network" && !state.trouble ? new Problem("unsent", "", "", problem.wait) : problem;
+  if (["no_model", "network", "gateway"].includes(problem.code)) await watch();
+  const meant = (state.trouble ? { gateway: "network" } : { network: "unsent" })[problem.code];
+  return meant ? new Problem(meant, "", "", problem.wait) : problem;
 }
 
 /** Ask for the heat map of a picture that is looked at, unless it is there or on its way. */

@@ -109,6 +109,8 @@ export default {
   hint_loopback_only: "Open it there as localhost, or ask whoever runs it for a key.",
   error_network: "The service does not answer.",
   hint_network: "Check that it is running, then try again.",
+  error_gateway: "The service, or something before it, did not answer.",
+  hint_gateway: "It may be starting, or have taken longer than a proxy waits. Try again in a moment.",
   error_unsent: "The picture did not reach the service.",
   hint_unsent: "Is it a folder, was it moved or changed, or did the connection break? Choose it again, or try again.",
   error_busy: "The service is busy.",

@@ -48,9 +48,9 @@ def test_a_service_that_cannot_be_reached_is_said_and_waited_for(page: Page):
     expect(silent).to_be_hidden()
 
 
-@pytest.mark.parametrize(("status", "headers"), [(502, {"Content-Type": "text/html"}), (503, {"Retry-After": "3600"})])
+@pytest.mark.parametrize(("status", "headers"), [(502, {"Content-Type": "text/html"}), (503, {"Retry-After": "3600"}), (504, {})])
 def test_a_restart_behind_a_proxy_costs_no_picture(page: Page, status: int, headers: dict[str, str]):
-    silent = page.get_by_role("heading", name="The service does not answer.")
+    silent = page.get_by_role("heading", name="The service, or something before it, did not answer.")
     expect(page.locator("#model")).to_be_visible()
     page.clock.install()
 
@@ -86,6 +86,15 @@ def test_a_file_that_is_too_large_for_a_proxy_is_said_to_be(page: Page):
     choose(page, "me.png", picture())
     expect(page.get_by_role("alert")).to_contain_text("me.png: The file is larger than the service accepts.", timeout=20_000)
     expect(page.get_by_role("button", name="Try again")).to_be_hidden()
+
+
+def test_a_proxy_that_gives_up_on_a_picture_is_said_to(page: Page):
+    expect(page.locator("#model")).to_be_visible()
+    page.route("**/predict", lambda route: route.fulfill(status=504, content_type="text/html", body="<h1>Gateway Time-out</h1>"))
+    choose(page, "me.png", picture())
+    said = page.get_by_role("alert")
+    expect(said).to_contain_text("me.png: The service, or something before it, did not answer.", timeout=20_000)
+    expect(said).to_contain_text("longer than a proxy waits")
 
 
 def test_an_upload_that_breaks_is_no_service_that_is_away(page: Page):
