@@ -58,7 +58,7 @@ async function work() {
     await judge(item);
     state.saved = false;
     if (item === state.selected) explain(item);
-    announce(item);
+    if (state.items.includes(item)) announce(item);
     show();
   }
   state.working -= 1;
@@ -168,10 +168,11 @@ function showTrouble(trouble) {
   say("trouble-detail", untrained ? [trouble.message, trouble.hint].filter(Boolean).join(". ") : text("goesOn"));
 }
 
+/** Tell who does not see the page: of many pictures each tenth of them, because a screen reader reads out all that it is told. */
 function announce(item) {
-  const left = state.items.filter(({ answer, problem }) => !answer && !problem).length;
-  if (state.items.length > 1) $("announce").textContent = text("progress", { done: state.items.length - left, all: state.items.length });
-  else if (item.answer) $("announce").textContent = announceable(item.answer);
+  const { items } = state, done = items.filter(({ answer, problem }) => answer || problem).length;
+  if (items.length > 1 && (done === items.length || done % Math.ceil(items.length / 10) === 0)) $("announce").textContent = text("progress", { done, all: items.length });
+  else if (items.length === 1 && item.answer) $("announce").textContent = announceable(item.answer);
 }
 
 /** Ask which model is served, until there is one; and again now and then, because another may be promoted. */

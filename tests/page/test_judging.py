@@ -178,6 +178,13 @@ def test_many_pictures_get_a_row_each_and_a_csv_file(page: Page):
     expect(page.get_by_role("heading", name="Is this face real?")).to_be_visible()
 
 
+def test_a_screen_reader_is_told_of_each_tenth_of_many_pictures(page: Page):
+    page.evaluate("window.told = []; new MutationObserver(() => told.push(announce.textContent)).observe(announce, {childList: true})")
+    page.locator("#file").set_input_files([{"name": f"{index}.png", "mimeType": "image/png", "buffer": picture()} for index in range(25)])
+    expect(page.locator("#announce")).to_have_text("25 of 25 done", timeout=30_000)
+    assert 2 <= len(page.evaluate("told")) <= 10
+
+
 def test_feedback_keeps_the_picture_only_if_asked_to(page: Page, workspace: Path):
     folder, sent = workspace / "var" / "feedback", []
     page.on("request", lambda request: sent.append(request) if request.url.endswith("/feedback") else None)
