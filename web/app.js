@@ -5,7 +5,7 @@ import { fill } from "./card.js";
 import { showDetail } from "./detail.js";
 import { Problem, announceable, date, describe, say, speak, text } from "./i18n.js";
 import { draw } from "./map.js";
-import { exportCsv, showRows } from "./rows.js";
+import { exportCsv, mayPass, showRows } from "./rows.js";
 
 const AT_ONCE = 3;
 const LATER = ["busy", "too_many_requests", "no_model", "network"];
@@ -125,9 +125,9 @@ function select(item) {
   show();
 }
 
-/** Judge the picture that is looked at once more, which failed. */
-function again() {
-  Object.assign(state.selected, { problem: null, started: false });
+/** Judge pictures once more, which failed. */
+function again(items) {
+  for (const item of items) Object.assign(item, { problem: null, started: false });
   select(state.selected);
   begin();
 }
@@ -230,7 +230,8 @@ for (const button of document.querySelectorAll("[data-choose]")) {
 for (const button of document.querySelectorAll("[data-card]")) button.addEventListener("click", openCard);
 $("opacity").addEventListener("input", () => draw(state.selected));
 $("feedback").addEventListener("submit", tell);
-$("again").addEventListener("click", again);
+$("again").addEventListener("click", () => again([state.selected]));
+$("again-all").addEventListener("click", () => again(state.items.filter(mayPass)));
 $("csv").addEventListener("click", () => {
   exportCsv(state.items);
   state.saved = true;

@@ -2,8 +2,8 @@
 
 import { date, describe, has, percents, say, text } from "./i18n.js";
 import { draw, side } from "./map.js";
+import { mayPass } from "./rows.js";
 
-const OF_THE_FILE = ["empty", "not_an_image", "too_large", "too_many_pixels", "truncated"];  // which trying again would not change
 const $ = (id) => document.getElementById(id);
 let inForm = null;  // the item whose feedback the form holds
 
@@ -16,7 +16,7 @@ export function showDetail(item) {
     const { title, hint } = describe(problem);
     say("error-title", `${item.file.name}: ${title}`);
     say("error-hint", hint);
-    $("again").hidden = OF_THE_FILE.includes(problem.code);
+    $("again").hidden = !mayPass(item);
   }
   if (!item || problem) return;
   preview(item);

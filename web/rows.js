@@ -2,7 +2,11 @@
 
 import { describe, percents, put, text } from "./i18n.js";
 
+const OF_THE_FILE = ["empty", "not_an_image", "too_large", "too_many_pixels", "truncated"];
 const $ = (id) => document.getElementById(id);
+
+/** Whether an item failed, and trying again may change that. */
+export const mayPass = ({ problem }) => Boolean(problem) && !OF_THE_FILE.includes(problem.code);
 
 /** Bring the list to what the items say; `select` is called with the item that the user picks. */
 export function showRows(items, selected, select) {
@@ -13,6 +17,7 @@ export function showRows(items, selected, select) {
   $("progress").hidden = done === items.length;
   $("progress-text").textContent = text("progress", { done, all: items.length });
   $("csv").disabled = done === 0;
+  $("again-all").hidden = !items.some(mayPass);
   for (const item of items) {
     item.row ??= row(item, select);
     fill(item, item === selected);

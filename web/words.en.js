@@ -13,6 +13,7 @@ export default {
   clear: "Clear",
   folders: "A folder cannot be added. Open it and drop the pictures in it.",
   again: "Try again",
+  againAll: "Try failed ones again",
   waitingShort: "waiting…",
   limits: "{formats}; up to {megabytes} MB each. One face that fills the picture works best.",
   waiting: "Looking at the picture…",

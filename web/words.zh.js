@@ -13,6 +13,7 @@ export default {
   clear: "清空",
   folders: "无法添加文件夹。请打开文件夹，拖入其中的图片。",
   again: "重试",
+  againAll: "重试失败的图片",
   waitingShort: "等待中……",
   limits: "支持 {formats}，每张最大 {megabytes} MB。单张人脸占满画面时效果最好。",
   waiting: "正在分析图片……",

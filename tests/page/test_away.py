@@ -113,6 +113,19 @@ def test_an_upload_that_breaks_is_no_service_that_is_away(page: Page):
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
+def test_all_that_failed_are_tried_again_at_once(page: Page):
+    expect(page.locator("#model")).to_be_visible()
+    page.route("**/predict", failing(ApiError("timeout", "No answer within 30 seconds", "Try again later.")))
+    files = {"a.png": picture(), "b.png": picture(), "notes.txt": b"hello"}
+    page.locator("#file").set_input_files([{"name": name, "mimeType": "image/png", "buffer": data} for name, data in files.items()])
+    expect(page.get_by_text("3 of 3 done", exact=True).first).to_be_visible(timeout=20_000)
+    page.unroute_all()
+    page.get_by_role("button", name="Try failed ones again").click()
+    expect(page.locator("#rows .said.fake")).to_have_count(2, timeout=20_000)
+    expect(page.locator("#rows .said.bad")).to_have_text("This file is not a picture that can be read.")
+    expect(page.get_by_role("button", name="Try failed ones again")).to_be_hidden()
+
+
 def test_a_file_that_went_away_is_said_to_have(page: Page, tmp_path: Path):
     page.route("**/model", lambda route: route.abort())
     page.reload()
