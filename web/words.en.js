@@ -2,8 +2,9 @@
 
 export default {
   title: "Is this face real?",
-  lead: "Drop pictures. Unmask estimates how likely each is to be a deepfake, and shows which regions influenced the estimate.",
+  lead: "Unmask estimates how likely each picture is to be a deepfake, and shows which regions influenced the estimate.",
   dropTitle: "Drop pictures here",
+  touchTitle: "Choose pictures or take a photo",
   dropOr: "or paste from the clipboard, or",
   choose: "Choose pictures",
   camera: "Take a photo",

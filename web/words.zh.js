@@ -2,8 +2,9 @@
 
 export default {
   title: "这张脸是真的吗？",
-  lead: "拖入图片，Unmask 会估算每张图片是深度伪造的概率，并标出影响判断的位置。",
+  lead: "Unmask 会估算每张图片是深度伪造的概率，并标出影响判断的位置。",
   dropTitle: "将图片拖到这里",
+  touchTitle: "选择图片或拍照",
   dropOr: "也可以从剪贴板粘贴，或者",
   choose: "选择图片",
   camera: "拍照",

@@ -40,9 +40,12 @@ def test_the_browsers_language_is_taken(promoted: str, browser: Browser):
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(promoted: str, browser: Browser):
-    page = browser.new_page(locale="en-US", viewport={"width": 360, "height": 740})
+    page = browser.new_page(locale="en-US", viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     page.goto(promoted)
     expect(page.locator("#model")).to_be_visible()
+    expect(page.get_by_role("region", name="Choose pictures or take a photo")).to_be_visible()
+    expect(page.get_by_text("Drop pictures")).to_be_hidden()
+    expect(page.get_by_role("button", name="Take a photo")).to_be_visible()
     choose(page, "me.png", picture())
     expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
