@@ -29,17 +29,19 @@ function form(fields) {
 function choose(files) {
   const items = [...(files ?? [])].map((file) => ({ file, url: URL.createObjectURL(file) }));
   if (!items.length) return;
-  $("folders").hidden = true;
+  $("refused").hidden = true;
   state.items.push(...items);
   select(items[0]);
   begin();
 }
 
-/** The files of a drop or a paste. A folder among them would be one that cannot be read; where there is nothing else, it is said. */
+/** The files of a drop or a paste. A folder among them would be one that cannot be read; where there are no others, it is said. */
 function unpack({ items }) {
   const all = [...items].filter(({ kind }) => kind === "file");
   const files = all.filter((item) => !item.webkitGetAsEntry()?.isDirectory).map((item) => item.getAsFile());
-  $("folders").hidden = !all.length || files.length > 0;
+  $("refused").dataset.i18n = all.length ? "folders" : "noFile";
+  say("refused", text($("refused").dataset.i18n));
+  $("refused").hidden = files.length > 0;
   return files;
 }
 

@@ -13,6 +13,7 @@ export default {
   csv: "Save as CSV",
   clear: "Clear",
   folders: "A folder cannot be added. Open it and drop the pictures in it.",
+  noFile: "That was no picture. Save the picture, or copy the picture itself and not its address, then add it here.",
   again: "Try again",
   againAll: "Try failed ones again",
   waitingShort: "waiting…",

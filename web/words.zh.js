@@ -13,6 +13,7 @@ export default {
   csv: "导出 CSV",
   clear: "清空",
   folders: "无法添加文件夹。请打开文件夹，拖入其中的图片。",
+  noFile: "其中没有图片。请先保存图片，或复制图片本身（而非网址），再添加到这里。",
   again: "重试",
   againAll: "重试失败的图片",
   waitingShort: "等待中……",

@@ -156,9 +156,20 @@ def test_a_dropped_folder_is_left_out(page: Page, tmp_path: Path):
     expect(folders).to_be_hidden()
 
 
-def _drop(page: Page, *paths: Path) -> None:
-    """Drop files from the disk, as a file manager does: a script cannot make a folder."""
-    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+def test_an_address_in_the_place_of_a_picture_is_said_to_be_none(page: Page):
+    expect(page.locator("#model")).to_be_visible()
+    refused = page.get_by_role("alert").filter(has_text="That was no picture. Save the picture, or copy the picture itself")
+    _drop(page, address="https://example.com/me.jpg")  # what a picture on another page is dragged as
+    expect(refused).to_be_visible()
+    hand_over(page, "paste", "me.png", picture())
+    expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
+    expect(refused).to_be_hidden()
+
+
+def _drop(page: Page, *paths: Path, address: str = "") -> None:
+    """Drop files from the disk, as a file manager does: a script cannot make a folder. Or a link."""
+    items = [{"mimeType": "text/uri-list", "data": address}] if address else []
+    data = {"items": items, "files": [str(path) for path in paths], "dragOperationsMask": 1}
     session = page.context.new_cdp_session(page)
     for kind in ("dragEnter", "dragOver", "drop"):
         session.send("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 300, "data": data})
