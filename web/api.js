@@ -6,9 +6,19 @@ import { storage } from "./storage.js";
 const KEY = "unmask-key";
 const SENDABLE = /^[\x21-\x7e]+$/;  // a header with anything else in it makes fetch throw
 const PROXY = { 413: "too_large", 429: "too_many_requests" };  // what one answers without an error of ours, before it asks the service
+const FORM = `
+  <h2 data-i18n="keyTitle"></h2>
+  <p data-i18n="keyText"></p>
+  <p class="command">
+    <label class="hidden" for="key" data-i18n="keyLabel"></label><input type="password" id="key" autocomplete="off" required>
+    <button type="submit" class="quiet" data-i18n="keySend"></button>
+  </p>
+  <p class="detail" id="key-wrong" role="alert" data-i18n="keyWrong" hidden></p>`;
 const session = storage("sessionStorage");
 const $ = (id) => document.getElementById(id);
 let asking = null;
+
+$("key-form").innerHTML = FORM;  // the same on every page; each puts it into its language with the rest
 
 /** Ask the service; with a key if it wants one. Returns the response; throws Problem. */
 export async function request(path, options = {}) {
