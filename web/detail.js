@@ -3,6 +3,7 @@
 import { date, describe, has, percents, say, text } from "./i18n.js";
 import { draw, side } from "./map.js";
 import { mayPass } from "./rows.js";
+import { upright } from "./upright.js";
 
 const $ = (id) => document.getElementById(id);
 let inForm = null;  // the item whose feedback the form holds
@@ -45,6 +46,14 @@ function preview(item) {
   };
   image.src = item.url;
   image.alt = item.file.name;
+  upright(item.file).then(async (url) => {
+    if (!url) return;
+    if (image.dataset.url === item.url) {
+      image.src = url;
+      await image.decode().catch(() => {});
+    }
+    URL.revokeObjectURL(url);
+  });
 }
 
 function showAnswer(answer) {

@@ -1,15 +1,18 @@
 """A picture, or many, from the choice to the feedback."""
 
 import csv
+import io
+import re
 from pathlib import Path
 
 import pytest
+from PIL import ExifTags, Image, ImageOps
 from playwright.sync_api import Page, expect
 
 from pipeline import feedback
 from serving.errors import ApiError
 from tests.package_helpers import META, tiny_package
-from tests.page.use import choose, failing, hand_over, needs_chromium, picture
+from tests.page.use import FACE, choose, failing, hand_over, needs_chromium, picture
 from tests.service_helpers import register, wait_for
 
 pytestmark = needs_chromium
@@ -99,6 +102,26 @@ def test_map_and_boxes_stay_on_the_picture_where_it_is_laid_out_anew(page: Page)
     screen = page.evaluate(shares)
     page.locator("#result").evaluate("result => { result.style.width = '40%'; }")  # as on paper, which no script is told of
     assert page.evaluate(shares) == pytest.approx(screen, abs=0.03)
+
+
+def test_a_webp_stands_upright_under_its_boxes(page: Page):
+    lying, exif = Image.fromarray(FACE[:2, :3]), Image.Exif()
+    shown = """async (bytes) => {
+        const image = new Image(), canvas = new OffscreenCanvas(2, 3), file = new File([new Uint8Array(bytes)], "me.webp");
+        image.src = await (await import("/upright.js")).upright(file);
+        await image.decode();
+        Object.assign(canvas, {width: image.naturalWidth, height: image.naturalHeight});
+        canvas.getContext("2d").drawImage(image, 0, 0);
+        return [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data];
+    }"""
+    for orientation in range(2, 9):
+        exif[ExifTags.Base.Make], exif[ExifTags.Base.Orientation] = "camera", orientation
+        file = io.BytesIO()
+        lying.save(file, "WEBP", lossless=True, exif=exif)
+        upright = ImageOps.exif_transpose(Image.open(file)).convert("RGBA")
+        assert page.evaluate(shown, list(file.getvalue())) == list(upright.tobytes())
+    choose(page, "me.webp", file.getvalue())  # 3 wide and 2 high as it lies
+    expect(page.locator("#seen")).to_have_attribute("style", re.compile("--ratio: 0.66"))
 
 
 def test_the_bar_keeps_its_colours_where_the_system_chooses_them(page: Page):
