@@ -24,7 +24,7 @@ $("key-form").innerHTML = FORM;  // the same on every page; each puts it into it
 export async function request(path, options = {}) {
   for (;;) {
     const key = session.getItem(KEY);
-    const headers = { Accept: "application/json", ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
+    const headers = { Accept: "application/json", ...options.headers, ...(key && { "X-API-Key": key }) };  // Authorization may be a proxy's
     let response;
     try {
       response = await fetch(path, { ...options, headers });

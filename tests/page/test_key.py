@@ -1,6 +1,6 @@
 """The key that a service may want, and where the browser keeps it."""
 
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from tests.page.use import KEY, choose, needs_chromium, picture
 
@@ -35,6 +35,23 @@ def test_the_page_asks_for_the_key_once(guarded: str, browser: Browser):
     fresh.get_by_role("button", name="Use this key").click()
     expect(fresh.get_by_role("heading", name="Unmask: model card")).to_be_visible()
     fresh.close()
+
+
+def test_a_proxy_may_have_a_password_of_its_own(guarded: str, browser: Browser):
+    page = browser.new_page(locale="en-US")
+
+    def proxy(route: Route) -> None:
+        if "authorization" in route.request.headers:  # the browser's own is added behind this, and only where there is none
+            route.fulfill(status=401, headers={"WWW-Authenticate": "Basic"}, body="<h1>Authorization Required</h1>")
+        else:
+            route.continue_()
+
+    page.route("**/*", proxy)
+    page.goto(guarded)
+    page.get_by_label("API key").fill(KEY)
+    page.get_by_role("button", name="Use this key").click()
+    expect(page.locator("#model")).to_be_visible(timeout=20_000)
+    page.close()
 
 
 def test_a_browser_that_keeps_nothing_is_no_obstacle(guarded: str, browser: Browser):
