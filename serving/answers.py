@@ -65,7 +65,7 @@ class Face(Answer):
 
 
 class Bounds(Answer):
-    """The verdict is `real` below the one, `fake` from the other on, and `uncertain` between them."""
+    """The verdict is `real` below the one, `fake` from the other on, `uncertain` between them and where a face was needed and not found."""
 
     real_below: float
     fake_above: float

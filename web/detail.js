@@ -70,7 +70,8 @@ function showAnswer(answer) {
   $("legend-real").textContent = text("below", { bound: low });
   $("legend-uncertain").textContent = text("between", { low, high });
   $("legend-fake").textContent = text("above", { bound: high });
-  $("meaning").textContent = text("meaning", { percent: figure });
+  const withheld = answer.warnings.includes("no_face") && answer.verdict !== side(answer.probability_fake, answer.thresholds);
+  $("meaning").textContent = text(withheld ? "withheld" : "meaning", { percent: figure });
   const several = answer.faces.length > 1 ? answer.faces : [];
   $("faces").replaceChildren(...several.map(({ probability_fake: share }, index) =>
     element("li", text("face", { number: index + 1, percent: percents(share, answer.thresholds)[0], verdict: text(side(share, answer.thresholds)) }))));

@@ -30,6 +30,7 @@ export default {
   barLabel: "Probability of a fake: {percent}. Likely real below {low}, likely fake from {high}.",
   meaning: "Of the test pictures with a probability near {percent}, about that share were fake. This is the estimate of one model, not proof: it can miss "
     + "kinds of forgery that it was never shown, so also consider where the picture comes from.",
+  withheld: "This model was trained on faces only. Where no face was found, its probability means little, so no verdict is given, whatever the probability is.",
   map: "Heat map",
   map_looked: "Attention map",
   map_spoke: "Heat map: regions that suggest a fake",

@@ -164,6 +164,14 @@ def test_warnings_are_in_plain_words(page: Page):
     expect(page.get_by_text("The picture is very small")).to_be_visible(timeout=20_000)
 
 
+def test_a_verdict_that_is_withheld_is_said_to_be(page: Page):
+    left_open = {"verdict": "uncertain", "probability_fake": 0.95, "warnings": ["no_face"]}
+    page.route("**/predict", lambda route: route.fulfill(json=route.fetch().json() | left_open), times=1)
+    choose(page, "me.png", picture())
+    expect(page.get_by_role("heading", name="Cannot tell")).to_be_visible(timeout=20_000)
+    expect(page.locator("#meaning")).to_contain_text("This model was trained on faces only.")
+
+
 def test_many_pictures_get_a_row_each_and_a_csv_file(page: Page):
     kinds = {"=a.png": picture(), "b;=1+1.txt": b"hello", 'c, "d".png': picture(size=(40, 40))}
     page.locator("#file").set_input_files([{"name": name, "mimeType": "image/png", "buffer": data} for name, data in kinds.items()])
