@@ -58,9 +58,10 @@ async function work() {
   for (let [item] = waiting(); item; [item] = waiting()) {
     item.started = true;
     await judge(item);
+    if (!state.items.includes(item)) continue;  // it was cleared away meanwhile
     state.saved = false;
     if (item === state.selected) explain(item);
-    if (state.items.includes(item)) announce(item);
+    announce(item);
     show();
   }
   state.working -= 1;
@@ -191,6 +192,9 @@ async function watch() {
   begin();
 }
 
+/** Whether answers to many pictures are nowhere else. */
+const wouldBeLost = () => state.items.length > 1 && !state.saved;
+
 async function tell(event) {
   event.preventDefault();
   const item = state.selected, values = new FormData($("feedback"));
@@ -239,11 +243,12 @@ $("csv").addEventListener("click", () => {
   state.saved = true;
 });
 addEventListener("beforeunload", (event) => {
-  if (state.items.length > 1 && !state.saved) event.preventDefault();  // the browser asks: these answers are nowhere else
+  if (wouldBeLost()) event.preventDefault();  // the browser asks
 });
 $("clear").addEventListener("click", () => {
+  if (wouldBeLost() && !confirm(text("clearAsk"))) return;
   for (const item of state.items) URL.revokeObjectURL(item.url);
-  Object.assign(state, { items: [], selected: null });
+  Object.assign(state, { items: [], selected: null, saved: true });
   show();
 });
 $("copy").addEventListener("click", async () => {

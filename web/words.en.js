@@ -12,6 +12,7 @@ export default {
   progress: "{done} of {all} done",
   csv: "Save as CSV",
   clear: "Clear",
+  clearAsk: "Clear the list? Its answers were not saved as CSV.",
   folders: "A folder cannot be added. Open it and drop the pictures in it.",
   noFile: "That was no picture. Save the picture, or copy the picture itself and not its address, then add it here.",
   again: "Try again",

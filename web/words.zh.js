@@ -12,6 +12,7 @@ export default {
   progress: "已完成 {done} / {all}",
   csv: "导出 CSV",
   clear: "清空",
+  clearAsk: "确定清空列表吗？判断结果尚未导出为 CSV。",
   folders: "无法添加文件夹。请打开文件夹，拖入其中的图片。",
   noFile: "其中没有图片。请先保存图片，或复制图片本身（而非网址），再添加到这里。",
   again: "重试",

@@ -182,6 +182,9 @@ def test_answers_to_many_pictures_are_not_left_by_a_slip(page: Page):
     page.once("dialog", lambda dialog: dialog.dismiss())
     with page.expect_event("dialog"):
         leave.click(no_wait_after=True)
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    with page.expect_event("dialog"):
+        page.get_by_role("button", name="Clear").click()
     expect(page.locator("#rows li")).to_have_count(2)
     with page.expect_download():
         page.get_by_role("button", name="Save as CSV").click()
