@@ -27,7 +27,7 @@ export function showDetail(item) {
   $("said").hidden = !answer;
   if (answer) showAnswer(answer);
   showFeedback(item);
-  showMap(item, answer?.faces.length > 1);
+  showMap(item);
   draw(item);
 }
 
@@ -85,13 +85,14 @@ function showAnswer(answer) {
   $("details").replaceChildren(...known.flatMap(([name, value]) => [element("dt", text(name)), element("dd", value)]));
 }
 
-/** Name the map by its method: rollout shows where the model looked, the others what speaks for a fake, which may be nowhere. `several` faces have one map. */
-function showMap({ map, mapState }, several) {
+/** Name the map by its method: rollout shows where the model looked, the others what speaks for a fake, which may be nowhere. */
+function showMap({ answer, map, mapState }) {
   const empty = Boolean(map) && map.heat.flat().every((value) => value === 0);
   const kind = map?.method === "attention_rollout" ? "looked" : "spoke";
   $("map-title").textContent = text(map ? `map_${kind}` : "map");
   const note = map ? (empty ? "mapEmpty" : `mapNote_${kind}`) : mapState;
-  $("map-note").textContent = [note && text(note), map && several && text("mapOfOne")].filter(Boolean).join(" ");
+  const other = map && map.model.version !== answer.model.version && text("mapOfOther", { version: map.model.version });
+  $("map-note").textContent = [note && text(note), map && answer.faces.length > 1 && text("mapOfOne"), other].filter(Boolean).join(" ");
   $("scale").hidden = empty;
   $("opacity").disabled = !map || empty;
 }

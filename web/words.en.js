@@ -42,6 +42,7 @@ export default {
   mapNote_spoke: "The stronger the colour, the more a region suggests a fake. This does not prove that it was altered. Move the slider to the left to see the picture itself.",
   mapEmpty: "No region suggests a fake, so the map is empty. This does not prove that the picture is real.",
   mapOfOne: "With several faces, the map covers only the most suspicious one.",
+  mapOfOther: "The map is from model version {version}, not from the version that gave the verdict. Choose the picture again to get both from one version.",
   mapFailed: "No heat map is available for this picture.",
   noPreview: "The browser cannot show this format. The verdict is not affected.",
   details: "Model and request",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import ExifTags, Image, ImageOps
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from pipeline import feedback
 from serving.errors import ApiError
@@ -122,6 +122,19 @@ def test_a_webp_stands_upright_under_its_boxes(page: Page):
         assert page.evaluate(shown, list(file.getvalue())) == list(upright.tobytes())
     choose(page, "me.webp", file.getvalue())  # 3 wide and 2 high as it lies
     expect(page.locator("#seen")).to_have_attribute("style", re.compile("--ratio: 0.66"))
+
+
+def test_a_map_of_another_model_than_the_verdict_is_said_to_be(page: Page):
+    def promoted_meanwhile(route: Route) -> None:
+        answer = route.fetch().json()
+        route.fulfill(json=answer | {"model": answer["model"] | {"version": "9"}})
+
+    page.route("**/explain", promoted_meanwhile, times=1)
+    choose(page, "me.png", picture())
+    expect(page.locator("#map-note")).to_contain_text("The map is from model version 9", timeout=20_000)
+    choose(page, "me.png", picture())
+    expect(page.locator("#map-note")).to_contain_text("Where the model looked", timeout=20_000)
+    expect(page.locator("#map-note")).not_to_contain_text("The map is from")
 
 
 def test_the_bar_keeps_its_colours_where_the_system_chooses_them(page: Page):
