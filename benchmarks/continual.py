@@ -23,9 +23,9 @@ import pandas as pd
 from benchmarks.measure import machine
 from benchmarks.project import ROOT, call, flow, make, prefect, service, wait
 from pipeline.detector import Detector
+from pipeline.evaluation.metrics import Figure, judge
 from pipeline.images import read
 from pipeline.labels import LABEL2ID
-from pipeline.metrics import Figure, judge
 from pipeline.params_data import ProceduralSource
 from pipeline.settings import apply
 from pipeline.sources import procedural

@@ -21,7 +21,7 @@ from benchmarks.load import photograph
 from benchmarks.measure import Measured, measured, record
 from benchmarks.tables import people, real_hashes, simulate
 from pipeline import ingest, manifest, split, validate
-from pipeline.duplicates import clusters, near_duplicates
+from pipeline.ingestion.duplicates import clusters, near_duplicates
 from pipeline.params import load_params
 from pipeline.settings import apply, folder_source
 

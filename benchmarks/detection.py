@@ -19,20 +19,21 @@ from tqdm import tqdm
 
 from benchmarks.measure import RESULTS, machine
 from benchmarks.project import ROOT
-from pipeline import manifest, model
-from pipeline.calibration import probability
-from pipeline.dataset import pixels
-from pipeline.embedding import WithEmbedding
+from pipeline import manifest
 from pipeline.evaluate import calibrate
-from pipeline.judge_package import describe_folder
-from pipeline.metrics import figure_text, judge
-from pipeline.model import TRAINED
+from pipeline.evaluation.calibration import probability
+from pipeline.evaluation.judge_package import describe_folder
+from pipeline.evaluation.metrics import figure_text, judge
+from pipeline.evaluation.robustness import DEGRADATIONS
+from pipeline.evaluation.scoring import labels, pictures, score
+from pipeline.network import model
+from pipeline.network.embedding import WithEmbedding
+from pipeline.network.model import TRAINED
 from pipeline.params import load_params
 from pipeline.preprocess import Preprocess
-from pipeline.robustness import DEGRADATIONS
 from pipeline.runtime import runtime
-from pipeline.scoring import labels, pictures, score
 from pipeline.settings import apply, pairs, preset
+from pipeline.training.dataset import pixels
 
 LENGTH = {"train.epochs": 2, "train.ema": 0.99}
 """Of a training in the table; `--set` says otherwise."""

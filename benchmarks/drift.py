@@ -18,11 +18,11 @@ from scipy.stats import binomtest
 
 from benchmarks.measure import Measured, measured, record
 from pipeline import plots
-from pipeline.diagnosis import expected_f1, for_share, share_of_fakes
-from pipeline.drift import compare
-from pipeline.metrics import figures
+from pipeline.evaluation.metrics import figures
+from pipeline.monitoring.diagnosis import expected_f1, for_share, share_of_fakes
+from pipeline.monitoring.drift import compare
+from pipeline.monitoring.predictions import STATISTICS
 from pipeline.params_loop import Drift
-from pipeline.predictions import STATISTICS
 
 SETTINGS = Drift(min_window=100, max_window=10_000, alpha=0.01, permutations=199, cron="0 * * * *")
 REFERENCE = 500

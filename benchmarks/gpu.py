@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import record
-from pipeline.embedding import WithEmbedding
+from pipeline.network.embedding import WithEmbedding
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import TorchRuntime
 

@@ -7,8 +7,8 @@ import pandas as pd
 from scipy.stats import norm
 
 from pipeline import manifest
-from pipeline.describe import describe
 from pipeline.images import Limits
+from pipeline.ingestion.describe import describe
 
 COPIES = 0.3
 """Share of the images that are copies of another one."""

@@ -23,12 +23,14 @@ from transformers import TrainerCallback
 from benchmarks.detection import prepare
 from benchmarks.measure import record
 from benchmarks.project import ROOT
-from pipeline import manifest, model, patches, train, tuning
-from pipeline.arguments import bf16_is_native
+from pipeline import manifest, train
+from pipeline.network import model
 from pipeline.params import Params, load_params
 from pipeline.preprocess import Preprocess
 from pipeline.settings import apply, pairs, preset
-from pipeline.trainer import PairTrainer
+from pipeline.training import patches, tuning
+from pipeline.training.arguments import bf16_is_native
+from pipeline.training.trainer import PairTrainer
 
 WARM_UP = 3
 """Steps of each turn that do not count."""

@@ -20,9 +20,11 @@ from flows import notifications, promotion, registry
 from flows.backup import backup
 from flows.ports import HOST, PORTS
 from flows.restore import ROOM, restore
-from pipeline import copies, feedback, labelling, lineage, predictions
+from pipeline import lineage
 from pipeline.champion_source import CHALLENGER, CHAMPION
 from pipeline.errors import StageError
+from pipeline.ingestion import copies
+from pipeline.monitoring import feedback, labelling, predictions
 from pipeline.tracking import tracking_uri, without_secrets
 from pipeline.var import DRIFT_REPORT, var_folder
 

@@ -15,8 +15,8 @@ from flows.registry import Version
 from flows.store import find_champion, retried
 from pipeline import compare, package
 from pipeline.errors import StageError
+from pipeline.evaluation.metrics import figure_text
 from pipeline.lineage import lineage
-from pipeline.metrics import figure_text
 from pipeline.package import PACKAGE, Package, PackageError
 
 COMPARED_WITH = "compared_with"

@@ -18,11 +18,13 @@ from flows.materialise import WORKSPACE, at_work, workspace_lock
 from flows.notifications import send
 from flows.registry import Version
 from flows.store import TROUBLE, find_champion, retried, trouble
-from pipeline import copies, diagnosis, feedback, labelling, package, predictions, shadow, trust
-from pipeline.drift import nearest, references, shifted
-from pipeline.drift_page import page
+from pipeline import package
 from pipeline.errors import StageError
+from pipeline.ingestion import copies
 from pipeline.labels import LABEL2ID
+from pipeline.monitoring import diagnosis, feedback, labelling, predictions, shadow, trust
+from pipeline.monitoring.drift import nearest, references, shifted
+from pipeline.monitoring.drift_page import page
 from pipeline.package import Package, PackageError
 from pipeline.params import ParamsError, load_params
 from pipeline.params_data import FeedbackSource

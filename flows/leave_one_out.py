@@ -8,7 +8,7 @@ from prefect.states import Completed, Failed
 
 from flows.study import study
 from pipeline.errors import StageError
-from pipeline.metrics import figure_text
+from pipeline.evaluation.metrics import figure_text
 from pipeline.params import ParamsError
 
 

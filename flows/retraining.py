@@ -7,11 +7,11 @@ from typing import Any
 
 from flows import journal, registry
 from flows.drift import fetch_package
-from pipeline import feedback, labelling, predictions
 from pipeline.champion_source import CHAMPION
-from pipeline.diagnosis import foreignness
-from pipeline.drift import nearest, references
 from pipeline.lineage import lineage
+from pipeline.monitoring import feedback, labelling, predictions
+from pipeline.monitoring.diagnosis import foreignness
+from pipeline.monitoring.drift import nearest, references
 from pipeline.params import Params
 from pipeline.params_loop import Retrain
 from pipeline.var import var_folder

@@ -18,8 +18,8 @@ from flows.registry import Version
 from flows.train import train
 from pipeline import package
 from pipeline.champion_source import CHAMPION
+from pipeline.evaluation.metrics import Figure, figure_text
 from pipeline.lineage import lineage
-from pipeline.metrics import Figure, figure_text
 from pipeline.package import PACKAGE
 from pipeline.servable import failed_gates
 

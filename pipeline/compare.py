@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from pipeline import manifest
+from pipeline.evaluation.metrics import figures, group_weights, judge_difference, reported
 from pipeline.labels import LABEL2ID
 from pipeline.lineage import lineage
 from pipeline.manifest import UNSEEN
-from pipeline.metrics import figures, group_weights, judge_difference, reported
 from pipeline.package import GOLDEN, PACKAGE
 from pipeline.params import Params
 from pipeline.staging import write

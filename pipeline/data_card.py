@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from pipeline import manifest, pages, plots
 from pipeline.labels import LABELS
 from pipeline.manifest import ACCEPTED, ManifestError
-from pipeline.validation_page import quarantined
-from pipeline.versions import QUALITY, changes
+from pipeline.validation.page import quarantined
+from pipeline.validation.versions import QUALITY, changes
 
 CARD = Path("reports/data_card.md")
 COMPARISON = Path("reports/data_comparison.md")

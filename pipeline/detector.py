@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 
 from pipeline import quality
-from pipeline.activation import GraphActivation
-from pipeline.attention import GraphAttention
-from pipeline.calibration import probability
+from pipeline.evaluation.calibration import probability
+from pipeline.explanation.activation import GraphActivation
+from pipeline.explanation.attention import GraphAttention
+from pipeline.explanation.heat import Explanation
+from pipeline.explanation.overlay import region
 from pipeline.faces import FaceBox, FaceDetector, surroundings
-from pipeline.heat import Explanation
 from pipeline.images import Picture, read, statistics
-from pipeline.overlay import region
 from pipeline.package import FACES, GRAPH, INT8, Package, PackageError, Thresholds, verify
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import OpenVinoRuntime, Runtime, TorchRuntime, has_bf16, has_gpu, has_vnni
@@ -198,7 +198,7 @@ class Detector:
         """Where the model looked in a picture that was prepared; of several faces in the most suspicious one.
 
         Returns:
-            The heat map, and the part of the picture that it lies over (pipeline.overlay.region).
+            The heat map, and the part of the picture that it lies over (pipeline.explanation.overlay.region).
         """
         part = prepared.parts[0]
         if len(prepared.parts) > 1:
@@ -243,8 +243,8 @@ class Detector:
         return found if found is not None else self._look_with_gradients(values)
 
     def _look_with_gradients(self, values: np.ndarray) -> Explanation:
-        from pipeline import model
-        from pipeline.explain import explain
+        from pipeline.explanation.explain import explain
+        from pipeline.network import model
 
         with self._loading:
             if self._loaded is None:

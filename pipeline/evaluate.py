@@ -12,22 +12,24 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import GroupShuffleSplit
 
-from pipeline import curves, golden, manifest, model, report
-from pipeline.baselines import baselines
-from pipeline.calibration import CALIBRATION, choose_thresholds, fit_temperature, probability
-from pipeline.dataset import pixels
-from pipeline.embedding import WithEmbedding
-from pipeline.faithfulness import faithfulness
+from pipeline import manifest
+from pipeline.evaluation import curves, golden, report
+from pipeline.evaluation.baselines import baselines
+from pipeline.evaluation.calibration import CALIBRATION, choose_thresholds, fit_temperature, probability
+from pipeline.evaluation.faithfulness import faithfulness
+from pipeline.evaluation.metrics import Figure, confusion, figure_text, group_weights, judge, judge_drawn
+from pipeline.evaluation.robustness import attacked, degraded
+from pipeline.evaluation.scoring import Subject, labels, score
+from pipeline.evaluation.slices import slices
 from pipeline.manifest import NO_GENERATOR, UNSEEN
-from pipeline.metrics import Figure, confusion, figure_text, group_weights, judge, judge_drawn
-from pipeline.model import TRAINED
+from pipeline.network import model
+from pipeline.network.embedding import WithEmbedding
+from pipeline.network.model import TRAINED
 from pipeline.package import Thresholds
 from pipeline.params import Evaluate, Params
 from pipeline.preprocess import Preprocess
-from pipeline.robustness import attacked, degraded
 from pipeline.runtime import runtime
-from pipeline.scoring import Subject, labels, score
-from pipeline.slices import slices
+from pipeline.training.dataset import pixels
 
 REPORT = Path("reports/evaluation.json")
 PAGE = Path("reports/evaluation.html")
@@ -177,7 +179,7 @@ def _unseen(table: pd.DataFrame, threshold: float, settings: Evaluate) -> dict[s
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        from pipeline.judge_package import main
+        from pipeline.evaluation.judge_package import main
 
         main()
     else:

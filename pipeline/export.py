@@ -12,28 +12,30 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import card, manifest, model
-from pipeline.calibration import CALIBRATION, probability
-from pipeline.card import licence_files
-from pipeline.convert import to_onnx, to_openvino
-from pipeline.dataset import pixels
+from pipeline import manifest
 from pipeline.detector import Detector
 from pipeline.errors import StageError
+from pipeline.evaluation.calibration import CALIBRATION, probability
+from pipeline.evaluation.scoring import sample
+from pipeline.exporting import card
+from pipeline.exporting.card import licence_files
+from pipeline.exporting.convert import to_onnx, to_openvino
+from pipeline.exporting.precision import fewer_bits
 from pipeline.images import OWN, Limits, read, read_bytes
 from pipeline.labels import ID2LABEL
 from pipeline.lineage import lineage
-from pipeline.model import TRAINED
+from pipeline.monitoring.predictions import measures
+from pipeline.network import model
+from pipeline.network.model import TRAINED
 from pipeline.package import FACES, GOLDEN, GOLDEN_TOLERANCE, GRAPH, INT8, ONNX, PACKAGE, REFERENCE, Package, Thresholds, seal, verify
 from pipeline.params import Export, Params
 from pipeline.params_data import ProceduralSource
-from pipeline.precision import fewer_bits
-from pipeline.predictions import measures
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import OpenVinoRuntime, has_bf16
 from pipeline.score import predict
-from pipeline.scoring import sample
 from pipeline.sources import procedural
 from pipeline.staging import STAGING
+from pipeline.training.dataset import pixels
 
 EVALUATION = Path("reports/evaluation.json")
 TRAINING = Path("reports/train.json")

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from pipeline import manifest
-from pipeline.bring import LEDGERS, bring
-from pipeline.duplicates import join
 from pipeline.errors import StageError
+from pipeline.ingestion.bring import LEDGERS, bring
+from pipeline.ingestion.duplicates import join
 from pipeline.labels import LABELS
 from pipeline.params import Params
 from pipeline.params_data import FORGED, FeedbackSource, FolderSource

@@ -14,18 +14,18 @@ import numpy as np
 import pandas as pd
 
 from pipeline import manifest, train
-from pipeline.calibration import probability
-from pipeline.dataset import pixels
-from pipeline.embedding import WithEmbedding
 from pipeline.errors import StageError
 from pipeline.evaluate import calibrate, judge_rows
+from pipeline.evaluation.calibration import probability
+from pipeline.evaluation.metrics import figure_text
+from pipeline.evaluation.scoring import score
 from pipeline.manifest import NO_GENERATOR
-from pipeline.metrics import figure_text
+from pipeline.network.embedding import WithEmbedding
 from pipeline.params import Params
 from pipeline.preprocess import Preprocess
 from pipeline.record import child_of, parent_run
 from pipeline.runtime import runtime
-from pipeline.scoring import score
+from pipeline.training.dataset import pixels
 
 FOLDER = Path("var/leave_one_out")
 REPORT = Path("reports/leave_one_out.json")

@@ -9,8 +9,8 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+from pipeline.evaluation.metrics import figure_text, percent_text
 from pipeline.images import ImageError, read
-from pipeline.metrics import figure_text, percent_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 SIDE = 144

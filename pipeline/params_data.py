@@ -84,7 +84,7 @@ class LfwSource(Section):
 
 
 class FeedbackSource(Section):
-    """Images that users labelled through the service (pipeline/feedback.py has the format)."""
+    """Images that users labelled through the service (pipeline/monitoring/feedback.py has the format)."""
 
     kind: Literal["feedback"]
     name: SourceName = "feedback"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # importing torch takes seconds, which a service on a CPU doe
     import openvino
     import torch
 
-    from pipeline.embedding import WithEmbedding
+    from pipeline.network.embedding import WithEmbedding
 
 Precision = Literal["f32", "bf16", "int8"]
 
@@ -107,7 +107,7 @@ class TorchRuntime:
     @classmethod
     def load(cls, folder: Path, bf16: bool) -> Self:
         """Read a trained model from its folder."""
-        from pipeline.embedding import WithEmbedding
+        from pipeline.network.embedding import WithEmbedding
 
         return cls(WithEmbedding.load(folder), bf16)
 
@@ -217,7 +217,7 @@ def traced(module: "WithEmbedding", size: int) -> "openvino.Model":
     import openvino
     import torch
 
-    from pipeline.embedding import fixed_positions
+    from pipeline.network.embedding import fixed_positions
 
     with fixed_positions(module, size), warnings.catch_warnings():
         # Tracing fixes the size of the input, which is what is wanted: preprocessing makes no other.

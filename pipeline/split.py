@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pipeline import manifest, places, strata, suites
-from pipeline.duplicates import Links, clusters, join, links, positions
+from pipeline import manifest
 from pipeline.errors import StageError
-from pipeline.findings import Finding
+from pipeline.ingestion.duplicates import Links, clusters, join, links, positions
 from pipeline.labels import LABELS
 from pipeline.manifest import PARTS, SPLITS, UNSEEN
 from pipeline.params import Params, Split
-from pipeline.places import DRAWN, NOTHING, PLACES, TEST, Earlier
+from pipeline.splitting import places, strata
+from pipeline.splitting.places import DRAWN, NOTHING, PLACES, TEST, Earlier
+from pipeline.validation import suites
+from pipeline.validation.findings import Finding
 
 REPORT = Path("reports/split.json")
 LISTED = 100

@@ -25,18 +25,20 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, ProgressCallback, TrainerCallback, set_seed
 
-from pipeline import features, manifest, model, params, patches, tuning
-from pipeline.arguments import arguments
+from pipeline import manifest, params
 from pipeline.cores import cores
-from pipeline.dataset import Pairs, Singles, collate, keep_cached, pixels, rehearsed, sheet
 from pipeline.errors import DivergedError
+from pipeline.evaluation.metrics import figures
 from pipeline.memory import keep_freed
-from pipeline.metrics import figures
-from pipeline.model import TRAINED
+from pipeline.network import model
+from pipeline.network.model import TRAINED
 from pipeline.params_train import Forging
 from pipeline.preprocess import Preprocess
 from pipeline.record import Record
-from pipeline.trainer import WEIGHTS, Average, History, PairTrainer, Patience, Progress
+from pipeline.training import features, patches, tuning
+from pipeline.training.arguments import arguments
+from pipeline.training.dataset import Pairs, Singles, collate, keep_cached, pixels, rehearsed, sheet
+from pipeline.training.trainer import WEIGHTS, Average, History, PairTrainer, Patience, Progress
 
 REPORT = Path("reports/train.json")
 CURVES = Path("reports/plots/training.csv")

@@ -7,10 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import data_card, manifest, shortcut, suites, validation_page, versions
+from pipeline import data_card, manifest
 from pipeline.errors import StageError
 from pipeline.manifest import COLUMNS, ManifestError
 from pipeline.params import Params
+from pipeline.validation import page as validation_page
+from pipeline.validation import shortcut, suites, versions
 
 REPORT = Path("reports/validation.json")
 PAGE = Path("reports/validation.html")

@@ -7,12 +7,13 @@ from typing import TypeVar
 import anyio
 from PIL.Image import Image
 
-from pipeline import credentials, images, predictions
+from pipeline import credentials, images
 from pipeline.champion import Champion, Served
 from pipeline.credentials import Credentials
 from pipeline.detector import Prediction, Prepared
 from pipeline.images import ImageError, identify, picture
-from pipeline.predictions import PredictionLog
+from pipeline.monitoring import predictions
+from pipeline.monitoring.predictions import PredictionLog
 from serving.access import RateLimit
 from serving.batches import Batches
 from serving.errors import ApiError

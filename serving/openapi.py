@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from pipeline.feedback import LONGEST_COMMENT
+from pipeline.monitoring.feedback import LONGEST_COMMENT
 from pipeline.tracking import MODEL
 from serving import answers
 from serving.errors import MEANING, STATUS

@@ -17,12 +17,12 @@ from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from pipeline import feedback, predictions
 from pipeline.champion import Served
 from pipeline.detector import Prediction as Predicted
-from pipeline.heat import Explanation
+from pipeline.explanation.heat import Explanation
+from pipeline.explanation.overlay import overlay
 from pipeline.images import ImageError
-from pipeline.overlay import overlay
+from pipeline.monitoring import feedback, predictions
 from pipeline.var import DRIFT_REPORT
 from serving import answers, openapi, upload
 from serving import card as card_page

@@ -7,9 +7,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
-from pipeline import predictions
 from pipeline.errors import StageError
 from pipeline.images import FORMATS, Limits
+from pipeline.monitoring import predictions
 
 PREFIX = "UNMASK_"
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from pipeline.champion import Challenger, Champion, Served
 from pipeline.champion_source import STOPPED, Version
 from pipeline.images import decode
-from pipeline.predictions import PredictionLog
+from pipeline.monitoring.predictions import PredictionLog
 from pipeline.staging import write
 from serving.batches import Batches
 from serving.guard import Guard

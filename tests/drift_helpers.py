@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline.detector import Prediction
+from pipeline.monitoring.predictions import STATISTICS, PredictionLog
 from pipeline.params_loop import Drift
-from pipeline.predictions import STATISTICS, PredictionLog
 
 DIMENSIONS = 16
 SETTINGS = Drift(min_window=50, max_window=1000, alpha=0.01, permutations=199, cron="0 * * * *")

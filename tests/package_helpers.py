@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from pipeline import model, params
-from pipeline.convert import to_openvino
+from pipeline import params
 from pipeline.detector import Detector
+from pipeline.exporting.convert import to_openvino
 from pipeline.images import read
+from pipeline.monitoring.predictions import measures
+from pipeline.network import model
 from pipeline.package import GOLDEN, GRAPH, seal
-from pipeline.predictions import measures
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import OpenVinoRuntime
 

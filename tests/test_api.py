@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from starlette.requests import Request
 
-from pipeline import feedback
+from pipeline.monitoring import feedback
 from serving import card
 from serving.errors import MEANING, STATUS
 from tests.package_helpers import CARD, META, tiny_package

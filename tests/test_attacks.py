@@ -7,15 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import model
-from pipeline.embedding import WithEmbedding
-from pipeline.judge_package import describe_folder
+from pipeline.evaluation.judge_package import describe_folder
+from pipeline.evaluation.robustness import attacked
+from pipeline.evaluation.scoring import Subject
+from pipeline.network import model
+from pipeline.network.embedding import WithEmbedding
 from pipeline.package import Thresholds
 from pipeline.params import Model, load_params
 from pipeline.preprocess import Preprocess
-from pipeline.robustness import attacked
 from pipeline.runtime import runtime
-from pipeline.scoring import Subject
 from tests.conftest import ROOT
 from tests.package_helpers import CONFIG, SIDE
 

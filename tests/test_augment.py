@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.augment import augment
 from pipeline.params import load_params
 from pipeline.params_train import Augment
+from pipeline.training.augment import augment
 from tests.conftest import ROOT
 
 DEFAULT = load_params(ROOT / "params.yaml").augment

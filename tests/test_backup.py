@@ -20,9 +20,9 @@ from flows import cli, promotion, registry
 from flows.backup import INDEX, backup
 from flows.materialise import workspace_lock
 from flows.restore import relocate, restore
-from pipeline import feedback
 from pipeline.champion_source import Registry
 from pipeline.errors import StageError
+from pipeline.monitoring import feedback
 from tests.conftest import ROOT, run
 from tests.package_helpers import tiny_package
 from tests.service_helpers import free_port

@@ -86,7 +86,7 @@ def answers(folder: Path, bento: str, home: Path, python: Path | str = sys.execu
 def explains_with_gradients(home: Path, python: Path | str = sys.executable, path: str = "") -> None:
     """Import from the bento what explains a network whose graph does not, and runs any on a GPU: in PyTorch."""
     sources = next(home.glob("bentos/*/*/src"))
-    command = [python, "-c", "import pipeline.explain; print(pipeline.explain.__file__)"]
+    command = [python, "-c", "import pipeline.explanation.explain; print(pipeline.explanation.explain.__file__)"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([path, str(sources)])}
     done = subprocess.run(command, cwd=sources, env=environment, text=True, capture_output=True)
     assert done.returncode == 0 and str(sources) in done.stdout, done.stderr

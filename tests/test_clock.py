@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flows import retraining
-from pipeline import predictions
+from pipeline.monitoring import predictions
 from pipeline.params_loop import Retrain
 from tests.drift_helpers import record, sample
 

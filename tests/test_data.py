@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline import feedback, ingest, validate
+from pipeline import ingest, validate
 from pipeline.errors import StageError
 from pipeline.manifest import COLUMNS, ManifestError, check, read
+from pipeline.monitoring import feedback
 from tests.data_helpers import quarantined
 
 

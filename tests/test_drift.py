@@ -11,12 +11,12 @@ import pytest
 from scipy.special import expit
 from scipy.stats import binom, ks_2samp
 
-from pipeline import diagnosis
-from pipeline.drift import SCALARS, compare, nearest, psi, references, shifted
-from pipeline.drift_page import page
-from pipeline.metrics import figures
+from pipeline.evaluation.metrics import figures
+from pipeline.monitoring import diagnosis
+from pipeline.monitoring.drift import SCALARS, compare, nearest, psi, references, shifted
+from pipeline.monitoring.drift_page import page
+from pipeline.monitoring.predictions import FILE, newest
 from pipeline.params import ParamsError, check_params, load_params
-from pipeline.predictions import FILE, newest
 from tests.conftest import ROOT
 from tests.data_helpers import picture
 from tests.drift_helpers import DIMENSIONS, SETTINGS, record, sample

@@ -28,10 +28,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from benchmarks.project import answers
 from flows import automation, monitoring, registry
 from flows.train import train
-from pipeline import feedback, labelling
 from pipeline.detector import Prediction
+from pipeline.monitoring import feedback, labelling
+from pipeline.monitoring.predictions import FILE, PredictionLog, newest
 from pipeline.package import Package, seal
-from pipeline.predictions import FILE, PredictionLog, newest
 from serving.gauges import drift
 from tests.drift_helpers import record, sample
 from tests.service_helpers import ROOT, free_port, promote, register, wait_for

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import duplicates
-from pipeline.duplicates import clusters, near_duplicates
+from pipeline.ingestion import duplicates
+from pipeline.ingestion.duplicates import clusters, near_duplicates
 
 
 def hashes_with_neighbours(seed: int, skew: float = 0.5) -> np.ndarray:

@@ -24,14 +24,21 @@ CARRY = {
     f"pipeline.{name}"
     for name in (
         *("cli", "errors", "labels", "params", "params_data", "params_loop", "params_train", "telemetry"),
-        *("cores", "engine", "fingerprint", "ledger", "shards", "staging", "var", "labelling"),
+        *("cores", "fingerprint", "ingestion.engine", "ingestion.ledger", "monitoring.labelling", "shards", "staging", "var"),
         *("lineage", "manifest", "memory", "package", "record", "tracking"),
+        *(
+            "evaluation",
+            "ingestion",
+            "monitoring",
+            "training",
+            "validation",
+        ),  # the folders themselves hold no code
     )
 } | {"pipeline"}
 """What carries data and settings about, and makes no figure and no picture of them. Settings that count are in `params`."""
 
 APART = {
-    "evaluate": {"pipeline.judge_package"},
+    "evaluate": {"pipeline.evaluation.judge_package"},
     "export": {f"pipeline.{name}" for name in ("sources", "sources.camera", "sources.faces", "sources.procedural")},
 }
 """What a stage's module reaches for another command, or for the package that ships."""

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from pipeline import engine, ingest
+from pipeline import ingest
 from pipeline.cores import cores
+from pipeline.ingestion import engine
 from pipeline.params import Params
 from tests.test_kill import digests
 

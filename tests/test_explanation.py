@@ -15,19 +15,21 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from pipeline import faithfulness, model, overlay
-from pipeline.activation import GraphActivation
-from pipeline.attention import GraphAttention, patches
-from pipeline.convert import to_openvino
-from pipeline.embedding import WithEmbedding
-from pipeline.explain import heat_maps
+from pipeline.evaluation import faithfulness
+from pipeline.evaluation.scoring import Subject
+from pipeline.explanation import overlay
+from pipeline.explanation.activation import GraphActivation
+from pipeline.explanation.attention import GraphAttention, patches
+from pipeline.explanation.explain import heat_maps
+from pipeline.exporting.convert import to_openvino
+from pipeline.network import model
+from pipeline.network.embedding import WithEmbedding
 from pipeline.package import Thresholds
 from pipeline.params import Model as ModelSettings
 from pipeline.params import load_params
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import read as read_graph
 from pipeline.runtime import runtime
-from pipeline.scoring import Subject
 from tests.conftest import ROOT, run
 from tests.package_helpers import CONFIG, SIDE
 

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from flows import cli, drift, retraining
-from pipeline import copies, feedback, labelling, predictions, shards, sources, trust
+from pipeline import shards, sources
 from pipeline.errors import StageError
-from pipeline.feedback import Statement
+from pipeline.ingestion import copies
+from pipeline.monitoring import feedback, labelling, predictions, trust
+from pipeline.monitoring.feedback import Statement
+from pipeline.monitoring.predictions import FILE, newest
 from pipeline.params_data import FeedbackSource, FolderSource
 from pipeline.params_loop import Retrain
-from pipeline.predictions import FILE, newest
 from tests.data_helpers import picture
 from tests.drift_helpers import record, sample
 

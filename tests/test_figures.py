@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from pipeline import metrics
-from pipeline.calibration import choose_thresholds, fit_temperature, probability
-from pipeline.curves import selective
 from pipeline.evaluate import calibrate
-from pipeline.metrics import Figure, confusion, figure_text, figures, group_weights, judge, judge_drawn, mean
+from pipeline.evaluation import metrics
+from pipeline.evaluation.calibration import choose_thresholds, fit_temperature, probability
+from pipeline.evaluation.curves import selective
+from pipeline.evaluation.metrics import Figure, confusion, figure_text, figures, group_weights, judge, judge_drawn, mean
 from pipeline.params import load_params
 from tests.conftest import ROOT
 

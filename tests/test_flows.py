@@ -15,8 +15,8 @@ from prefect.client.orchestration import get_client
 from flows import gates
 from flows.run import run as loop
 from flows.score import score
-from pipeline.drift import references
 from pipeline.errors import StageError
+from pipeline.monitoring.drift import references
 from pipeline.package import INT8, REFERENCE, verify
 from pipeline.params import Bound
 from pipeline.settings import apply

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import model, params
-from pipeline.embedding import WithEmbedding
+from pipeline import params
+from pipeline.network import model
+from pipeline.network.embedding import WithEmbedding
 from pipeline.runtime import TorchRuntime, has_gpu
 from tests.package_helpers import CONFIG, SIDE
 

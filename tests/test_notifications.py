@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from flows.promotion import SOMEBODY
+from pipeline.monitoring.predictions import FILE
 from pipeline.package import verify
-from pipeline.predictions import FILE
 from pipeline.settings import apply
 from tests.drift_helpers import record
 from tests.fault_helpers import Machine

@@ -15,12 +15,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import ConvNextImageProcessorPil, EfficientNetImageProcessorPil, MobileViTImageProcessorPil, ViTImageProcessorPil
 
-from pipeline.dataset import CACHE, Pairs, collate, pixels, rehearsed
 from pipeline.errors import StageError
 from pipeline.params import ParamsError, check_params, load_params
 from pipeline.params_train import Forging
 from pipeline.preprocess import Preprocess
 from pipeline.settings import preset
+from pipeline.training.dataset import CACHE, Pairs, collate, pixels, rehearsed
 from tests.conftest import ROOT
 from tests.data_helpers import picture
 

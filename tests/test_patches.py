@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pipeline import model, patches
+from pipeline.network import model
 from pipeline.params import Model
+from pipeline.training import patches
 
 SMALL = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 

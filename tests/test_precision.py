@@ -10,14 +10,15 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from pipeline import model, runtime
-from pipeline.convert import MOST_DROP, to_int8, to_onnx
+from pipeline import runtime
 from pipeline.detector import Detector
+from pipeline.exporting.convert import MOST_DROP, to_int8, to_onnx
+from pipeline.exporting.precision import cost
+from pipeline.exporting.rounding import Bfloat16, rounded
 from pipeline.images import read
+from pipeline.network import model
 from pipeline.package import GOLDEN, GRAPH, INT8, ONNX, seal, verify
-from pipeline.precision import cost
 from pipeline.preprocess import Preprocess
-from pipeline.rounding import Bfloat16, rounded
 from pipeline.runtime import OpenVinoRuntime
 from tests.package_helpers import META, SIDE, tiny_package
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.detector import Prediction
 from pipeline.images import mean_saturation
-from pipeline.predictions import FILE, STATISTICS, PredictionLog, beside, find, newest
+from pipeline.monitoring.predictions import FILE, STATISTICS, PredictionLog, beside, find, newest
 
 ANSWER = Prediction(0.7, "fake", [], np.zeros(768, np.float32), dict.fromkeys(STATISTICS, 1.0))
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipeline import feedback, manifest
+from pipeline import manifest
+from pipeline.monitoring import feedback
 from pipeline.settings import apply
 from tests.conftest import SMALL, run
 from tests.data_helpers import picture

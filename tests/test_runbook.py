@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from flows.monitoring import MONITORING
-from pipeline import feedback, predictions
+from pipeline.monitoring import feedback, predictions
 from pipeline.package import verify
 from tests.conftest import ROOT, SMALL
 from tests.data_helpers import picture

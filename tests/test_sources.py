@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline import feedback, ingest, split
+from pipeline import ingest, split
 from pipeline.errors import StageError
 from pipeline.images import read as read_image
 from pipeline.manifest import MANIFEST, read, read_parts
+from pipeline.monitoring import feedback
 from pipeline.params import Params
 from tests.data_helpers import picture, quarantined
 

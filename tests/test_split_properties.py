@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import StageError
 from pipeline.manifest import PARTS, UNSEEN
-from pipeline.places import NOTHING, Earlier
 from pipeline.split import Division, divide
+from pipeline.splitting.places import NOTHING, Earlier
 from tests.split_helpers import SETTINGS, image, table
 
 settings.register_profile("split", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)

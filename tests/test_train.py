@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline.dataset import Pairs
 from pipeline.params import load_params
 from pipeline.settings import apply
+from pipeline.training.dataset import Pairs
 from tests.conftest import ROOT, kill_when_training, run
 
 TRAIN = (sys.executable, "-m", "pipeline.train")

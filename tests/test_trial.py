@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline import predictions, shadow
 from pipeline.champion import Challenger, Champion
 from pipeline.champion_source import STOPPED, Registry
 from pipeline.errors import StageError
+from pipeline.monitoring import predictions, shadow
 from pipeline.package import GOLDEN, seal, verify
 from serving.guard import Guard
 from serving.settings import Settings

@@ -4,7 +4,7 @@ import { percents } from "./i18n.js";
 
 const $ = (id) => document.getElementById(id);
 
-// Red, green, blue at even steps from cold to hot, as in the legend and in pipeline/overlay.py, which says why these.
+// Red, green, blue at even steps from cold to hot, as in the legend and in pipeline/explanation/overlay.py, which says why these.
 const COLOURS = [[31, 59, 224], [106, 26, 232], [200, 0, 216], [255, 20, 144]];
 
 /** Draw what is known of an item: `map` is the answer of /explain, `answer` that of /predict; either may be missing. */

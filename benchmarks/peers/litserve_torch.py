@@ -12,7 +12,7 @@ import torch
 from fastapi import Request
 from PIL import Image
 
-from pipeline import model
+from pipeline.network import model
 from pipeline.preprocess import Preprocess
 
 PACKAGE = Path(os.environ["PACKAGE"])

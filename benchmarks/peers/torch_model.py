@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pipeline import model
+from pipeline.network import model
 from pipeline.preprocess import Preprocess
 
 PACKAGE = Path(os.environ["PACKAGE"])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline import ledger
 from pipeline.errors import StageError
+from pipeline.ingestion import ledger
 from pipeline.manifest import COLUMNS, NO_GENERATOR, SCORED, SIZE
 from pipeline.params_data import FeedbackSource, FolderSource, HuggingFaceSource, LfwSource, ProceduralSource, Source
 from pipeline.sources import feedback, folder, huggingface, lfw, procedural

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline import feedback, trust
+from pipeline.monitoring import feedback, trust
 from pipeline.params_data import FeedbackSource
 
 SET_ASIDE = "set_aside.csv"
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 def listing(source: FeedbackSource, staging: Path) -> pd.DataFrame:
     """One row an image: file, path, label, group, verdict, answered_by. No feedback yet is no error.
 
-    Which statements count is said in pipeline/trust.py; the others are listed in SET_ASIDE.
+    Which statements count is said in pipeline/monitoring/trust.py; the others are listed in SET_ASIDE.
 
     Raises:
         StageError: naming a line of the record that cannot be read.

@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from pipeline import labelling
 from pipeline.errors import StageError
 from pipeline.labels import LABELS
+from pipeline.monitoring import labelling
 from pipeline.params_data import FolderSource
 
 MANIFEST_NAME = "manifest.csv"

@@ -12,12 +12,12 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline import engine
 from pipeline.faces import FaceDetector
 from pipeline.fingerprint import fingerprint
 from pipeline.forge import METHODS
 from pipeline.forge.face import Face
 from pipeline.images import OWN, Picture, decode, identify, read_bytes
+from pipeline.ingestion import engine
 from pipeline.params_data import Forge
 from pipeline.staging import write
 

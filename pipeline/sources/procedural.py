@@ -10,10 +10,10 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline import engine
 from pipeline.fingerprint import fingerprint
 from pipeline.forge import METHODS
 from pipeline.forge.face import Face
+from pipeline.ingestion import engine
 from pipeline.manifest import NO_GENERATOR
 from pipeline.params_data import ProceduralSource
 from pipeline.sources.camera import photograph

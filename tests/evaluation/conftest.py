@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.evaluation.scoring import Subject
 from pipeline.package import verify
 from pipeline.params import Model as ModelSettings
 from pipeline.params import Params, load_params
-from pipeline.scoring import Subject
 from tests.conftest import ROOT
 from tests.package_helpers import CONFIG
 

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from pipeline import judge_package
-from pipeline.baselines import baselines
 from pipeline.evaluate import warnings
-from pipeline.metrics import figure_text, judge
+from pipeline.evaluation import judge_package
+from pipeline.evaluation.baselines import baselines
+from pipeline.evaluation.metrics import figure_text, judge
+from pipeline.evaluation.scoring import Subject, labels, sample
 from pipeline.params import Params
-from pipeline.scoring import Subject, labels, sample
 from tests.data_helpers import picture
 from tests.evaluation.use import judged
 

@@ -13,19 +13,21 @@ import torch
 from PIL import Image
 
 from flows import gates
-from pipeline import golden, judge_package, manifest, model
-from pipeline.curves import curves, risk_coverage, selective
+from pipeline import manifest
 from pipeline.errors import StageError
 from pipeline.evaluate import examine
-from pipeline.judge_package import describe_folder
-from pipeline.metrics import group_weights
+from pipeline.evaluation import golden, judge_package
+from pipeline.evaluation.curves import curves, risk_coverage, selective
+from pipeline.evaluation.judge_package import describe_folder
+from pipeline.evaluation.metrics import group_weights
+from pipeline.evaluation.report import page
+from pipeline.evaluation.robustness import DEGRADATIONS, attack, attacked
+from pipeline.evaluation.scoring import Subject, labels, sample
+from pipeline.evaluation.slices import slices, thirds
+from pipeline.network import model
 from pipeline.package import Thresholds, verify
 from pipeline.params import Bound, Params
 from pipeline.params import Model as ModelSettings
-from pipeline.report import page
-from pipeline.robustness import DEGRADATIONS, attack, attacked
-from pipeline.scoring import Subject, labels, sample
-from pipeline.slices import slices, thirds
 from tests.conftest import ROOT
 from tests.evaluation.use import judged
 from tests.package_helpers import CONFIG, SIDE

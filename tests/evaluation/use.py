@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.judge_package import describe_folder
+from pipeline.evaluation.judge_package import describe_folder
 
 
 def judged(folder: Path) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 from playwright.sync_api import Page, Route, expect
 
-from pipeline import feedback
+from pipeline.monitoring import feedback
 from serving.errors import ApiError
 from tests.package_helpers import META, tiny_package
 from tests.page.use import FACE, choose, failing, hand_over, needs_chromium, picture

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pipeline import manifest, model, train
-from pipeline.dataset import CACHE, pixels
+from pipeline import manifest, train
+from pipeline.network import model
 from pipeline.params import Params
 from pipeline.preprocess import Preprocess
+from pipeline.training.dataset import CACHE, pixels
 from tests.recipes.small import Stop, fit, table
 
 

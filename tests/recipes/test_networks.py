@@ -15,9 +15,9 @@ from transformers import (
     set_seed,
 )
 
-from pipeline import model
-from pipeline.convert import to_onnx, to_openvino
 from pipeline.errors import StageError
+from pipeline.exporting.convert import to_onnx, to_openvino
+from pipeline.network import model
 from pipeline.params import Model
 from pipeline.preprocess import Preprocess
 from tests.recipes.small import SIDE, VIT, ZOO

@@ -15,21 +15,23 @@ from safetensors.numpy import load_file
 from transformers import EvalPrediction, PreTrainedModel, set_seed
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from pipeline import manifest, model, train, tuning
-from pipeline.adversarial import attacked
-from pipeline.convert import to_openvino
-from pipeline.dataset import pixels
-from pipeline.embedding import WithEmbedding
+from pipeline import manifest, train
 from pipeline.errors import StageError
-from pipeline.metrics import judge
+from pipeline.evaluation.metrics import judge
+from pipeline.evaluation.robustness import attack
+from pipeline.evaluation.scoring import labels as scoring_labels
+from pipeline.evaluation.scoring import score
+from pipeline.exporting.convert import to_openvino
+from pipeline.network import model
+from pipeline.network.embedding import WithEmbedding
 from pipeline.params import Model, Params, check_params, load_params
 from pipeline.params_train import Adversarial, Train
 from pipeline.preprocess import Preprocess
-from pipeline.robustness import attack
 from pipeline.runtime import runtime
-from pipeline.scoring import labels as scoring_labels
-from pipeline.scoring import score
 from pipeline.settings import preset
+from pipeline.training import tuning
+from pipeline.training.adversarial import attacked
+from pipeline.training.dataset import pixels
 from tests.conftest import ROOT, run
 from tests.recipes.small import SIDE, VIT, ZOO, Stop, fit, table
 

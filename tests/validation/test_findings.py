@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from pipeline import data_card, manifest, suites, validate
+from pipeline import data_card, manifest, validate
 from pipeline.errors import StageError
 from pipeline.params import Validate
+from pipeline.validation import suites
 from tests.validation.use import FAKE, REAL, change, failures, save, twin, twin_of_one_class
 
 

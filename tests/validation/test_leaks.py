@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline import suites
+from pipeline.validation import suites
 
 
 @pytest.fixture

@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import card, data_card, shortcut, validate
+from pipeline import data_card, validate
 from pipeline.errors import StageError
+from pipeline.exporting import card
 from pipeline.images import read
 from pipeline.params_train import Forging
+from pipeline.validation import shortcut
 from tests.validation.use import row, save, table_of
 
 

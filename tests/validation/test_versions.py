@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline import data_card, manifest, validate, versions
+from pipeline import data_card, manifest, validate
 from pipeline.errors import StageError
+from pipeline.validation import versions
 from tests.conftest import ROOT
 from tests.data_helpers import picture
 from tests.validation.use import REAL, change, failures, row, save, table_of

@@ -7,11 +7,11 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from pipeline import suites
-from pipeline.findings import Finding
 from pipeline.images import read, statistics
 from pipeline.manifest import COLUMNS, MANIFEST
 from pipeline.params import Validate
+from pipeline.validation import suites
+from pipeline.validation.findings import Finding
 
 REALS = 30
 REAL, FAKE = "real/07.jpg", "fake/07.jpg"

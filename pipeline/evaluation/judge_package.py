@@ -1,0 +1,124 @@
+"""Judges a package on a labelled folder: `python -m pipeline.evaluate --package DIR --data FOLDER --out DIR`.
+
+Temperature and thresholds are the package's own. The baselines beside it are fitted on the folder itself, by cross-validation over groups.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from pipeline.errors import StageError
+from pipeline.evaluate import examine, warnings
+from pipeline.evaluation import curves, report
+from pipeline.evaluation.baselines import cross_validated
+from pipeline.evaluation.calibration import probability
+from pipeline.evaluation.metrics import Figure, figure_text
+from pipeline.evaluation.scoring import Subject, labels, score
+from pipeline.images import ImageError, Limits, read_bytes
+from pipeline.ingestion.describe import describe
+from pipeline.manifest import check
+from pipeline.package import PackageError, verify
+from pipeline.params import Params, ParamsError, load_params
+from pipeline.params_data import FolderSource
+from pipeline.sources import listing
+from pipeline.staging import STAGING
+from pipeline.training.dataset import pixels
+
+log = logging.getLogger(__name__)
+
+
+def judge(package: Path, data: Path, out: Path, params: Params) -> dict[str, Any]:
+    """Write evaluation.json, evaluation.html, scores.parquet and plots/ into `out`.
+
+    Args:
+        package: folder of the package.
+        data: a folder with real/ and fake/ in it, one of them, or a manifest.csv.
+        out: made if it is not there.
+        params: how much to draw, degrade, attack and explain, and from where on metadata is warned of.
+
+    Returns:
+        What evaluation.json holds: that of the stage, with `package` (its digest), `unreadable` (files that are no images) and, where
+        nothing could be fitted, `no_baselines` (why), and without vs_baseline and golden.
+
+    Raises:
+        PackageError: if the package is not whole.
+        StageError: if the folder is no labelled folder, or none of its files is an image.
+    """
+    found = verify(package)
+    subject = Subject.of(found)
+    table, unreadable = describe_folder(data)
+    scores = score(subject.runtime, subject.preprocess, pixels(table, subject.preprocess), "score")
+    table = table.assign(part="test", score=scores, probability_fake=probability(scores, subject.temperature))
+    result = {"package": found.digest, "unreadable": unreadable, **examine(subject, table, None, params.evaluate)}
+    simple = cross_validated(subject, table, params.evaluate)
+    result |= {"no_baselines": simple} if isinstance(simple, str) else simple
+    result["warnings"] = warnings(result, params.validate_.shortcut.warn)
+    if unreadable:
+        result["warnings"].append(f"{len(unreadable)} files are no images that can be read, and are not part of the figures.")
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+    table.to_parquet(out / "scores.parquet", index=False)
+    drawn = curves.curves(labels(table), table["probability_fake"].to_numpy(), subject.thresholds.f1)
+    curves.write(drawn, out / "plots")
+    (out / "evaluation.html").write_text(report.page(result, table, drawn, subject))
+    return result
+
+
+def describe_folder(data: Path) -> tuple[pd.DataFrame, list[dict[str, str]]]:
+    """The folder as a manifest, and the files that cannot be read with the reason. Raises StageError as `judge` does."""
+    listed = listing(FolderSource(kind="folder", path=data, in_place=True), STAGING)
+    limits = Limits()
+
+    def described(file: str) -> dict[str, Any] | str:
+        try:
+            return describe(read_bytes(Path(file), limits), limits)[0]
+        except ImageError as error:
+            return error.code
+        except OSError as error:
+            return error.strerror or str(error)
+
+    with ThreadPoolExecutor() as pool:
+        rows = list(tqdm(pool.map(described, listed["file"]), total=len(listed), desc="read", unit="image"))
+    unreadable = [{"path": file, "reason": row} for file, row in zip(listed["file"], rows, strict=True) if isinstance(row, str)]
+    if len(unreadable) == len(rows):
+        raise StageError(f"{data}: none of its {len(rows)} files is an image that can be read")
+    readable = listed[[not isinstance(row, str) for row in rows]].reset_index(drop=True)
+    columns = pd.DataFrame([row for row in rows if isinstance(row, dict)])
+    table = pd.concat([readable.drop(columns=list(columns), errors="ignore"), columns], axis=1)
+    seeds = pd.array([pd.NA] * len(table), "Int64")
+    table = table.assign(path=table["file"], source="folder", parents="", seed=seeds).drop(columns=["file"])
+    return check(table, str(data)), unreadable
+
+
+def figures_text(test: dict[str, Figure]) -> str:
+    """The figures of the test part, a line each."""
+    width = max(map(len, test))
+    return "\n".join(f"{name:<{width}}  {figure_text(figure)}" for name, figure in test.items())
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.evaluate",
+        description="Judge a package on a labelled folder. Without any option: run the stage on what was trained here.",
+    )
+    parser.add_argument("--package", type=Path, required=True, help="folder of the package")
+    parser.add_argument("--data", type=Path, required=True, help="folder with real/ and fake/, or with a manifest.csv")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the reports")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        result = judge(arguments.package, arguments.data, arguments.out, load_params())
+    except (PackageError, ParamsError, StageError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{result['n']} images in {result['groups']} groups, threshold {result['threshold']:.3f}")
+    print(figures_text(result["test"]))
+    print(f"the report is {arguments.out / 'evaluation.html'}")

@@ -1,0 +1,87 @@
+"""The model under judgement: a network with its preprocessing, temperature and thresholds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from pipeline.evaluation.calibration import probability
+from pipeline.images import OWN, Picture, read
+from pipeline.labels import LABEL2ID
+from pipeline.network import model
+from pipeline.network.embedding import WithEmbedding
+from pipeline.package import Package, Thresholds
+from pipeline.preprocess import Preprocess
+from pipeline.runtime import Runtime, runtime
+
+BATCH = 16
+"""Images whose activations, in a small vision transformer, fit into a processor's cache."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is judged. The network is in evaluation mode; temperature and thresholds were chosen before and are not touched."""
+
+    network: PreTrainedModel
+    runtime: Runtime
+    preprocess: Preprocess
+    temperature: float
+    thresholds: Thresholds
+
+    @classmethod
+    def of(cls, package: Package) -> Self:
+        """The model of a package."""
+        network, preprocess = model.load(package.path / "model"), Preprocess.load(package.path)
+        running = runtime(WithEmbedding(network).eval(), preprocess.size)
+        return cls(network, running, preprocess, package.meta.temperature, package.meta.thresholds)
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """uint8 (n, size, size, 3) -> calibrated probabilities of fake, float (n,)."""
+        return probability(score(self.runtime, self.preprocess, images), self.temperature)
+
+
+def score(running: Runtime, preprocess: Preprocess, images: np.ndarray, title: str | None = None) -> np.ndarray:
+    """Difference of the logits, fake minus real, float (n,). See `run`."""
+    logits, _ = run(running, preprocess, images, title)
+    return logits[:, 1] - logits[:, 0]
+
+
+def run(running: Runtime, preprocess: Preprocess, images: np.ndarray, title: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """All images through a network, a batch at a time.
+
+    Args:
+        running: the network.
+        preprocess: of the network.
+        images: uint8 (n, size, size, 3).
+        title: of a progress bar; without it there is none.
+
+    Returns:
+        Logits float32 (n, 2) and embeddings float32 (n, d).
+    """
+    starts = tqdm(range(0, len(images), BATCH), desc=title, unit="batch", disable=title is None)
+    found = [running(preprocess.normalise(images[start : start + BATCH])) for start in starts]
+    logits, embeddings = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return logits, embeddings
+
+
+def labels(table: pd.DataFrame) -> np.ndarray:
+    """int (n,), 1 for fake."""
+    return table["label"].map(LABEL2ID).to_numpy()
+
+
+def pictures(table: pd.DataFrame) -> list[Picture]:
+    """The decoded images of a few rows."""
+    return [read(Path(path), OWN) for path in table["path"]]
+
+
+def sample(table: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
+    """At most this many rows, drawn at random, half of them of each class where it has as many; the table itself where it has no more."""
+    if len(table) <= most:
+        return table
+    classes = [rows for _, rows in table.groupby("label")]
+    drawn = [rows.sample(min(len(rows), max(most // 2, most - len(table) + len(rows))), random_state=seed) for rows in classes]
+    return pd.concat(drawn).sort_index()

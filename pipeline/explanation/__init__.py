@@ -1,0 +1,1 @@
+"""Where a network looked: attention rollout, Grad-CAM, and the picture of it."""

@@ -1,0 +1,1 @@
+"""What the stage `ingest` is made of: images brought in from sources, decoded, described and remembered."""

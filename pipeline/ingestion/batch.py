@@ -1,0 +1,118 @@
+"""The work of bringing in one batch of images. Its own module, and free of pandas, so that worker processes start in an instant."""
+
+import hashlib
+import io
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipeline import shards
+from pipeline.faces import FaceDetector
+from pipeline.images import ImageError, Limits, read_bytes
+from pipeline.ingestion.describe import describe
+from pipeline.params_data import Ingest, Normalise
+from pipeline.staging import stamp_of
+
+LONGEST_NAME = 200
+"""Bytes of a name that every file system takes, with room for what is put before and behind it."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that one worker brings in: of each, the file's place, its name inside the source, and its stamp."""
+
+    items: tuple[tuple[str, str, str], ...]
+    shard: Path | None = None
+
+
+def bring_batch(batch: Batch, out: Path, settings: Ingest, in_place: bool) -> list[dict[str, Any]]:
+    """Read, check, describe and store the images of one batch.
+
+    Returns:
+        One row an image: name, stamp, stored, stored_stamp, reason, detail, and manifest.DESCRIBED.
+    """
+    rows, members = [], []
+    for file, name, stamp in batch.items:
+        row = {"name": name, "stamp": stamp, "stored": file, "stored_stamp": "", "reason": None, "detail": None}
+        try:
+            data, described = _prepare(Path(file), settings)
+        except ImageError as error:
+            rows.append(row | {"reason": error.code, "detail": error.message})
+            continue
+        except OSError as error:
+            rows.append(row | {"reason": "unreadable", "detail": error.strerror or str(error)})
+            continue
+        if not in_place:
+            member = stored_name(name, settings.normalise)
+            target = (batch.shard or out) / member
+            row["stored"] = target.as_posix()
+            if batch.shard:
+                members.append((member, data))
+            else:
+                _store(target, data)
+                row["stored_stamp"] = stamp_of(target)
+        rows.append(row | described)
+    if batch.shard:
+        part = batch.shard.with_suffix(f".{os.getpid()}.part")
+        shards.pack(part, members)
+        part.replace(batch.shard)
+        packed = stamp_of(batch.shard)
+        rows = [row | {"stored_stamp": packed} if row["reason"] is None else row for row in rows]
+    return rows
+
+
+def stored_name(name: str, normalise: Normalise | None) -> str:
+    """The name that an image of a source gets in data/raw: its own, if file systems take it there, and what is re-encoded says so."""
+    if normalise:
+        name += ".jpg"  # of a JPEG's name too: `a.png` and `a.png.jpg` stay two
+    longest = max(len(part.encode()) for part in name.split("/"))
+    if longest <= LONGEST_NAME and len(name.encode()) <= 5 * LONGEST_NAME:
+        return name
+    return f"long-names/{hashlib.sha256(name.encode()).hexdigest()[:32]}{Path(name[-10:]).suffix}"
+
+
+def _prepare(file: Path, settings: Ingest) -> tuple[bytes, dict[str, Any]]:
+    limits = Limits(max_bytes=int(settings.max_megabytes * 1e6), max_pixels=int(settings.max_megapixels * 1e6))
+    data = read_bytes(file, limits)
+    detector = _detector(settings.face_detector) if settings.face_detector else None
+    # The detector looks at what is stored, so that its columns describe the same picture as the others.
+    described, pixels = describe(data, limits, None if settings.normalise else detector)
+    height, width, _ = pixels.shape
+    if min(width, height) < settings.min_side:
+        raise ImageError("too_small", f"{width} x {height} pixels, ingest.min_side is {settings.min_side}", "Bring larger images.")
+    if settings.normalise:
+        data = normalised(Image.fromarray(pixels), settings.normalise)
+        described, _ = describe(data, limits, detector)
+    return data, described
+
+
+def normalised(picture: Image.Image, settings: Normalise) -> bytes:
+    """The picture as a JPEG whose longer side has `size` pixels, chroma 4:2:0, without metadata."""
+    scale = settings.size / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    buffer = io.BytesIO()
+    picture.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=settings.jpeg_quality, subsampling="4:2:0")
+    return buffer.getvalue()
+
+
+@cache
+def _detector(weights: Path) -> FaceDetector:
+    return FaceDetector(weights)
+
+
+def _store(target: Path, data: bytes) -> None:
+    """Write under the final name: no row of the ledger vouches for a file that a kill cut short, so the next run writes it again."""
+    try:
+        file = target.open("xb")
+    except FileNotFoundError:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = target.open("xb")
+    except FileExistsError:
+        target.unlink()  # and not overwritten: DVC may have linked it to its cache
+        file = target.open("xb")
+    with file:
+        file.write(data)

@@ -1,0 +1,187 @@
+"""What users say about an answer: the service writes it, the data source `feedback` reads it.
+
+A folder with `feedback.jsonl`, one line a statement (fields: Statement), and `images/<sha256>` for the images that users agreed to
+have kept. Lines are appended: a user who changes his mind adds a line with the same id, and the newest line of an id counts. Only
+`forget` and `expire` take something away. Which statements count is said in pipeline/monitoring/trust.py.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import StageError
+from pipeline.staging import write
+
+FOLDER = Path("feedback")
+"""Inside the folder of what runs leave behind (UNMASK_VAR)."""
+
+FILE = "feedback.jsonl"
+IMAGES = "images"
+LONGEST_COMMENT = 1000
+"""Characters."""
+
+
+class Statement(BaseModel):
+    """One user's word on one answer of the service."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(description="of the answer", max_length=64)
+    time: AwareDatetime
+    label: Literal["real", "fake"] = Field(description="what the user says the image is")
+    version: str = Field(description="model version that answered")
+    verdict: str
+    probability_fake: float = Field(ge=0, le=1)
+    image: str | None = Field(None, description="sha256 of the image, if the user agreed to have it kept", pattern="^[0-9a-f]{64}$")
+    client: str | None = Field(None, description="who says so, as the service's rate limit names clients", max_length=64)
+    comment: str | None = Field(None, description="in the user's own words", max_length=LONGEST_COMMENT)
+
+
+def record(
+    folder: Path,
+    *,
+    id: str,
+    label: Literal["real", "fake"],
+    version: str,
+    verdict: str,
+    probability_fake: float,
+    image: bytes | None = None,
+    client: str | None = None,
+    comment: str | None = None,
+) -> Statement:
+    """Append a statement, and keep the image if one is given. Safe beside other processes that write to the same folder.
+
+    Args:
+        folder: made if it does not exist.
+        image: the uploaded file, only with the user's consent; its name is its hash, so that no upload can steer a path.
+
+    Raises:
+        pydantic.ValidationError: if a value is not allowed; nothing is written then.
+        OSError: if the folder cannot be written to.
+    """
+    digest = hashlib.sha256(image).hexdigest() if image is not None else None
+    statement = Statement(
+        id=id,
+        time=datetime.now(UTC),
+        label=label,
+        version=version,
+        verdict=verdict,
+        probability_fake=probability_fake,
+        image=digest,
+        client=client,
+        comment=comment,
+    )
+    (folder / IMAGES).mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        new = digest is not None and not (folder / IMAGES / digest).exists()
+        if image is not None and digest is not None and new:
+            write(folder / IMAGES / digest, image)
+        try:
+            _append(folder / FILE, statement.model_dump_json().encode() + b"\n")
+        except OSError:
+            if digest is not None and new:  # a picture that no statement names would stay for ever
+                (folder / IMAGES / digest).unlink()
+            raise
+    return statement
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Add a line, or nothing: what a crash or a full disk cut off was never confirmed, and goes."""
+    with path.open("a+b", buffering=0) as file:
+        whole = file.seek(0, os.SEEK_END)
+        file.seek(max(whole - 1, 0))
+        if whole and file.read(1) != b"\n":
+            whole = path.read_bytes().rfind(b"\n") + 1
+            file.truncate(whole)
+        if file.write(line) < len(line):
+            file.truncate(whole)
+            raise OSError(errno.ENOSPC, "the disk is full", str(path))
+
+
+def size(folder: Path) -> int:
+    """Bytes of the statements and of all kept images; 0 if there are none yet."""
+    return sum(path.stat().st_size for path in (folder / FILE, *folder.glob(f"{IMAGES}/*")) if path.is_file())
+
+
+def read(folder: Path) -> list[Statement]:
+    """The newest statement of each id, oldest first; none if there is no file yet.
+
+    Raises:
+        StageError: naming the line that is not a statement. A last line that was cut short by a crash is left out.
+    """
+    newest = {statement.id: statement for statement in _lines(folder / FILE)}
+    return sorted(newest.values(), key=lambda statement: statement.time)
+
+
+def alone(folder: Path, id: str) -> set[str]:
+    """SHA-256 of the images that nothing but the statements on one answer keeps. Raises as `forget`."""
+    said = list(_lines(folder / FILE))
+    return {str(line.image) for line in said if line.image and line.id == id} - {str(line.image) for line in said if line.id != id}
+
+
+def forget(folder: Path, id: str) -> set[str]:
+    """Delete every statement on an answer, and its images that no statement on another answer keeps.
+
+    Returns:
+        SHA-256 of the images that were deleted.
+
+    Raises:
+        StageError: naming a line that is not a statement.
+    """
+    return _rewrite(folder, lambda statement: None if statement.id == id else statement)
+
+
+def expired(folder: Path, end: datetime) -> set[str]:
+    """SHA-256 of the images that no statement after `end` keeps. Raises as `forget`."""
+    said = [line for line in _lines(folder / FILE) if line.image]
+    return {str(line.image) for line in said if line.time <= end} - {str(line.image) for line in said if line.time > end}
+
+
+def expire(folder: Path, end: datetime) -> set[str]:
+    """Delete the images of statements up to `end`; the statements stay. Returns and raises as `forget`."""
+    return _rewrite(folder, lambda statement: statement if statement.time > end else statement.model_copy(update={"image": None}))
+
+
+def _rewrite(folder: Path, change: Callable[[Statement], Statement | None]) -> set[str]:
+    if not (folder / FILE).is_file():
+        return set()
+    with _locked(folder):
+        before = list(_lines(folder / FILE))
+        after = [changed for statement in before if (changed := change(statement)) is not None]
+        gone = {statement.image for statement in before if statement.image} - {statement.image for statement in after}
+        for digest in gone:  # first: after a kill in between, the record still tells whose images were to go
+            (folder / IMAGES / str(digest)).unlink(missing_ok=True)
+        if after != before:
+            write(folder / FILE, b"".join(statement.model_dump_json().encode() + b"\n" for statement in after))
+    return {str(digest) for digest in gone}
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder against other processes: a line that is written while another rewrites the file would be lost."""
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _lines(path: Path) -> Iterator[Statement]:
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    for number, line in enumerate(content.splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            yield Statement.model_validate_json(line)
+        except ValidationError as error:
+            raise StageError(
+                f"{path}, line {number}: {error.errors()[0]['msg']} ({'.'.join(map(str, error.errors()[0]['loc']))})"
+            ) from None

@@ -1,0 +1,188 @@
+"""Networks: any image classifier that transformers knows, by hub name or folder, pretrained or from scratch."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel, ViTImageProcessorPil
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+import pipeline.network.stem  # noqa: F401 - makes stem_vit known to transformers
+from pipeline.errors import StageError
+from pipeline.labels import ID2LABEL, LABEL2ID
+from pipeline.preprocess import Preprocess
+
+if TYPE_CHECKING:  # a server reads networks, and no settings
+    from pipeline import params
+
+TRAINED = Path("models/trained")
+"""Where training leaves the network."""
+
+HEAD: dict[str, Any] = {"id2label": ID2LABEL, "label2id": LABEL2ID}
+WHOLE: dict[str, Any] = {"dtype": torch.float32}
+"""Whatever the weights are stored in, as transformers would take them otherwise: in 16 bits the small steps of a training round to none."""
+
+log = logging.getLogger(__name__)
+
+
+def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
+    """Make the network of the settings, with outputs real and fake.
+
+    Returns:
+        The model, and the transformers image processor that belongs to it.
+
+    Raises:
+        StageError: if the name is neither a folder nor a hub name nor, with init scratch, a model type; or a hub cannot be reached;
+            or outputs in another order cannot be turned round.
+    """
+    try:
+        if settings.init == "pretrained":
+            before = AutoConfig.from_pretrained(settings.name)
+            # safetensors alone: a pickled checkpoint runs whatever its maker likes.
+            model, found = AutoModelForImageClassification.from_pretrained(
+                settings.name,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **WHOLE,
+                **HEAD,
+                **_count(before),
+                **settings.config,
+            )
+            _check_shapes(found["mismatched_keys"], before.num_labels, settings)
+            if not found["mismatched_keys"] and not any("classifier" in name for name in found["missing_keys"]):
+                _order_outputs(model, before.id2label)
+            processor = AutoImageProcessor.from_pretrained(settings.name)
+            if _side(model.config) != _side(before):  # what was asked for, of a network that takes any size
+                _resize(processor, _side(model.config))
+            return _adapted(model), processor
+        if settings.name in CONFIG_MAPPING:
+            config = AutoConfig.for_model(settings.name, **HEAD, **settings.config)
+        else:
+            config = AutoConfig.from_pretrained(settings.name, **HEAD, **settings.config)
+        config.update(_count(config))
+        # Where a config suits two kinds of classifier, as DeiT's does, transformers looks into this list and takes the first without one.
+        config.architectures = config.architectures or []
+        model = _adapted(AutoModelForImageClassification.from_config(config, **WHOLE))
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise StageError(
+            f"model.name = {settings.name!r} with init {settings.init} gives no image classifier: {reason}. "
+            "Give a hub name, a folder with config.json and model.safetensors or, with init scratch, a transformers model type: vit, say."
+        ) from None
+    side = _side(config)
+    return model, ViTImageProcessorPil(size={"height": side, "width": side})
+
+
+def _count(config: Any) -> dict[str, int]:
+    """What a config has to be told besides the names of the outputs, if it does not count them, as PVT's."""
+    return {"num_labels": len(ID2LABEL)} if "num_labels" in config.to_dict() else {}
+
+
+def _check_shapes(mismatched: Any, outputs: int, settings: "params.Model") -> None:
+    """Only the head may have another shape than the pretrained weights: what else does would begin anew, without a word.
+
+    Whatever it is called, it is what has two outputs in place of the `outputs` that the weights came with, and else the same shape.
+    """
+    others = sorted({name for name, was, now in mismatched if (*was[:1], *now) != (outputs, len(ID2LABEL), *was[1:])})
+    if others:
+        raise StageError(
+            f"model.config = {settings.config}: the shape is another one in {settings.name} of {', '.join(others[:3])}. "
+            "Leave out what changes shapes (image_size, hidden_size ...), or train with model.init=scratch."
+        )
+
+
+def _order_outputs(model: PreTrainedModel, names: Mapping[int, str]) -> None:
+    """Make a head of two outputs that came with its weights say real first, then fake, in place.
+
+    Args:
+        model: as it was read.
+        names: what the head's outputs were called before they were renamed.
+
+    Raises:
+        StageError: if they are fake and real, and the head is not called as usual.
+    """
+    labels = [names[index].lower() for index in sorted(names)]
+    if labels == list(LABEL2ID):
+        return
+    weights = {name: value for name, value in model.state_dict().items() if "classifier" in name}
+    if labels == list(reversed(LABEL2ID)):
+        turned = {name: value.flip(0) for name, value in weights.items() if value.shape[:1] == (len(labels),)}
+        if not turned:
+            raise StageError(f"{type(model).__name__} has no `classifier` whose outputs, {', '.join(labels)}, could be turned round")
+    else:
+        log.info("the outputs of the head are called %s, which says nothing of real and fake: it begins anew", ", ".join(labels))
+        fresh = AutoModelForImageClassification.from_config(model.config, **WHOLE).state_dict()
+        turned = {name: fresh[name] for name in weights}
+    model.load_state_dict(turned, strict=False)
+
+
+def load(folder: Path) -> PreTrainedModel:
+    """Read a trained model from a folder that `save` wrote, in evaluation mode, with attentions that can be looked at."""
+    return _adapted(AutoModelForImageClassification.from_pretrained(folder, attn_implementation="eager", **WHOLE)).eval()
+
+
+def save(model: PreTrainedModel, processor: Any, folder: Path) -> None:
+    """Write a Hugging Face folder (safetensors, no pickle) with our preprocess.json beside it."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    Preprocess.from_processor(processor).save(folder)
+
+
+def head(model: PreTrainedModel) -> nn.Module:
+    """The layer, or layers, that make logits of features. Raises StageError where they are not called as usual."""
+    found = getattr(model, "classifier", None)
+    if not isinstance(found, nn.Module):
+        raise StageError(f"{type(model).__name__} has no `classifier`, so that only train.tune: full can train it")
+    return found
+
+
+class NormalisedLinear(nn.Linear):
+    """A linear layer on features of length 1: the direction alone decides."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """float (..., in_features) -> (..., out_features)."""
+        return super().forward(functional.normalize(features, dim=-1))
+
+
+def normalise_features(model: PreTrainedModel) -> None:
+    """Make the head look at L2-normalised features, in place; noted in the config, so that `load` does it again.
+
+    Raises:
+        StageError: if the head is not one linear layer.
+    """
+    linear = head(model)
+    if not isinstance(linear, nn.Linear):
+        raise StageError(f"train.tune: layernorm needs a head of one linear layer, and that of {type(model).__name__} is {linear}")
+    normalised = NormalisedLinear(linear.in_features, linear.out_features, linear.bias is not None)
+    normalised.load_state_dict(linear.state_dict())
+    model.set_submodule("classifier", normalised)
+    model.config.normalised_features = True
+
+
+def _adapted(model: PreTrainedModel) -> PreTrainedModel:
+    """The network with what transformers does not build by itself, in place."""
+    if model.config.model_type == "efficientnet":
+        # Its own average is over a window of a thousand pixels and more, cut to the map: OpenVINO makes no graph of that.
+        kind = nn.AdaptiveAvgPool2d if model.config.pooling_type == "mean" else nn.AdaptiveMaxPool2d
+        model.set_submodule("efficientnet.pooler", kind(1))
+    if getattr(model.config, "normalised_features", False):
+        normalise_features(model)
+    return model
+
+
+def _resize(processor: Any, side: int) -> None:
+    """Make a processor give squares of another side, in place."""
+    for name in ("size", "crop_size"):
+        if before := getattr(processor, name, None):
+            setattr(processor, name, dict.fromkeys(dict(before), side))
+
+
+def _side(config: Any) -> int:
+    """The side of the input in pixels; 224 where a config says nothing, as that of a network for any size does."""
+    side = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", None) or 224
+    return side if isinstance(side, int) else side[0]

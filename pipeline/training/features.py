@@ -1,0 +1,91 @@
+"""A head alone: with a frozen backbone and pictures that stay as they are, what the head sees is computed once."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from pipeline.network import model
+from pipeline.params_train import Augment, Train
+from pipeline.preprocess import Preprocess
+from pipeline.staging import make_once
+from pipeline.training.dataset import CACHE, Pairs, Singles, cache_key
+
+BATCH = 64
+
+
+def are_fixed(recipe: Train, augment: Augment) -> bool:
+    """Whether every epoch shows the head the same features."""
+    return recipe.tune == "head" and augment.off and not recipe.forge and not recipe.adversarial
+
+
+class Head(nn.Module):
+    """The head of a network, which it shares its weights with, on features in place of pictures."""
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        super().__init__()
+        self.classifier = model.head(network)
+
+    def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
+        """float (n, d) -> logits (n, 2)."""
+        return ImageClassifierOutput(logits=self.classifier(pixel_values))
+
+
+class FeaturePairs(Pairs):
+    """Pairs of features."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """pixel_values float32 (2, d), which are features, and labels int64 (2,)."""
+        pair = self.images[list(self.choose(index, self.draw(index)))]
+        return {"pixel_values": torch.from_numpy(pair), "labels": torch.tensor([0, 1])}
+
+
+class FeatureSingles(Singles):
+    """Features for validation."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """pixel_values float32 (1, d), which are features, and labels int64 (1,)."""
+        return {"pixel_values": torch.from_numpy(self.images[[index]]), "labels": torch.tensor([self.labels[index]])}
+
+
+def features(network: PreTrainedModel, table: pd.DataFrame, images: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """What the head of the network is given for each image, float32 (n, d), read-only; kept in var/cache.
+
+    Args:
+        table: the images' rows, which name the cache together with the network's weights.
+        images: uint8 (n, size, size, 3), in the table's order.
+    """
+    digest = hashlib.sha256()
+    for name, weight in network.state_dict().items():
+        if not name.startswith("classifier."):
+            digest.update(weight.cpu().numpy().tobytes())
+    path = CACHE / f"{cache_key(table, preprocess)}-{digest.hexdigest()[:24]}.features.npy"
+
+    def compute(part: Path) -> None:
+        with part.open("wb") as file:
+            np.save(file, _computed(network, images, preprocess))
+
+    make_once(path, compute)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _computed(network: PreTrainedModel, images: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    nn.Module.to(network, device)
+    network.eval()
+    found: list[np.ndarray] = []
+    hook = model.head(network).register_forward_pre_hook(lambda _, given: found.append(given[0].float().cpu().numpy()))
+    try:
+        with torch.inference_mode():
+            for start in tqdm(range(0, len(images), BATCH), desc="features", unit="batch"):
+                network(pixel_values=torch.from_numpy(preprocess.normalise(images[start : start + BATCH])).to(device))
+    finally:
+        hook.remove()
+    return np.concatenate(found)
