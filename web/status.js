@@ -4,6 +4,7 @@ import { call, request } from "./api.js";
 import { Problem, date, describe, say, speak, text } from "./i18n.js";
 
 const SECONDS = 10;
+const DAY = 24 * 3600 * 1000;
 const QUANTILES = [0.5, 0.9, 0.99];
 const $ = (id) => document.getElementById(id);
 const EXPECTED = ["no_model", "no_report"];  // which say something of the service
@@ -72,7 +73,7 @@ function show() {
   $("model-version").textContent = model ? text(model.version === "starter" ? "starterChip" : "modelChip", { version: model.version }) : text("error_no_model");
   say("trouble", model ? model.trouble ?? text("statusWell") : [problem.message, problem.hint].filter(Boolean).join(". "));
   list("model-facts", model ? [[text("made"), date(model.created, true)], [text("statusRuntime"), model.runtime],
-    [text("statusFaces"), text(model.face_detector ? "statusFacesOn" : "statusFacesOff")]] : []);
+    [text("statusFaces"), text(model.face_detector ? "statusFacesOn" : "statusFacesOff")], ...challenger(model)] : []);
 
   const verdicts = sums("unmask_predictions_total", (labels) => labels.verdict);
   const all = [...verdicts.values()].reduce((sum, value) => sum + value, 0);
@@ -105,9 +106,20 @@ function show() {
   showDrift();
 }
 
+/** A row about the version that is tried out beside the champion, where there is one. */
+function challenger({ challenger: found }) {
+  if (!found) return [];
+  const { version, mode, share, ended, trouble } = found;
+  const key = trouble ? "statusTrialTrouble" : ended ? "statusTrialEnded" : version === null ? "statusTrialNone" : mode === "canary" ? "statusCanary" : "statusShadow";
+  return [[text("statusTrial"), text(key, { version, share: `${share * 100}%`, why: trouble ?? ended })]];
+}
+
 function showDrift() {
-  const { drift, driftFailed } = known;
-  $("drift-tile").classList.toggle("old", Boolean(driftFailed));
+  const { model, drift, driftFailed, seen } = known;
+  const days = drift ? Math.floor((seen - new Date(drift.checked)) / DAY) : 0;
+  const stale = !drift ? "" : model && String(drift.version) !== model.version ? text("statusDriftOther") : days > 0 ? text("statusDriftOld", { days }) : "";
+  $("drift-tile").classList.toggle("old", Boolean(driftFailed || stale));
+  say("drift-stale", stale);
   $("drift").className = drift?.drift ? "verdict-text fake" : "";
   if (drift) {
     const { window, version, p_value, checked } = drift;

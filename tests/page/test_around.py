@@ -3,8 +3,9 @@
 import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
@@ -170,6 +171,26 @@ def test_a_drift_report_that_cannot_be_had_leaves_the_other_figures(page: Page, 
     expect(page.locator("#failed")).to_be_hidden()
     page.get_by_role("button", name="中文").click()
     expect(page.get_by_text("无法显示最近一次检查的结果。")).to_be_visible()
+
+
+def test_the_status_page_names_the_challenger_and_a_check_that_says_nothing_of_today(page: Page, promoted: str):
+    served = page.request.get(f"{promoted}/model").json()
+    trial = {"version": "7", "mode": "canary", "share": 0.1, "ended": None, "trouble": None}
+    check = {"version": served["version"], "drift": False, "p_value": 0.4, "alpha": 0.01, "window": 500}
+    checked = datetime.now(UTC) - timedelta(days=3, hours=1)
+
+    def look(challenger: dict[str, Any], version: str) -> None:
+        page.route("**/model", lambda route: route.fulfill(json=served | {"challenger": trial | challenger}))
+        page.route("**/drift", lambda route: route.fulfill(json=check | {"version": version, "checked": checked.isoformat()}))
+        page.goto(f"{promoted}/status")
+
+    look({}, served["version"])
+    expect(page.get_by_text("version 7 answers 10% of the pictures")).to_be_visible()
+    expect(page.get_by_text("This check is 3 d old.")).to_be_visible()
+    expect(page.get_by_role("region", name="Last drift check")).to_have_css("border-style", "dashed")
+    look({"ended": "it called too many pictures fake"}, "999")
+    expect(page.get_by_text("its canary was ended: it called too many pictures fake")).to_be_visible()
+    expect(page.get_by_text("This check is of another version than the one that is served now.")).to_be_visible()
 
 
 def test_a_map_of_evidence_is_called_one_and_may_be_empty(guarded: str, browser: Browser):
