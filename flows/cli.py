@@ -88,7 +88,7 @@ def show(found: dict[str, Any]) -> str:
     if last:
         rows["last promotion"] = f"{last['time']}, version {last['version']} (before: {last['previous'] or 'none'}), by {last['by']}"
     if found["unfinished_restore"]:
-        what = "was cut off, or is at work; folders of this kind, here and in or beside the parts of the state, hold what was here before"
+        what = "interrupted or still running; such folders, here and in or beside the parts of the state, hold the previous state"
         rows["restore"] = f"{', '.join(found['unfinished_restore'])}: {what}"
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

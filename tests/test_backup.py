@@ -184,7 +184,7 @@ def test_what_killed_backups_and_restores_left_goes_or_is_told(project: Path, tm
     assert "restore" not in capsys.readouterr().out
     (project / ".restore-killed").mkdir()
     cli.main(["status"])
-    assert f"{project}/.restore-killed: was cut off" in capsys.readouterr().out
+    assert f"{project}/.restore-killed: interrupted or still running" in capsys.readouterr().out
 
 
 def test_a_project_moves_to_another_folder(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
