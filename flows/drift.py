@@ -107,12 +107,13 @@ def fetch_package(version: Version) -> Package:
     if not version.digest:
         raise StageError(f"version {version.number} of {registry.MODEL} has no tag `{registry.DIGEST}`: register it with the flow `train`")
     folder = var_folder() / "drift" / version.digest[:16]
-    try:
-        return package.verify(folder)
-    except PackageError:
-        for old in folder.parent.glob("*/"):
-            shutil.rmtree(old)
-        return package.verify(registry.download(version, folder))
+    with workspace_lock("drift-package", lambda _: None):  # another flow would delete what is half downloaded
+        try:
+            return package.verify(folder)
+        except PackageError:
+            for old in folder.parent.glob("*/"):
+                shutil.rmtree(old)
+            return package.verify(registry.download(version, folder))
 
 
 def check(known: list[pd.DataFrame], window: pd.DataFrame, settings: Drift) -> tuple[pd.DataFrame, dict[str, Any]]:
