@@ -5,7 +5,7 @@ import { storage } from "./storage.js";
 
 const KEY = "unmask-key";
 const SENDABLE = /^[\x21-\x7e]+$/;  // a header with anything else in it makes fetch throw
-const PROXY = { 413: "too_large", 429: "too_many_requests" };  // what one answers without an error of ours, before it asks the service
+const PROXY = { 401: "login", 413: "too_large", 429: "too_many_requests" };  // what one answers without an error of ours, before it asks the service
 const FORM = `
   <h2 data-i18n="keyTitle"></h2>
   <p data-i18n="keyText"></p>
@@ -35,7 +35,8 @@ export async function request(path, options = {}) {
     const { error } = await response.json().catch(() => ({}));
     // And from 502 on for a service that does not answer, or not in time.
     const code = error?.code ?? PROXY[response.status] ?? (response.status > 501 ? "gateway" : "other");
-    if (response.status !== 401) throw new Problem(code, error?.message, error?.hint, Number(response.headers.get("Retry-After")));
+    const locked = response.status === 401 && response.headers.get("WWW-Authenticate") === "Bearer";  // whose body may be the card's page
+    if (!locked) throw new Problem(code, error?.message, error?.hint, Number(response.headers.get("Retry-After")));
     // Another request may have asked for the key meanwhile.
     if (session.getItem(KEY) === key) await (asking ??= ask(key !== null));
   }

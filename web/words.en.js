@@ -117,6 +117,8 @@ export default {
   hint_network: "Check that it is running, then try again.",
   error_gateway: "The service, or something before it, did not answer.",
   hint_gateway: "It may be starting, or have taken longer than a proxy waits. Try again in a moment.",
+  error_login: "Something before the service asks for a login.",
+  hint_login: "Reload the page and log in.",
   error_unsent: "The picture did not reach the service.",
   hint_unsent: "Is it a folder, was it moved or changed, or did the connection break? Choose it again, or try again.",
   error_busy: "The service is busy.",

@@ -116,6 +116,8 @@ export default {
   hint_network: "请确认服务正在运行，然后重试。",
   error_gateway: "服务或其前面的代理没有给出答复。",
   hint_gateway: "服务可能正在启动，或处理时间超过了代理的等待时间。请稍后再试。",
+  error_login: "服务前面的代理要求登录。",
+  hint_login: "请重新加载本页并登录。",
   error_unsent: "图片未能上传到服务。",
   hint_unsent: "它是文件夹吗？是否被移动或修改过？连接是否中断？请重新选择图片或重试。",
   error_busy: "服务正忙。",

@@ -1,6 +1,6 @@
 """The key that a service may want, and where the browser keeps it."""
 
-from playwright.sync_api import Browser, Route, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.page.use import KEY, choose, needs_chromium, picture
 
@@ -52,6 +52,13 @@ def test_a_proxy_may_have_a_password_of_its_own(guarded: str, browser: Browser):
     page.get_by_role("button", name="Use this key").click()
     expect(page.locator("#model")).to_be_visible(timeout=20_000)
     page.close()
+
+
+def test_a_login_that_a_proxy_asks_for_is_not_taken_for_the_services_key(page: Page):
+    page.route("**/predict", lambda route: route.fulfill(status=401, content_type="text/html", body="<h1>Sign in</h1>"))
+    choose(page, "me.png", picture())
+    expect(page.get_by_role("heading", name="Something before the service asks for a login.")).to_be_visible(timeout=20_000)
+    expect(page.get_by_label("API key")).to_be_hidden()
 
 
 def test_a_browser_that_keeps_nothing_is_no_obstacle(guarded: str, browser: Browser):
