@@ -1,1 +1,1 @@
-"""What the stage `train` is made of: data set, augmentation, which weights move, and the Trainer."""
+"""Building blocks of the stage `train`: data set, augmentation, which weights are trained, and the Trainer."""

@@ -1,4 +1,4 @@
-"""Attacked pictures to train on (Madry et al., ICLR 2018)."""
+"""Adversarial examples for training (Madry et al., ICLR 2018)."""
 
 import torch
 from torch import nn
@@ -9,19 +9,19 @@ from pipeline.preprocess import Preprocess
 
 
 def attacked(network: nn.Module, values: torch.Tensor, labels: torch.Tensor, settings: Adversarial, preprocess: Preprocess) -> torch.Tensor:
-    """The pictures within reach that the network is most wrong about, as far as projected gradient descent finds them.
+    """Perturb images by projected gradient descent (PGD), so that the network is as wrong about them as possible.
 
     Args:
-        network: in training mode, in which it is left; it is attacked as it answers, in evaluation mode.
-        values: normalised pictures, float (n, 3, size, size).
+        network: in training mode, and left in it; during the attack it is in evaluation mode.
+        values: normalised images, float (n, 3, size, size).
         labels: int (n,).
         settings: `eps` is in pixel values out of 255.
-        preprocess: of the network: how far a pixel may go is counted before normalising.
+        preprocess: the network's; `eps` bounds pixel values before normalisation.
     """
     mean, std = (values.new_tensor(of).view(1, 3, 1, 1) for of in preprocess.channels)
     reach = settings.eps / 255 / std
     low, high = torch.maximum(values - reach, -mean / std), torch.minimum(values + reach, (1 - mean) / std)
-    # The last step has to be able to come from one edge to the other; 2.5 / steps is what Madry et al. take.
+    # The step size of Madry et al., 2.5 * eps / steps, lets the steps together cross the whole range; never more than eps at once.
     stride = reach * min(1.0, 2.5 / settings.steps)
     network.eval()
     attack = values + reach * (2 * torch.rand_like(values) - 1)

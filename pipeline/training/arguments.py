@@ -1,4 +1,4 @@
-"""A recipe in the words of transformers' Trainer, on the machine at hand."""
+"""Translates the recipe into TrainingArguments of transformers, for the machine at hand."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pipeline.params_train import Train
 
 
 def bf16_is_native() -> bool:
-    """Whether the processor that training will run on multiplies bfloat16 in hardware."""
+    """Whether the device that training will run on supports bfloat16 in hardware."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     cpuinfo = Path("/proc/cpuinfo")
@@ -19,17 +19,17 @@ def bf16_is_native() -> bool:
 
 
 def arguments(recipe: Train, folder: Path, rate: float, examples: int, processes: int) -> TrainingArguments:
-    """What Trainer is told.
+    """The arguments for Trainer.
 
     Args:
-        recipe: of params.yaml.
-        folder: of the checkpoints.
+        recipe: section `train` of params.yaml.
+        folder: for the checkpoints.
         rate: learning rate.
-        examples: pairs of an epoch.
-        processes: that share each batch.
+        examples: pairs per epoch.
+        processes: number of processes that share each batch.
 
     Raises:
-        StageError: if they cannot share it evenly.
+        StageError: if the pairs of a batch cannot be shared evenly.
     """
     pairs = recipe.batch_size // 2
     if pairs % processes:
@@ -50,7 +50,7 @@ def arguments(recipe: Train, folder: Path, rate: float, examples: int, processes
         use_cpu=not on_gpu,
         dataloader_num_workers=workers,
         dataloader_persistent_workers=workers > 0,
-        # By steps and not by epoch: an epoch's figures are then noted before its last checkpoint is written, and no kill can lose them.
+        # By steps, not by epoch: an epoch's metrics are then recorded before its last checkpoint is written, so that no kill can lose them.
         eval_strategy="steps",
         eval_steps=steps,
         logging_strategy="steps",
@@ -65,12 +65,12 @@ def arguments(recipe: Train, folder: Path, rate: float, examples: int, processes
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=on_gpu,
-        # Neither the copy of a batch nor a look at its loss may make the processor wait for the GPU: it has the next kernels to launch.
+        # Neither copying a batch nor checking its loss may make the CPU wait for the GPU: it has the next kernels to launch.
         accelerator_config={"non_blocking": on_gpu},
         logging_nan_inf_filter=False,
     )
 
 
 def _workers(on_gpu: bool, processes: int) -> int:
-    """How many prepare batches in each process. On a processor they would take the cores that the network computes on."""
+    """Data loader workers per process. Without a GPU there are none: they would take the cores that the network computes on."""
     return max(1, cores() // processes - 2) if on_gpu else 0

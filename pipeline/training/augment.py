@@ -1,4 +1,4 @@
-"""Random changes of training images. The same draw goes over every picture of a pair, so that only the forgery differs."""
+"""Random augmentation of training images, the same for both images of a pair, so that only the forgery differs."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -12,16 +12,16 @@ from pipeline.params_train import Augment
 
 Change = Callable[[np.ndarray], np.ndarray]
 Maker = Callable[[float, np.random.Generator], Change]
-"""(strength, random) -> the change."""
+"""(strength, rng) -> the change."""
 
 
 def augment(pictures: Sequence[np.ndarray], settings: Augment, rng: np.random.Generator) -> list[np.ndarray]:
-    """Change all pictures alike.
+    """Apply the same random changes to all pictures.
 
     Args:
         pictures: uint8 arrays of one shape (side, side, 3).
-        settings: which changes, how often and how strong. One that is off draws nothing.
-        rng: every draw comes from here, one for all pictures.
+        settings: which changes, how often and how strong. Those that are off by default draw nothing while they are off.
+        rng: source of all draws; each draw applies to all pictures.
 
     Returns:
         uint8 arrays of the same shape.
@@ -90,11 +90,11 @@ def _colour(settings: Augment, rng: np.random.Generator) -> Change:
 
 
 def _photometry(settings: Augment, rng: np.random.Generator) -> Change:
-    """Hue, saturation and value by factors, and a power curve."""
+    """A shift of hue, factors on saturation and value, and a gamma curve."""
     hue, saturation, value, gamma = rng.uniform(-1, 1, 4) * (settings.hue, settings.saturation, settings.value, settings.gamma)
     levels = np.arange(256, dtype=np.float32)
     bright = 255 * np.clip(levels / 255 * (1 + value), 0, 1) ** (1 + gamma)
-    # OpenCV keeps a hue in half degrees, 0..179.
+    # OpenCV stores hue in half degrees, 0..179.
     table = np.stack([(levels + hue / 2) % 180, np.clip(levels * (1 + saturation), 0, 255), bright], axis=-1)
     table = np.rint(table).astype(np.uint8)[None]
     table[..., 0] %= 180
@@ -136,7 +136,7 @@ def _noise(sigma: float, rng: np.random.Generator) -> Change:
 
 
 def jpeg(quality: float, rng: np.random.Generator) -> Change:
-    """Stored as JPEG: half the time by libjpeg through Pillow, half through OpenCV, which subsample colour differently.
+    """Save as JPEG, half the time with Pillow and half with OpenCV, which give the same pixels in the versions of requirements.lock.
 
     Args:
         quality: 1..100.
@@ -164,7 +164,7 @@ def _with_opencv(picture: np.ndarray, suffix: str, setting: int, quality: float)
 
 
 def _thumbnail(qualities: tuple[int, int], factor: float, rng: np.random.Generator) -> Change:
-    """A small copy, stored as such copies are, and shown large again."""
+    """A thumbnail: scaled down, saved as JPEG and enlarged again."""
     store, up = jpeg(rng.uniform(*qualities), rng), int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
 
     def change(picture: np.ndarray) -> np.ndarray:
@@ -176,7 +176,7 @@ def _thumbnail(qualities: tuple[int, int], factor: float, rng: np.random.Generat
 
 
 def _cutout(bounds: tuple[float, float], side: int, level: float, rng: np.random.Generator) -> Change:
-    """A rectangle of one gray (DeVries and Taylor, 2017)."""
+    """A rectangle in one shade of gray (DeVries and Taylor, 2017)."""
     size = np.maximum(1, np.rint(side * rng.uniform(*bounds, 2))).astype(int)
     (top, left), (height, width) = rng.integers(0, side - size + 1), size
 
@@ -189,7 +189,7 @@ def _cutout(bounds: tuple[float, float], side: int, level: float, rng: np.random
 
 
 def _frequency_mask(side: int, share: float, rng: np.random.Generator) -> Change:
-    """A share of the picture's frequencies set to 0, anywhere but in the mean."""
+    """Set a random share of the frequencies to 0, but never the mean."""
     kept = rng.random((side, side // 2 + 1), np.float32) >= share
     kept[0, 0] = True
 

@@ -25,16 +25,16 @@ from pipeline.training.augment import augment, jpeg
 
 CACHE = Path("var/cache")
 TRIES = 3
-"""Attempts at a forgery that changes something, before the fake of the data set is taken."""
+"""Attempts at a forgery that changes anything; if all fail, the fake of the data set is used."""
 SHEET_PAIRS = 6
 STORED = (60, 95)
-"""JPEG qualities of a pair whose fake was forged on the spot."""
+"""Range of JPEG qualities for pairs whose fake is forged on the fly."""
 
 
 def pixels(table: pd.DataFrame, preprocess: Preprocess) -> np.ndarray:
     """All images of a table, read-only and memory-mapped: uint8 (n, size, size, 3), in the table's order.
 
-    They are decoded once for each list of images and each setting and version of the preprocessing, and kept in var/cache.
+    They are decoded once per list of images and per settings and code of the preprocessing, and kept in var/cache.
     """
     path = CACHE / f"{cache_key(table, preprocess)}.npy"
 
@@ -52,15 +52,15 @@ def pixels(table: pd.DataFrame, preprocess: Preprocess) -> np.ndarray:
 
 
 def cache_key(table: pd.DataFrame, preprocess: Preprocess) -> str:
-    """What names in var/cache begin with: 24 hex digits for a list of images, and for settings and code of their preprocessing."""
+    """Prefix of names in var/cache: 24 hex digits that depend on the list of images and on settings and code of the preprocessing."""
     made = fingerprint(preprocess, "images.py", "preprocess.py")
     return hashlib.sha256((made + "".join(table["image_id"])).encode()).hexdigest()[:24]
 
 
 def keep_cached(tables: Iterable[pd.DataFrame], preprocess: Preprocess) -> None:
-    """Remove from var/cache what is of other lists than these: each version of the data leaves all of its pictures there once more.
+    """Remove other lists of images from var/cache: each version of the data leaves another copy of all its images there.
 
-    A process that reads them has them until it ends.
+    A process that has them open can read them until it ends.
     """
     kept = {cache_key(table, preprocess) for table in tables}
     for path in CACHE.glob("*.npy"):
@@ -69,13 +69,13 @@ def keep_cached(tables: Iterable[pd.DataFrame], preprocess: Preprocess) -> None:
 
 
 def rehearsed(table: pd.DataFrame, shares: Mapping[str, float]) -> pd.DataFrame:
-    """The training images that are shown: of each source its share, whole groups, by lots that follow from the groups' names.
+    """The training images to use: a share of each source, in whole groups, selected by a hash of the group's name.
 
-    A group keeps its lot whatever else is there: a smaller share is a part of a larger one, and new images move none of the old.
+    So a smaller share is a subset of a larger one, and new groups do not change which old ones are used.
 
     Args:
         table: the training part.
-        shares: name of a source -> share of its groups; of a source that is not named all are shown.
+        shares: name of a source -> share of its groups; sources not named are used in full.
 
     Raises:
         StageError: if no real or no fake is left.
@@ -91,13 +91,13 @@ def rehearsed(table: pd.DataFrame, shares: Mapping[str, float]) -> pd.DataFrame:
 class Pairs(Dataset):
     """Training examples: a real and a fake, changed by the same augmentation.
 
-    An epoch shows every image of the larger class once. The partner comes from the same group where the group has one (with `pairing`),
-    otherwise it is any image of the other class, so that batches are balanced whatever the data set. It is drawn at random among those
-    that fit. Images of the smaller class that fit none, most often because their group has no image of the larger one, follow with
-    examples of their own. With `forging`, a share of the fakes is forged from the pair's real on the spot, other ones in each epoch.
+    An epoch shows every image of the larger class once, each with a random partner from the other class, so that batches are always
+    balanced. With `pairing`, the partner comes from the same group if the group has one. Images of the smaller class that can then be
+    nobody's partner, usually because their group has no image of the larger class, get examples of their own at the end. With `forging`,
+    a share of the fakes is forged from the pair's real on the fly, anew in each epoch.
 
-    All draws follow from the seed, the epoch and the index, so that it does not matter which process makes an example, and a training
-    that was killed sees what it would have seen.
+    All draws depend only on seed, epoch and index: it does not matter which process makes an example, and a resumed training sees the
+    same examples as one that was never interrupted.
     """
 
     def __init__(
@@ -110,13 +110,13 @@ class Pairs(Dataset):
         forging: Forging | None = None,
     ) -> None:
         self.images, self.settings, self.seed, self.forging = images, settings, seed, forging
-        # Shared with the processes that prepare batches: they live through all epochs.
+        # In shared memory, because data loader workers live through all epochs.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self.labels = table["label"].map(LABEL2ID).to_numpy()
         self.of_class = [np.flatnonzero(self.labels == label) for label in (0, 1)]
         self.groups = table["group"].to_numpy()
         self.partners = [pd.Series(found).groupby(self.groups[found]).agg(list).to_dict() if pairing else {} for found in self.of_class]
-        # A fake that was made from one real of its group differs from it in the forgery alone: the file names tell which.
+        # A fake differs only in the forgery from the real that it was made from: in a group, equal file names show which one that is.
         self.stems = [Path(path).stem for path in table["path"]]
         larger = int(len(self.of_class[1]) > len(self.of_class[0]))
         self.firsts = self.of_class[larger]
@@ -130,7 +130,7 @@ class Pairs(Dataset):
 
     @property
     def epoch(self) -> int:
-        """What the draws depend on, beside seed and index."""
+        """Number of the epoch, on which all draws depend."""
         return int(self._epoch)
 
     @epoch.setter
@@ -140,7 +140,7 @@ class Pairs(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """pixel_values uint8 (2, size, size, 3) and labels int64 (2,): first the real, then the fake.
 
-        Bytes, which the trainer normalises on its own device: from the processes that prepare batches they travel in a quarter of the time.
+        Bytes, not floats: workers send them in a quarter of the time, and the trainer normalises them on its own device.
         """
         rng = self.draw(index)
         real, fake = self.choose(index, rng)
@@ -149,31 +149,31 @@ class Pairs(Dataset):
         return {"pixel_values": torch.from_numpy(np.stack(shown)), "labels": torch.tensor([0, 1])}
 
     def draw(self, index: int) -> np.random.Generator:
-        """The source of an example's draws in this epoch."""
+        """Random generator of an example in this epoch."""
         return np.random.default_rng([self.seed, self.epoch, index])
 
     def choose(self, index: int, rng: np.random.Generator) -> tuple[int, int]:
-        """Which images make up an example: the real, the fake."""
+        """Indices of the real and the fake of an example."""
         first = int(self.firsts[index])
         label = self.labels[first]
         second = int(rng.choice(self._candidates(first) or self.of_class[1 - label]))
         return (first, second) if label == 0 else (second, first)
 
     def _candidates(self, first: int) -> list[int]:
-        """The partners that an image may have in its own group: those of its name, if there are any."""
+        """Possible partners in the image's own group: if fewer than 50, only those with its file name, if any."""
         found = self.partners[1 - self.labels[first]].get(self.groups[first], [])
         same = [candidate for candidate in found if self.stems[candidate] == self.stems[first]] if len(found) < 50 else []
         return same or found
 
     def forge(self, index: int, real: int) -> list[np.ndarray] | None:
-        """The real of this example and a fake made of it, each uint8 (size, size, 3); None for those that keep the fake of the data set.
+        """The example's real and a fake forged from it, each uint8 (size, size, 3); None for examples that keep the fake of the data set.
 
-        Half of the reals are changed themselves before they are forged (Shiohara and Yamasaki 2022 change the one or the other): another
-        colour or sharpness alone makes no fake. Both are stored as JPEG alike: in a fake that is not, the blocks of its real end where the
-        forgery begins, which no forgery in the world shows.
+        Half of the reals first get another colour and sharpness themselves (Shiohara and Yamasaki 2022 change either source or target), so
+        that such a change alone does not make a fake. Both images are then saved as JPEG alike: otherwise the JPEG blocks of the real would
+        end where the forgery begins, which no forgery in the wild shows.
         """
         assert self.forging is not None
-        # A generator of its own: the other draws of an example are then the same with and without forging.
+        # A separate generator, so that the other draws of an example are the same with and without forging.
         rng = np.random.default_rng([self.seed, self.epoch, index, 1])
         if rng.random() >= self.forging.share:
             return None
@@ -191,7 +191,7 @@ class Pairs(Dataset):
 
 
 class Singles(Dataset):
-    """Images as they are, for validation."""
+    """Single images without augmentation, for validation."""
 
     def __init__(self, table: pd.DataFrame, images: np.ndarray) -> None:
         self.images = images
@@ -211,7 +211,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def sheet(pairs: Pairs, path: Path) -> None:
-    """Write a picture of augmented pairs, real above fake, for a person to look at."""
+    """Write a contact sheet of augmented pairs, real above fake, for visual inspection."""
     shown = np.linspace(0, len(pairs) - 1, SHEET_PAIRS).astype(int).tolist()
     columns = [np.concatenate(list(pairs[index]["pixel_values"].numpy())) for index in shown]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A head alone: with a frozen backbone and pictures that stay as they are, what the head sees is computed once."""
+"""Training the head alone: with a frozen backbone and no augmentation, its input features are computed only once."""
 
 import hashlib
 from pathlib import Path
@@ -27,7 +27,7 @@ def are_fixed(recipe: Train, augment: Augment) -> bool:
 
 
 class Head(nn.Module):
-    """The head of a network, which it shares its weights with, on features in place of pictures."""
+    """The head of a network, sharing its weights, as a model that takes features instead of images."""
 
     def __init__(self, network: PreTrainedModel) -> None:
         super().__init__()
@@ -39,27 +39,27 @@ class Head(nn.Module):
 
 
 class FeaturePairs(Pairs):
-    """Pairs of features."""
+    """Like Pairs, with features in place of images."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """pixel_values float32 (2, d), which are features, and labels int64 (2,)."""
+        """Features as pixel_values, float32 (2, d), and labels int64 (2,)."""
         pair = self.images[list(self.choose(index, self.draw(index)))]
         return {"pixel_values": torch.from_numpy(pair), "labels": torch.tensor([0, 1])}
 
 
 class FeatureSingles(Singles):
-    """Features for validation."""
+    """Like Singles, with features in place of images."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """pixel_values float32 (1, d), which are features, and labels int64 (1,)."""
+        """Features as pixel_values, float32 (1, d), and labels int64 (1,)."""
         return {"pixel_values": torch.from_numpy(self.images[[index]]), "labels": torch.tensor([self.labels[index]])}
 
 
 def features(network: PreTrainedModel, table: pd.DataFrame, images: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """What the head of the network is given for each image, float32 (n, d), read-only; kept in var/cache.
+    """Input of the network's head for each image, float32 (n, d), read-only; cached in var/cache.
 
     Args:
-        table: the images' rows, which name the cache together with the network's weights.
+        table: rows of the images; with the preprocessing and the backbone's weights they name the cache file.
         images: uint8 (n, size, size, 3), in the table's order.
     """
     digest = hashlib.sha256()

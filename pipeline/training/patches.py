@@ -1,4 +1,4 @@
-"""Training on a part of each picture's patches: half of the work, and a vision transformer that does not rest on one spot."""
+"""Training on a random part of each image's patches: half of them take half the work, and a ViT cannot rely on one spot."""
 
 import logging
 import math
@@ -9,19 +9,19 @@ from torch import nn
 from transformers import PreTrainedModel
 
 WHOLE_ATTENTION = ("deit", "dinov2", "dinov2_with_registers", "stem_vit", "vit")
-"""Model types whose layers look at all patches alike, whatever their number."""
+"""Model types with global attention, which work with any number of patches."""
 log = logging.getLogger(__name__)
 
 
 def leave_out(network: PreTrainedModel, share: float) -> None:
-    """While the network trains, each batch goes on behind the embeddings with a random part of its patches.
+    """In training mode, drop a random part of the patches of each batch after the embeddings.
 
-    PatchDropout (Liu et al., WACV 2023). Position and class tokens are kept, and all pictures of a batch lose the same patches: what
-    differs in a pair stays the forgery. Networks of another build train on all patches, and the log says so.
+    PatchDropout (Liu et al., WACV 2023). Patches keep their positions, class tokens stay, and all images of a batch lose the same
+    patches, so that the images of a pair still differ only in the forgery. Other architectures train on all patches; the log says so.
 
     Args:
         network: changed in place.
-        share: of the patches, 0 up to but not including 1.
+        share: share of the patches to drop, from 0 up to but not including 1.
     """
     if not share:
         return

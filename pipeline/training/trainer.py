@@ -1,4 +1,4 @@
-"""transformers' Trainer with what this project adds: ranked pairs, attacked batches, averaged weights, figures that outlive a kill."""
+"""transformers' Trainer plus a ranking loss, adversarial training, averaged weights, and metrics that survive a kill."""
 
 import json
 import logging
@@ -26,39 +26,39 @@ log = logging.getLogger(__name__)
 
 
 class Average(TrainerCallback):
-    """Exponential moving average of the weights (Polyak and Juditsky, 1992), with a decay that rises to its value in the first steps.
+    """Exponential moving average of the weights (Polyak and Juditsky, 1992), whose decay rises to its final value over the first steps.
 
-    All weights take a step at once: torch's AveragedModel looks each of them up anew in every step, and waits for the GPU.
+    All weights are updated in one call: torch's AveragedModel looks up each of them in every step, and waits for the GPU.
     """
 
     def __init__(self, network: torch.nn.Module, decay: float, checkpoint: Path | None) -> None:
         self.network, self.decay, self.checkpoint = network, decay, checkpoint
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin, or go on: not before, as Trainer has moved the network to its device by now."""
+        """Start or resume the average: only now has Trainer moved the network to its device."""
         self.averaged = deepcopy(self.network).requires_grad_(False)
         if self.checkpoint:
             load_model(self.averaged, self.checkpoint / AVERAGED)
         self.pairs = list(zip(_values(self.averaged), _values(self.network), strict=True))
         self.averages, self.weights = map(list, zip(*(pair for pair in self.pairs if pair[0].is_floating_point()), strict=True))
-        # Counts of batches are whole numbers, which have no mean.
+        # Integer buffers, such as batch counts, are copied and not averaged.
         self.counts = [pair for pair in self.pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take a step towards the weights."""
+        """Move the average towards the current weights."""
         decay = min(self.decay, state.global_step / (9 + state.global_step))
         torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
         for averaged, value in self.counts:
             averaged.copy_(value)
 
     def save(self, folder: Path) -> None:
-        """Write the average beside the weights of a checkpoint."""
+        """Write the average next to the weights of a checkpoint."""
         save_model(self.averaged, str(folder / AVERAGED))
 
     @contextmanager
     def instead(self) -> Iterator[None]:
-        """The network has the averaged weights while this is open."""
+        """Context in which the network has the averaged weights."""
         self._swap()
         try:
             yield
@@ -75,7 +75,7 @@ def _values(network: torch.nn.Module) -> list[torch.Tensor]:
 
 
 class PairTrainer(Trainer):
-    """Trainer with a ranking term: in each pair the fake has to score above its real."""
+    """Trainer with a ranking loss: in each pair the fake has to score above its real."""
 
     def __init__(self, *args: Any, recipe: Train, preprocess: Preprocess, average: Average | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -84,7 +84,7 @@ class PairTrainer(Trainer):
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Cross entropy + rank_weight * softplus(-(s_fake - s_real)), s being the difference of an image's logits."""
+        """Cross entropy + rank_weight * softplus(-(s_fake - s_real)), where s is an image's logit of fake minus that of real."""
         values, recipe = inputs["pixel_values"], self.recipe
         if values.dtype == torch.uint8:
             values = self.preprocess.normalise_tensor(values)
@@ -102,16 +102,16 @@ class PairTrainer(Trainer):
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Judge the averaged weights where there are any."""
+        """Evaluate the averaged weights if there are any."""
         with self.average.instead() if self.average else nullcontext():
             return super().evaluate(*args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: nothing reads the number, and Trainer would walk over all weights in every step for it."""
+        """Not counted: nothing reads the number, and Trainer would iterate over all weights in every step."""
         return 0
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write the weights under the names they have in memory; `save_pretrained` writes a hub's, and leaves out what peft added."""
+        """Save the weights under their names in memory; `save_pretrained` would use the hub's names and leave out what peft added."""
         if not self.args.should_save:
             return
         assert isinstance(self.model, torch.nn.Module)
@@ -122,11 +122,11 @@ class PairTrainer(Trainer):
             self.average.save(folder)
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """The network has the checkpoint's weights already; see pipeline.train."""
+        """Do nothing: pipeline.train has already loaded the checkpoint's weights."""
 
 
 class History(TrainerCallback):
-    """Figures of each epoch, kept beside the checkpoints and logged while training goes on; and the best weights so far."""
+    """Metrics of each epoch, kept next to the checkpoints and logged during training; and the best weights so far."""
 
     def __init__(self, folder: Path, record: Record | None, pairs: Pairs) -> None:
         self.record, self.pairs = record, pairs
@@ -135,27 +135,27 @@ class History(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """How long training has taken up to now, with what it took before it was cut short."""
+        """Training time so far, including the time before an interruption."""
         return time.monotonic() - self.begun
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Go on counting the seconds from those of the checkpoint."""
+        """Resume counting from the seconds in the checkpoint."""
         self.begun = time.monotonic() - max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note the seconds in what the next checkpoint keeps."""
+        """Record the seconds in the log history, which the next checkpoint keeps."""
         state.log_history[-1]["seconds"] = self.seconds
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Augmentation depends on the epoch."""
+        """Tell the data set the epoch, on which its draws depend."""
         self.pairs.epoch = int((state.epoch or 0) + 1e-6)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Log the loss with each checkpoint: Trainer's running sum is not part of it, and a resumed training would begin a new one."""
+        """Log the loss at each checkpoint: it does not hold Trainer's running sum, and a resumed training starts a new one."""
         control.should_log |= state.global_step % args.save_steps == 0
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note the epoch; keep its weights if they are the best."""
+        """Record the epoch; keep its weights if they are the best so far."""
         metrics: dict[str, float] = kwargs["metrics"]
         losses = [entry for entry in state.log_history if "loss" in entry]
         epoch = round(state.epoch)
@@ -178,7 +178,7 @@ class History(TrainerCallback):
 
 
 def _mean_loss(losses: list[dict[str, float]], end: int, steps: int) -> float:
-    """The mean over the steps up to `end` of losses that are each a mean since the one before."""
+    """Mean loss of the last `steps` steps up to `end`; each entry is the mean since the one before. NaN if none was logged at `end`."""
     total, before = 0.0, float(end - steps)
     for entry in losses:
         if entry["step"] > before:
@@ -188,21 +188,21 @@ def _mean_loss(losses: list[dict[str, float]], end: int, steps: int) -> float:
 
 
 class Patience(EarlyStoppingCallback):
-    """Early stopping that a kill does not make forget how long it has waited. History keeps the best weights."""
+    """Early stopping whose counter survives a kill. History keeps the best weights."""
 
     def __init__(self, patience: int, history: History) -> None:
         super().__init__(patience)
         self.history = history
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count the epochs since the best one; a training that had ended does not go on."""
+        """Count the epochs since the best one; a training that had already stopped does not continue."""
         done = [row["val_auc"] for row in self.history.epochs if row["epoch"] <= (state.epoch or 0) + 1e-6]
         self.early_stopping_patience_counter = len(done) - 1 - done.index(max(done)) if done else 0
         control.should_training_stop |= self.early_stopping_patience_counter >= self.early_stopping_patience
 
 
 class Progress(ProgressCallback):
-    """The progress bar without the dictionaries that Trainer prints between: History says the same in words."""
+    """Progress bar without the dictionaries that Trainer prints: History logs the same as text."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Print nothing."""

@@ -1,4 +1,4 @@
-"""Which weights of a network move in a training: all, or the few that are said to keep what a pretrained backbone knows."""
+"""Which weights of a network are trained: all, or only a few, to preserve what a pretrained backbone knows."""
 
 import re
 from collections import defaultdict
@@ -12,17 +12,17 @@ from pipeline.network import model
 from pipeline.params_train import Train
 
 ATTENTION = re.compile(r"(?:^|\.)(?:q_proj|v_proj|query|value|projection_query|projection_value|qkv)$")
-"""How transformers calls the layers that make queries and values."""
+"""Names in transformers of the layers that compute queries and values."""
 
 
 def prepare(network: PreTrainedModel, recipe: Train) -> None:
-    """Freeze what shall not move and add what shall, in place.
+    """Freeze the weights that are not trained and add new ones if needed, in place.
 
-    `layernorm` is every norm layer with a head on L2-normalised features, after GenD (Yermakov et al., 2025); `lora` is Hu et al.
-    (ICLR 2022), added with peft.
+    `layernorm` trains every norm layer and a head on L2-normalised features, after GenD (Yermakov et al., 2025); `lora` adds low-rank
+    adapters (Hu et al., ICLR 2022) with peft. The head is always trained.
 
     Raises:
-        StageError: if the network has no head, no blocks, or no layers for LoRA where they are looked for.
+        StageError: if the head, the blocks or the layers for LoRA cannot be found in the network, or do not fit the recipe.
     """
     if recipe.tune == "full":
         return
@@ -41,19 +41,19 @@ def prepare(network: PreTrainedModel, recipe: Train) -> None:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalises what passes through it: LayerNorm, BatchNorm, GroupNorm and their like."""
+    """Whether a module is a normalisation layer: LayerNorm, BatchNorm, GroupNorm and the like."""
     return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
 
 
 def rest(network: nn.Module) -> None:
-    """Keep frozen batch norms from following the batches: their statistics are no weights and would move all the same."""
+    """Put frozen batch norms into evaluation mode: their running statistics are not weights and would still change."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None and not module.weight.requires_grad:
             module.eval()
 
 
 def merge(network: PreTrainedModel) -> None:
-    """Add what LoRA learned to the weights, in place: a plain transformers network is left."""
+    """Merge LoRA adapters into the weights, in place, which leaves a plain transformers network."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(network.named_modules()):
@@ -81,7 +81,7 @@ def _add_lora(network: PreTrainedModel, recipe: Train) -> None:
 
 
 def _behind(network: PreTrainedModel, number: int) -> list[nn.Parameter]:
-    """The weights of the last blocks and of all that follows them, in the order in which the network was put together."""
+    """The weights of the last blocks and of everything after them, in order of definition."""
     blocks = _blocks(network)
     if number > len(blocks):
         raise StageError(f"train.last_blocks = {number}: {type(network).__name__} has {len(blocks)} blocks")
@@ -92,7 +92,7 @@ def _behind(network: PreTrainedModel, number: int) -> list[nn.Parameter]:
 
 
 def _blocks(network: PreTrainedModel) -> list[nn.Module]:
-    """The elements of the network's lists that are of one kind and hold a third of its weights; of two such kinds, layers, not stages."""
+    """List elements of one type that holds a third of the weights or more; of several such types, the most numerous: layers, not stages."""
     kinds: dict[type, list[nn.Module]] = defaultdict(list)
     for module in network.modules():
         if isinstance(module, nn.ModuleList | nn.Sequential):
@@ -107,9 +107,9 @@ def _blocks(network: PreTrainedModel) -> list[nn.Module]:
 
 
 def learning_rate(recipe: Train, network: nn.Module) -> float:
-    """The rate of the settings; `auto` is 1100 / parameters within 1e-5..1e-3: what fits ViT-tiny (2e-4) and ViT-base (1.3e-5).
+    """The learning rate; `auto` is 1100 / parameters, clipped to 1e-5..1e-3: 2e-4 for ViT-tiny, 1.3e-5 for ViT-base.
 
-    Where few weights move they are moved faster: 3e-4 for norm layers (GenD) and LoRA, 1e-3 for a head alone.
+    It is higher if few weights are trained: 3e-4 for norm layers (GenD) and LoRA, 1e-3 for a head alone.
     """
     if recipe.lr != "auto":
         return recipe.lr
