@@ -1,1 +1,1 @@
-"""What the stage `evaluate` is made of: scores, calibration, figures with intervals, baselines, robustness, and its report."""
+"""Building blocks of the stage `evaluate`: scores, calibration, metrics with intervals, baselines, robustness, and the report."""

@@ -1,4 +1,4 @@
-"""What can be had without the detector: three cheap models, judged on the same test images as the model under judgement."""
+"""Three cheap baselines, evaluated on the same test images as the detector."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,20 +30,20 @@ JUDGED = ("auc", "ap", "balanced_accuracy", "brier")
 
 
 def baselines(subject: Subject, train: pd.DataFrame, test: pd.DataFrame, params: Params) -> dict[str, Any]:
-    """Fit the baselines on the training part and judge them on the test part; `baseline_images` of each are used.
+    """Fit the baselines on the training part and evaluate them on the test part, with up to `baseline_images` images of each.
 
     Args:
-        subject: the model under judgement.
+        subject: the model under evaluation.
         train: rows of the training part.
         test: rows of the test part with `probability_fake`.
 
     Returns:
-        baselines: `metadata` (gradient boosting on how the files are stored), `statistics` (on colour, noise and frequencies of the
-        pixels), `linear_probe` (logistic regression on embeddings of the network as it was before training), and beside them `detector`,
-        judged on the same images, because average precision and Brier score depend on the share of fakes among them: each with figures
-        and `of`, what it sees; and the number of images.
-        vs_baseline: `name` of the best baseline, and of the AUC the difference model - baseline with its interval, by a bootstrap in
-        which both are judged on the same draws.
+        baselines: `metadata` (gradient boosting on how the files are stored, and mean colour), `statistics` (the same on colour, noise and
+        frequencies of the pixels), `linear_probe` (logistic regression on embeddings of the network before training), and `detector` on the
+        same images, because average precision and Brier score depend on the share of fakes. Each has its metrics and `of`, its input.
+        Also the number of images: `n_train`, `n_test`.
+        vs_baseline: `name` of the best baseline, and `auc`, the AUC of the detector minus the baseline's, with its interval from a
+        bootstrap that evaluates both on the same draws.
     """
     settings = params.evaluate
     train, test = (sample(part, settings.baseline_images, settings.seed) for part in (train, test))
@@ -62,12 +62,12 @@ def baselines(subject: Subject, train: pd.DataFrame, test: pd.DataFrame, params:
 
 
 def cross_validated(subject: Subject, table: pd.DataFrame, settings: Evaluate) -> dict[str, Any] | str:
-    """The same models where there is no training part: each image is judged by models that were fitted on other groups of the table.
+    """The same baselines without a training part: each image is scored by models that were fitted on other groups of the table.
 
-    They have seen pictures of this table, which the model under judgement need not have: there is no `vs_baseline`.
+    They were fitted on images of this very table, which the detector may never have seen: there is no `vs_baseline`.
 
     Returns:
-        baselines, as above; or why there are none.
+        `baselines`, as above; or the reason why there are none.
     """
     table = sample(table, settings.baseline_images, settings.seed).reset_index(drop=True)
     truth, groups = labels(table), table["group"].to_numpy()
@@ -82,7 +82,7 @@ def cross_validated(subject: Subject, table: pd.DataFrame, settings: Evaluate) -
 
 
 def _scores(table: pd.DataFrame, embeddings: np.ndarray, folds: shortcut.Folds, seed: int) -> dict[str, np.ndarray]:
-    """Probabilities of fake, float (n,), by each model; 0 for images that no fold judges."""
+    """Each model's probabilities of fake, float (n,); 0 for images that no fold scores."""
     truth, metadata = labels(table), shortcut.features(table)
     scores = {name: np.zeros(len(table)) for name in ("metadata", "statistics", "linear_probe")}
     with threadpool_limits(1, user_api="openmp"):
@@ -105,7 +105,7 @@ def _judged(scores: dict[str, np.ndarray], table: pd.DataFrame, weights: np.ndar
 
 
 def _boosted(features: pd.DataFrame, truth: np.ndarray, fit: np.ndarray, rest: np.ndarray, seed: int) -> np.ndarray:
-    """Probabilities of fake for the positions `rest`, by a model that is fitted on the positions `fit`."""
+    """Probabilities of fake for the positions `rest`, from a model fitted on the positions `fit`."""
     telling = shortcut.varying(features)
     if telling.empty:
         return np.full(len(rest), 0.5)
@@ -120,7 +120,7 @@ def _statistics(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _embeddings(subject: Subject, tables: Sequence[pd.DataFrame], params: Params) -> tuple[np.ndarray, str]:
-    """float (n, d), and of what: the network before its training or, where that cannot be had any more, after it."""
+    """Embeddings, float (n, d), and their origin: the network before training or, if that is no longer available, the trained one."""
     torch.manual_seed(params.evaluate.seed)
     try:
         network, processor = model.build(params.model)

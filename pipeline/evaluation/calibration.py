@@ -7,20 +7,20 @@ import numpy as np
 from pipeline.package import Thresholds
 
 CALIBRATION = Path("models/calibration.json")
-"""Temperature and thresholds, as evaluation leaves them for the package."""
+"""Temperature and thresholds, written by evaluation for the package."""
 
 
 def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature (Guo et al., ICML 2017) that makes the probabilities fit the labels best, between 0.05 and 50.
+    """Fit the temperature (Guo et al., ICML 2017) that minimises the log loss, between 0.05 and 50.
 
-    The labels count as a little less than certain (Platt, 1999): scores that separate a few images without a mistake, or nearly, would
-    fit best as probabilities of 0 and 1, which would leave later images in no order.
+    The labels are slightly smoothed (Platt, 1999): if the scores separate a few images perfectly, or nearly so, the best fit would be
+    probabilities of 0 and 1, and later images could no longer be ranked.
 
     Args:
         scores: float (n,), logit of fake minus logit of real.
         labels: int (n,), 1 for fake.
     """
-    from scipy.optimize import minimize_scalar  # which a server does not have
+    from scipy.optimize import minimize_scalar  # not installed on a server
 
     def loss(log_temperature: float) -> float:
         scaled = scores / np.exp(log_temperature)
@@ -41,8 +41,8 @@ def probability(scores: np.ndarray, temperature: float) -> np.ndarray:
 def choose_thresholds(labels: np.ndarray, probabilities: np.ndarray, max_fpr: float, max_fnr: float) -> Thresholds:
     """Thresholds on the probability of fake.
 
-    `fake_above` lets at most `max_fpr` of the reals through, `real_below` at most `max_fnr` of the fakes. A detector so good that the two
-    cross needs no `uncertain`: both become the F1 threshold, or what comes closest to it between them, where both promises hold.
+    At most `max_fpr` of the reals reach `fake_above`, and at most `max_fnr` of the fakes are below `real_below`. If the detector is so
+    good that the two cross, no `uncertain` is needed: both become the F1 threshold, clipped to the range in which both rates hold.
     """
     reals, fakes = np.sort(probabilities[labels == 0]), np.sort(probabilities[labels == 1])
     f1 = _best_f1(labels, probabilities)
@@ -53,18 +53,18 @@ def choose_thresholds(labels: np.ndarray, probabilities: np.ndarray, max_fpr: fl
 
 
 def _above(reals: np.ndarray, rate: float) -> float:
-    """The lowest threshold that at most `rate` of the sorted reals reach; over 1 where a real of 1 may not reach it."""
+    """The lowest threshold that at most `rate` of the sorted reals reach; above 1 if it has to exclude a real with probability 1."""
     allowed = int(np.floor(rate * len(reals)))
     return float(np.nextafter(reals[-1 - allowed], 2))
 
 
 def _best_f1(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Midway between the two probabilities where calling fake from the upper one on gives the highest F1."""
+    """The threshold with the highest F1: midway between the lowest probability that counts as fake and the next one below."""
     order = np.argsort(-probabilities, kind="stable")
     ranked = probabilities[order]
     tp = np.cumsum(labels[order])
     f1 = 2 * tp / (np.arange(1, len(labels) + 1) + labels.sum())
-    f1[:-1][ranked[:-1] == ranked[1:]] = 0  # equal probabilities cannot be parted
+    f1[:-1][ranked[:-1] == ranked[1:]] = 0  # no threshold separates equal probabilities
     best = int(np.argmax(f1))
     below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
     return float((ranked[best] + below) / 2)

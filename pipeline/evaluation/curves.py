@@ -1,4 +1,4 @@
-"""The data of the report's plots."""
+"""The data of the report's plots, and selective prediction."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from pipeline.package import Thresholds
 
 
 def curves(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, pd.DataFrame]:
-    """roc, pr, calibration, confusion and selective; roc and pr are empty where there is one class only.
+    """roc, pr, calibration, confusion and selective; roc and pr are empty if there is only one class.
 
     Args:
         labels: int (n,), 1 for fake.
         probabilities: float (n,) of fake.
-        threshold: from which on an image is called fake.
+        threshold: at or above it an image is called fake.
     """
     fpr, tpr, precision, recall = (np.array([]),) * 4
     if len(set(labels)) == 2:
@@ -36,25 +36,25 @@ def curves(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> d
 
 
 def risk_coverage(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> pd.DataFrame:
-    """Selective prediction (Geifman and El-Yaniv, NeurIPS 2017): the share that is wrong among the surest images.
+    """Selective prediction (Geifman and El-Yaniv, NeurIPS 2017): error rate among the most confident images.
 
-    How sure a verdict is, is the distance of its log odds from the threshold's.
+    Confidence is the distance of the log odds from the threshold's.
 
     Returns:
-        coverage: share of the images that get a verdict, rising to 1; risk: share of those that is wrong.
+        coverage: share of the images that get a verdict, rising to 1; risk: error rate among them.
     """
     (risk,) = _risk(labels, probabilities, threshold, np.ones((1, len(labels))))[1]
     return pd.DataFrame({"coverage": np.arange(1, len(labels) + 1) / len(labels), "risk": risk})
 
 
 def selective(labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds, weights: np.ndarray) -> dict[str, Figure]:
-    """What the two thresholds that make `uncertain` buy.
+    """What is gained by answering `uncertain` between two thresholds.
 
     Args:
         weights: (draws, n), see pipeline.evaluation.metrics.group_weights.
 
     Returns:
-        coverage: share of the images with another verdict; error: share of those that is wrong; area: under risk against coverage.
+        coverage: share of the images with another verdict; error: error rate among them; area: area under the risk-coverage curve.
     """
     covered = (probabilities >= thresholds.fake_above) | (probabilities < thresholds.real_below)
     wrong = (probabilities >= thresholds.fake_above) != (labels == 1)
@@ -71,7 +71,7 @@ def selective(labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresho
 
 
 def _risk(labels: np.ndarray, probabilities: np.ndarray, threshold: float, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (draws, n) with the surest image first, and the share of the images up to each that is wrong."""
+    """Weights (draws, n) with the most confident image first, and the error rate of the images up to each."""
     sureness = np.abs(_log_odds(probabilities) - _log_odds(np.array([threshold])))
     order = np.argsort(-sureness, kind="stable")
     wrong, weights = ((probabilities >= threshold) != (labels == 1))[order], weights[:, order]
@@ -79,7 +79,7 @@ def _risk(labels: np.ndarray, probabilities: np.ndarray, threshold: float, weigh
 
 
 def write(found: dict[str, pd.DataFrame], folder: Path) -> None:
-    """Each curve as a CSV file, for `dvc plots`."""
+    """Write each curve as a CSV file, for `dvc plots`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, curve in found.items():
         curve.to_csv(folder / f"{name}.csv", index=False)

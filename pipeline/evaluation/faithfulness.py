@@ -1,4 +1,4 @@
-"""Whether the heat maps show what matters: pixels taken away in their order, and forgeries whose place is known."""
+"""Tests whether heat maps show what matters to the model: deletion, insertion, and pointing at forgeries of known location."""
 
 from pathlib import Path
 from typing import Any
@@ -16,26 +16,26 @@ from pipeline.params import Evaluate
 from pipeline.training.dataset import pixels
 
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.7)
-"""Shares of the pixels that are taken away or put back."""
+"""Shares of the pixels that are undone or restored."""
 LARGEST = 0.6
-"""Share of a picture: where more than this was forged, pointing at it proves nothing."""
+"""Largest forged share of a picture: if more was forged, pointing at it proves nothing."""
 OTHER = 25.5
-"""Mean difference of pixel values above which a real is another picture of the person, and not what the fake was made from."""
+"""Mean difference of pixel values above which a real is taken for another picture, and not the one that the fake was made from."""
 RANDOM = "random"
 
 
 def faithfulness(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> dict[str, Any] | None:
-    """Judge the heat maps on `explain_images` fakes of the test part.
+    """Evaluate the heat maps on up to `explain_images` fakes of the test part.
 
-    Deletion (Petsiuk et al., BMVC 2018): the mean probability of fake while the hottest pixels are undone first; low is good. Insertion:
-    while they are the first to come back; high is good. An undone pixel is that of the picture which the fake was made from, where the
-    test part has it, and blurred otherwise. Pointing (Zhang et al., ECCV 2016): the share of the maps whose hottest place was forged,
-    that is, differs from that picture.
+    Deletion (Petsiuk et al., BMVC 2018): mean probability of fake while pixels are undone, hottest first; low is good. Insertion: while
+    they are restored, hottest first; high is good. An undone pixel is that of the picture that the fake was made from if the test part
+    has it, or else blurred. Pointing (Zhang et al., ECCV 2016): share of the maps whose hottest point was forged, that is, differs from
+    that picture.
 
     Returns:
-        n; n_paired, fakes whose origin is known; n_masked, those of them that differ from it in a part only; methods, each with deletion,
-        insertion, pointing, and `vs_random`, the paired differences to maps of noise; `random` itself; and `middle`, the pointing of a map
-        that always names the middle of the picture. Figures with intervals over groups. None without a fake.
+        n; n_paired, fakes whose origin is known; n_masked, those of them that differ from it only in part; methods, each with deletion,
+        insertion, pointing, and `vs_random`, the paired differences from random maps; `random`, those maps themselves; and `middle`, the
+        pointing of a map that always names the centre of the picture. Metrics with intervals over groups. None if there is no fake.
     """
     fakes = test[test["label"] == "fake"]
     if fakes.empty:
@@ -57,7 +57,7 @@ def faithfulness(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> di
             kept = measured.setdefault(name, {"deletion": [], "insertion": [], "pointing": []})
             kept["deletion"].append(one)
             kept["insertion"].append(other)
-            if name == RANDOM:  # points into the mask as often as the mask is large
+            if name == RANDOM:  # hits the mask with a probability equal to its area
                 kept["pointing"].append(0.0 if mask is None else float(mask.mean()))
             else:
                 kept["pointing"].append(mask is not None and points_into(found[name], mask))
@@ -76,9 +76,9 @@ def curves(subject: Subject, image: np.ndarray, undone: np.ndarray, heats: list[
     """Mean probability of fake under deletion and under insertion, for each heat map.
 
     Args:
-        subject: the model under judgement.
+        subject: the model under evaluation.
         image: uint8 (size, size, 3).
-        undone: the same without what is looked for.
+        undone: the same with the forgery undone.
         heats: maps of the image.
     """
     side, steps = image.shape[0], []
@@ -115,7 +115,7 @@ def changed(fake: np.ndarray, origin: np.ndarray) -> np.ndarray | None:
         fake, origin: uint8 (size, size, 3), as the network sees them.
 
     Returns:
-        bool (size, size), or None where nothing or nearly all of the picture differs.
+        bool (size, size), or None if nothing, or more than the share LARGEST, differs.
     """
     gap = np.abs(fake.astype(np.float32) - origin.astype(np.float32)).max(-1)
     smooth = cv2.GaussianBlur(gap, (0, 0), fake.shape[0] / 64)
@@ -124,14 +124,14 @@ def changed(fake: np.ndarray, origin: np.ndarray) -> np.ndarray | None:
 
 
 def points_into(heat: np.ndarray, mask: np.ndarray) -> bool:
-    """Whether the middle of the hottest cell of a map lies in the mask."""
+    """Whether the centre of the hottest cell of a map lies in the mask."""
     row, column = np.unravel_index(int(np.argmax(heat)), heat.shape)
     y, x = (int((index + 0.5) * side / cells) for index, side, cells in zip((row, column), mask.shape, heat.shape, strict=True))
     return bool(mask[y, x])
 
 
 def _source(image: np.ndarray, path: str | None, subject: Subject) -> np.ndarray | None:
-    """The picture that a fake was made from, or None where it is unknown or plainly another picture."""
+    """The picture that a fake was made from, or None if it is unknown or clearly another picture."""
     if path is None:
         return None
     source = subject.preprocess.pixels(read(Path(path), OWN).rgb)

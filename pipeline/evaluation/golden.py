@@ -1,4 +1,4 @@
-"""What a new model says of the golden examples of the one before it: each answer that changed is listed."""
+"""Runs a new model on the golden examples of the previous one and lists each verdict that changed."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ CHAMPION = Path("models/champion")
 
 
 def previous() -> Package | None:
-    """The package that a new one would replace: the champion, or else what the last export left. None if there is no whole one."""
+    """The package that a new one would replace: the champion, or else that of the last export. None if neither is intact."""
     for folder in (CHAMPION, PACKAGE):
         try:
             return verify(folder)
@@ -25,11 +25,11 @@ def previous() -> Package | None:
 
 
 def flips(subject: Subject, package: Package | None) -> dict[str, Any]:
-    """Judge a package's golden examples anew; without a package there are none.
+    """Judge a package's golden examples with the new model; without a package there are none.
 
     Returns:
-        package: its digest, or None. n: of its examples. flips: those that get another verdict, each with name, label, and verdict and
-        probability before and now. broken: how many of all were right (the verdict is the label) and are not any more.
+        package: its digest, or None. n: number of its examples. flips: those with another verdict, each with name, label, and verdict and
+        probability before and now. broken: how many were right (verdict equals label) and no longer are.
     """
     if package is None:
         return {"package": None, "n": 0, "broken": 0, "flips": []}

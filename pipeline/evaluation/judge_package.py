@@ -1,6 +1,6 @@
 """Judges a package on a labelled folder: `python -m pipeline.evaluate --package DIR --data FOLDER --out DIR`.
 
-Temperature and thresholds are the package's own. The baselines beside it are fitted on the folder itself, by cross-validation over groups.
+Temperature and thresholds are the package's own. The baselines are fitted on the folder itself, by cross-validation over groups.
 """
 
 import argparse
@@ -40,16 +40,16 @@ def judge(package: Path, data: Path, out: Path, params: Params) -> dict[str, Any
     Args:
         package: folder of the package.
         data: a folder with real/ and fake/ in it, one of them, or a manifest.csv.
-        out: made if it is not there.
-        params: how much to draw, degrade, attack and explain, and from where on metadata is warned of.
+        out: created if missing.
+        params: number of bootstrap draws and of images to degrade, attack and explain, and the AUC above which metadata is warned of.
 
     Returns:
-        What evaluation.json holds: that of the stage, with `package` (its digest), `unreadable` (files that are no images) and, where
-        nothing could be fitted, `no_baselines` (why), and without vs_baseline and golden.
+        The content of evaluation.json: that of the stage, with `package` (its digest), `unreadable` (files that are not readable images)
+        and, if no baseline could be fitted, `no_baselines` (why), but without vs_baseline and golden.
 
     Raises:
-        PackageError: if the package is not whole.
-        StageError: if the folder is no labelled folder, or none of its files is an image.
+        PackageError: if the package is not intact.
+        StageError: if the folder is not a labelled folder, or contains no readable image.
     """
     found = verify(package)
     subject = Subject.of(found)
@@ -73,7 +73,7 @@ def judge(package: Path, data: Path, out: Path, params: Params) -> dict[str, Any
 
 
 def describe_folder(data: Path) -> tuple[pd.DataFrame, list[dict[str, str]]]:
-    """The folder as a manifest, and the files that cannot be read with the reason. Raises StageError as `judge` does."""
+    """The folder as a manifest, and its unreadable files with the reason. Raises StageError as `judge` does."""
     listed = listing(FolderSource(kind="folder", path=data, in_place=True), STAGING)
     limits = Limits()
 
@@ -99,7 +99,7 @@ def describe_folder(data: Path) -> tuple[pd.DataFrame, list[dict[str, str]]]:
 
 
 def figures_text(test: dict[str, Figure]) -> str:
-    """The figures of the test part, a line each."""
+    """The metrics of the test part, one per line."""
     width = max(map(len, test))
     return "\n".join(f"{name:<{width}}  {figure_text(figure)}" for name, figure in test.items())
 

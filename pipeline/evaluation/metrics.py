@@ -1,6 +1,6 @@
-"""Figures of a detector with 95% intervals. "fake" (label 1) is the positive class; probabilities are those of fake.
+"""Metrics of a detector with 95% intervals. "fake" (label 1) is the positive class; probabilities are those of fake.
 
-All figures take weights, one row a bootstrap draw, so that a thousand draws are a few matrix products instead of a thousand passes.
+All metrics take weights, one row per bootstrap draw, so that a thousand draws are a few matrix products instead of a thousand passes.
 """
 
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ import numpy as np
 BINS = 15
 """Bins of the calibration error."""
 BLOCK = 2**21
-"""Weights that are worked on at a time: all at once, for a thousand draws of a hundred thousand images, would take gigabytes."""
+"""Weights processed at a time: for a thousand draws of a hundred thousand images, all at once would take gigabytes."""
 
 
 class Figure(TypedDict):
-    """A figure with its 95% interval; null where it is not defined, e.g. the AUC of one class."""
+    """A metric with its 95% interval; null where undefined, e.g. the AUC if there is only one class."""
 
     value: float | None
     low: float | None
@@ -23,17 +23,17 @@ class Figure(TypedDict):
 
 
 def figures(labels: np.ndarray, probabilities: np.ndarray, threshold: float, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """All figures, for each row of weights.
+    """All metrics, for each row of weights.
 
     Args:
         labels: int (n,), 1 for fake.
         probabilities: float (n,) of fake, in 0..1.
         threshold: at or above it an image is called fake.
-        weights: (draws, n), how often each image counts; all once if left out.
+        weights: (draws, n), how often each image counts; once if left out.
 
     Returns:
-        precision, recall, f1, accuracy, balanced_accuracy, fpr, auc, ap, eer, ece, brier, nll, each float (draws,), NaN where undefined:
-        without a fake the first three are, even where a real is called one.
+        precision, recall, f1, accuracy, balanced_accuracy, fpr, auc, ap, eer, ece, brier, nll, each float (draws,), NaN where undefined.
+        Without any fake the first three are undefined, even if a real is called fake.
     """
     labels, probabilities = np.asarray(labels, np.float64), np.asarray(probabilities, np.float64)
     weights = np.ones((1, len(labels))) if weights is None else weights
@@ -42,7 +42,7 @@ def figures(labels: np.ndarray, probabilities: np.ndarray, threshold: float, wei
 
 
 def blocks(weights: np.ndarray) -> Iterator[np.ndarray]:
-    """Weights (draws, n) as float, a few draws at a time and at least one block, so that no copy of all is ever made."""
+    """Weights (draws, n) as float in blocks of a few draws, at least one block, so that they are never copied as a whole."""
     rows = max(1, BLOCK // max(1, weights.shape[1]))
     for start in range(0, max(1, len(weights)), rows):
         yield weights[start : start + rows].astype(np.float64)
@@ -73,11 +73,11 @@ def _figures(labels: np.ndarray, probabilities: np.ndarray, threshold: float, we
 def group_weights(groups: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """Bootstrap over groups: uint8 (draws, n), how often each image counts when whole groups are drawn with replacement.
 
-    One group alone gives no draws: it would be the same one each time, and say that every figure is certain.
+    A single group gives no draws: all would be equal and make every metric look certain.
     """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     rng, even = np.random.default_rng(seed), np.full(len(names), 1 / len(names))
-    # A byte each: that one group is drawn 256 times at once has a chance of 1 in 256!.
+    # A byte is enough: the chance that a group occurs 256 times in a draw is at most 1 in 256!.
     counts = np.empty((draws if len(names) > 1 else 0, len(index)), np.uint8)
     for count in counts:
         count[:] = rng.multinomial(len(names), even)[index]
@@ -85,7 +85,7 @@ def group_weights(groups: np.ndarray, draws: int, seed: int) -> np.ndarray:
 
 
 def interval(value: np.ndarray, draws: np.ndarray) -> Figure:
-    """A figure's value (1,) and its bootstrap draws -> value with the 2.5% and 97.5% percentiles; those are null without draws."""
+    """A metric's value (1,) and its bootstrap draws -> value with the 2.5% and 97.5% percentiles, which are null without draws."""
     if not np.isfinite(value[0]):
         return {"value": None, "low": None, "high": None}
     kept, shown = draws[np.isfinite(draws)], round(float(value[0]), 5)
@@ -96,17 +96,17 @@ def interval(value: np.ndarray, draws: np.ndarray) -> Figure:
 
 
 def _centred(value: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Draws of a calibration error without the bias of resampling: gaps count as absolute values, so that noise only ever adds to them."""
+    """Draws of a calibration error without the bias of resampling: it adds up absolute gaps, so that noise can only increase it."""
     return np.maximum(0, draws - (np.nanmean(draws) - value)) if len(draws) else draws
 
 
 def judge(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, threshold: float, draws: int, seed: int) -> dict[str, Figure]:
-    """Every figure of `figures` with its 95% interval from a bootstrap over groups."""
+    """Every metric of `figures` with its 95% interval from a bootstrap over groups."""
     return judge_drawn(labels, probabilities, threshold, group_weights(groups, draws, seed))
 
 
 def judge_drawn(labels: np.ndarray, probabilities: np.ndarray, threshold: float, weights: np.ndarray) -> dict[str, Figure]:
-    """Every figure of `figures` with its 95% interval from draws that were made before, see `group_weights`."""
+    """Every metric of `figures` with its 95% interval from existing draws, see `group_weights`."""
     weights, names = _of_several(weights)
     value, drawn = figures(labels, probabilities, threshold), figures(labels, probabilities, threshold, weights)
     drawn["ece"] = _centred(value["ece"], drawn["ece"])
@@ -132,14 +132,14 @@ def mean(values: np.ndarray, weights: np.ndarray) -> Figure:
 
 
 def _of_several(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (draws, n) without the draws if all images are of one group, as in a small slice; and float (n,), equal within a group."""
+    """Weights (draws, n), with no draws left if all images are of one group, as in a small slice; and group ids, see `_names`."""
     names = _names(weights)
     return weights if len(np.unique(names)) > 1 else weights[:0], names
 
 
 def _names(weights: np.ndarray) -> np.ndarray:
-    """Weights (draws, n) -> float (n,), equal for images that are always drawn together, which are those of a group."""
-    # Sums with whole numbers at random, which floats hold exactly: sorting all draws would take long.
+    """Weights (draws, n) -> group ids, float (n,): equal for images that are always drawn together."""
+    # A hash of each column: its dot product with random integers, which floats hold exactly. Sorting the columns would take long.
     rng, names = np.random.default_rng(0), np.zeros(weights.shape[1])
     for block in blocks(weights):
         names += rng.integers(1, 2**30, len(block)).astype(np.float64) @ block
@@ -147,9 +147,9 @@ def _names(weights: np.ndarray) -> np.ndarray:
 
 
 def _exact(share: Figure, hits: np.ndarray, names: np.ndarray) -> Figure:
-    """A share of hits, bool (n,), with an exact interval if it is 0 or 1: resampling would draw nothing else, and call that certain.
+    """A share of hits, bool (n,), with an exact interval if it is 0 or 1: resampling would only repeat it and make it look certain.
 
-    The interval is Clopper and Pearson's (Biometrika 1934) and counts groups, not images: as many as there are different names (n,).
+    The interval is Clopper and Pearson's (Biometrika 1934) and counts groups, not images: the different ids in `names` (n,).
     """
     if share["low"] is None or not len(hits) or 0 < hits.sum() < len(hits):
         return share
@@ -158,10 +158,10 @@ def _exact(share: Figure, hits: np.ndarray, names: np.ndarray) -> Figure:
 
 
 def _bounded(found: dict[str, Figure], fewest: int) -> dict[str, Figure]:
-    """The figures that are made of shares, where they are 0 or 1 in every draw: the other end follows from the shares' exact intervals.
+    """Intervals of composite metrics that are 0 or 1 in every draw: their other end follows from the exact intervals of shares.
 
-    F1 lies between precision and recall, balanced accuracy midway between recall and specificity. A ranking without a mistake, or of
-    mistakes alone, is as sure as a share of the class with the fewest groups.
+    F1 lies between precision and recall; balanced accuracy is the mean of recall and specificity. A ranking that is entirely right or
+    wrong (auc, ap, eer) is as certain as a share of the class with the fewest groups.
     """
     precision, recall, fpr = (np.array([found[name]["low"], found[name]["high"]], np.float64) for name in ("precision", "recall", "fpr"))
     ends = {
@@ -179,14 +179,14 @@ def _bounded(found: dict[str, Figure], fewest: int) -> dict[str, Figure]:
 
 
 def _all_of(groups: int) -> float:
-    """The lower bound of a share that all of so many groups are hits of; 1 minus it is the upper bound where none is."""
+    """The lower bound of a share if all of so many groups are hits; 1 minus it is the upper bound if none is."""
     from scipy.stats import binomtest  # which a server does not have
 
     return float(binomtest(groups, groups).proportion_ci().low)
 
 
 def _with_end(figure: Figure, low: float, high: float) -> Figure:
-    """A figure of 1 with another lower end, one of 0 with another upper end; any other as it is."""
+    """Replace the lower end of a metric of 1 or the upper end of a metric of 0; any other stays as it is."""
     if figure["value"] not in (0, 1):
         return figure
     ends = (low, 1.0) if figure["value"] else (0.0, high)
@@ -194,12 +194,12 @@ def _with_end(figure: Figure, low: float, high: float) -> Figure:
 
 
 def reported(value: float) -> float | None:
-    """A figure as the reports hold it: to five digits, and None where it is not defined."""
+    """A metric as the reports hold it: rounded to five digits, None if undefined."""
     return round(float(value), 5) if np.isfinite(value) else None
 
 
 def figure_text(figure: Figure, digits: int = 3, sign: Literal["", "+"] = "") -> str:
-    """A figure in words: its value with the interval in brackets; `+` gives a difference its sign."""
+    """A metric as text: its value with the interval in brackets; the sign `+` is for differences."""
     if figure["value"] is None:
         return "not defined"
     kind = f"{sign}.{digits}f"
@@ -209,7 +209,7 @@ def figure_text(figure: Figure, digits: int = 3, sign: Literal["", "+"] = "") ->
 
 
 def percent_text(figure: Figure) -> str:
-    """A share in words: in percent, with the interval in brackets."""
+    """A share as text: in percent, with the interval in brackets."""
     if figure["value"] is None:
         return "not defined"
     if figure["low"] is None or figure["high"] is None:
@@ -220,11 +220,11 @@ def percent_text(figure: Figure) -> str:
 def judge_difference(
     labels: np.ndarray, one: tuple[np.ndarray, float], other: tuple[np.ndarray, float], weights: np.ndarray
 ) -> dict[str, Figure]:
-    """Every figure of `figures` of one model minus that of another, judged on the same images and drawn by the same bootstrap.
+    """Every metric of `figures` for one model minus that of another, on the same images and the same bootstrap draws.
 
     Args:
         labels: int (n,), 1 for fake.
-        one, other: probabilities of fake, float (n,), and the threshold from which on an image is called fake.
+        one, other: probabilities of fake, float (n,), and the threshold at or above which an image is called fake.
         weights: (draws, n), see `group_weights`.
     """
     value, drawn = ([figures(labels, *side, *drawing) for side in (one, other)] for drawing in ((), (weights,)))
@@ -252,7 +252,7 @@ def _ranking(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dic
     p, n = tp[:, -1:], fp[:, -1:]
     auc = ((tp - positive / 2) * negative).sum(1) / (p * n)[:, 0]
     precision = np.where(tp + fp > 0, tp / np.maximum(tp + fp, 1e-12), 0)
-    both = (p > 0) & (n > 0)  # without a real any ranking would be the best there is
+    both = (p > 0) & (n > 0)  # without a real any ranking would be perfect
     ap = np.where(both[:, 0], (positive * precision).sum(1) / np.maximum(p[:, 0], 1e-12), np.nan)
     miss, alarm = 1 - tp / p, fp / n
     closest = np.argmin(np.where(np.isnan(miss - alarm), np.inf, np.abs(miss - alarm)), axis=1)[:, None]

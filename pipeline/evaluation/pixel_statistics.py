@@ -1,4 +1,4 @@
-"""What simple statistics know of a picture: colour, noise and frequencies, without any notion of a face."""
+"""Simple statistics of an image: colour, noise and frequencies, without any notion of a face."""
 
 from functools import cache, lru_cache
 
@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 SIDE = 256
-"""Of the middle of the picture that is looked at, at its stored size: scaling would wipe the traces."""
+"""Side in pixels of the centre crop that is analysed, unscaled: scaling would erase the traces."""
 RINGS = 16
 LEVELS = 2
 
@@ -37,7 +37,7 @@ def _colour(pixels: np.ndarray) -> np.ndarray:
 
 
 def _residual(pixels: np.ndarray, luma: np.ndarray) -> np.ndarray:
-    """What smoothing takes away: its strength and shape, its correlation between channels, and how neighbours follow each other."""
+    """The noise residual: standard deviation and kurtosis, correlation between channels, and co-occurrence of neighbouring values."""
     fine = pixels.astype(np.float32) - cv2.GaussianBlur(pixels, (0, 0), 1.0)
     flat = np.ascontiguousarray(fine.reshape(-1, 3).T)
     deviation = flat.std(1) + 1e-6
@@ -51,14 +51,14 @@ def _residual(pixels: np.ndarray, luma: np.ndarray) -> np.ndarray:
 
 
 def _cosine(luma: np.ndarray) -> np.ndarray:
-    """Mean size of each of the 63 frequencies of JPEG's 8x8 blocks, as logarithms."""
+    """Log of the mean magnitude of each of the 63 AC coefficients of JPEG's 8x8 blocks."""
     rows, columns = luma.shape[0] // 8, luma.shape[1] // 8
     blocks = luma[: rows * 8, : columns * 8].reshape(rows, 8, columns, 8).transpose(0, 2, 1, 3).reshape(-1, 64)
     return np.log(np.abs(blocks.astype(np.float32) @ _transform()).mean(0)[1:] + 1e-3)
 
 
 def _spectrum(luma: np.ndarray) -> np.ndarray:
-    """Mean log power in rings of spatial frequency, up to half a cycle a pixel."""
+    """Mean log power in rings of spatial frequency, up to half a cycle per pixel."""
     window, ring, size = _rings(luma.shape)
     found = np.fft.rfft2((luma - luma.mean()) * window)
     power = np.log(found.real**2 + found.imag**2 + 1e-3)
@@ -75,7 +75,7 @@ def _transform() -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _rings(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A window against the edges, the ring of each frequency, and how many frequencies a ring has."""
+    """A Hann window, the ring of each frequency, and the number of frequencies in each ring."""
     radius = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None])
     ring = np.minimum((radius * 2 * RINGS).astype(int), RINGS - 1).ravel()
     window = np.outer(np.hanning(shape[0]), np.hanning(shape[1])).astype(np.float32)

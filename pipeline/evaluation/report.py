@@ -16,9 +16,9 @@ from pipeline.images import OWN, read
 
 TRAINING = Path("reports/train.json")
 SHOWN = 8
-"""Pictures of each kind."""
+"""Images shown of each kind: mistakes and successes."""
 OPACITY = 0.65
-"""Of a heat map where it is hottest."""
+"""Opacity of a heat map at its hottest point."""
 
 
 def page(
@@ -58,7 +58,7 @@ def page(
 
 
 def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
-    """The picture with a heat map over it, in grey: a colour of its own would be taken for heat."""
+    """A heat map over the picture in grey: the picture's own colours could be taken for heat."""
     smooth = np.asarray(Image.fromarray((heat * 255).astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)) / 255
     weight = OPACITY * smooth[..., None]
     return Image.fromarray((np.asarray(image.convert("L"))[..., None] * (1 - weight) + colours(smooth) * weight).astype(np.uint8))

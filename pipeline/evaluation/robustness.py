@@ -1,4 +1,4 @@
-"""What happens to the verdicts when pictures are degraded, or attacked."""
+"""How the verdicts hold up when images are degraded or attacked."""
 
 import io
 from collections.abc import Callable
@@ -30,7 +30,7 @@ ATTACKS = {"fgsm": 1, "pgd10": 10}
 """Steps of FGSM (Goodfellow et al., ICLR 2015) and of PGD (Madry et al., ICLR 2018)."""
 
 LONGEST = {"JPEG": 65_500, "WEBP": 16_383}
-"""Pixels of a side that a format can store."""
+"""Longest side, in pixels, that a format can store."""
 
 
 def _stored(format_: str, quality: int) -> Change:
@@ -79,21 +79,21 @@ DEGRADATIONS: dict[str, Change] = {
     "half": _scaled(0.5),
     "quarter": _scaled(0.25),
     "jpeg40_half": _in_turn(_scaled(0.5), _stored("JPEG", 40)),
-    # Shown larger on a screen, caught there, scaled down again and stored by a messenger.
+    # Enlarged on a screen, captured, scaled down again and saved by a messenger.
     "screenshot": _in_turn(_scaled(1.4), _scaled(1 / 1.4), _stored("JPEG", 75)),
 }
-"""Name -> what is done to the picture before the detector sees it."""
+"""Name -> what is done to an image before the detector sees it."""
 
 
 def degraded(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> dict[str, Any]:
-    """The robustness grid.
+    """Evaluate the model under each of DEGRADATIONS.
 
     Args:
         test: rows with `probability_fake`; `robustness_images` of them are degraded.
 
     Returns:
-        n; clean: auc, balanced_accuracy; and for each of DEGRADATIONS the same with `drop` (of the AUC, its 95% interval in `drop_low` and
-        `drop_high`) and `flip_rate` (share of the images whose class changes). Null where a class is missing.
+        n; clean: auc, balanced_accuracy; and for each degradation the same plus `drop` (of the AUC, with its 95% interval in `drop_low` and
+        `drop_high`) and `flip_rate` (share of the images whose class changes). Null if a class is missing.
     """
     rows = sample(test, settings.robustness_images, settings.seed)
     truth, before, threshold = labels(rows), rows["probability_fake"].to_numpy(), subject.thresholds.f1
@@ -119,11 +119,11 @@ def degraded(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> dict[s
 def attacked(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> dict[str, Any]:
     """Accuracy under attack, with its interval, at each of EPSILONS.
 
-    By somebody who holds the weights: FGSM and PGD (`fgsm`, `pgd10`); by somebody who holds those of the model `transfer_from`
-    instead: `transfer_pgd10`.
+    White-box attacks: FGSM and PGD (`fgsm`, `pgd10`). Transfer attack, computed on the model `transfer_from` instead:
+    `transfer_pgd10`.
 
     Raises:
-        StageError: if `transfer_from` is no model.
+        StageError: if `transfer_from` is not a model.
     """
     rows = sample(test, settings.attack_images, settings.seed)
     images, truth = pixels(rows, subject.preprocess), labels(rows)
@@ -131,7 +131,7 @@ def attacked(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> dict[s
     runs = [(name, subject.network, subject.preprocess, images, steps) for name, steps in ATTACKS.items()]
     if settings.transfer_from:
         network, preprocess = attacker(settings.transfer_from)
-        # Of the part of a picture that is judged: what changes its margins alone would be no attack.
+        # Attack the part of the image that is judged: changes in the margins alone would have no effect.
         preprocess = preprocess.model_copy(update={"keep_aspect": subject.preprocess.keep_aspect})
         runs.append(("transfer_pgd10", network, preprocess, pixels(rows, preprocess), ATTACKS["pgd10"]))
     result: dict[str, Any] = {"n": len(rows)}
@@ -150,7 +150,7 @@ def attacked(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> dict[s
 
 
 def attacker(folder: Path) -> tuple[PreTrainedModel, Preprocess]:
-    """The network of a package, or of a folder as training leaves it. Raises StageError if there is none."""
+    """Network and preprocessing of a package, or of a folder that training wrote. Raises StageError if there are none."""
     inner = folder / "model" if (folder / "model").is_dir() else folder
     try:
         return model.load(inner), Preprocess.load(folder)
@@ -160,15 +160,15 @@ def attacker(folder: Path) -> tuple[PreTrainedModel, Preprocess]:
 
 
 def attack(network: PreTrainedModel, preprocess: Preprocess, images: np.ndarray, truth: np.ndarray, eps: int, steps: int) -> torch.Tensor:
-    """The change of the pixels that makes a network wrong, by signs of gradients.
+    """Compute the change of the pixels that misleads a network, from the signs of gradients.
 
     Args:
         network: in evaluation mode.
-        preprocess: of the network.
+        preprocess: the network's.
         images: uint8 (n, size, size, 3).
         truth: int (n,), 1 for fake.
         eps: largest change of a pixel value, out of 255.
-        steps: 1 is FGSM; more is PGD, from the image itself.
+        steps: 1 is FGSM; more is PGD, starting at the image itself.
 
     Returns:
         float32 (n, 3, size, size), to be added to pixel values of 0..1, which stay in that range.

@@ -1,4 +1,4 @@
-"""The model under judgement: a network with its preprocessing, temperature and thresholds."""
+"""The model under evaluation: a network with its preprocessing, temperature and thresholds."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,12 @@ from pipeline.preprocess import Preprocess
 from pipeline.runtime import Runtime, runtime
 
 BATCH = 16
-"""Images whose activations, in a small vision transformer, fit into a processor's cache."""
+"""Batch size at which the activations of a small vision transformer fit into a CPU's cache."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged. The network is in evaluation mode; temperature and thresholds were chosen before and are not touched."""
+    """The model under evaluation. The network is in evaluation mode; temperature and thresholds are fixed beforehand."""
 
     network: PreTrainedModel
     runtime: Runtime
@@ -51,13 +51,13 @@ def score(running: Runtime, preprocess: Preprocess, images: np.ndarray, title: s
 
 
 def run(running: Runtime, preprocess: Preprocess, images: np.ndarray, title: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """All images through a network, a batch at a time.
+    """Run all images through a network in batches.
 
     Args:
         running: the network.
-        preprocess: of the network.
+        preprocess: the network's.
         images: uint8 (n, size, size, 3).
-        title: of a progress bar; without it there is none.
+        title: title of the progress bar; None shows no bar.
 
     Returns:
         Logits float32 (n, 2) and embeddings float32 (n, d).
@@ -79,7 +79,7 @@ def pictures(table: pd.DataFrame) -> list[Picture]:
 
 
 def sample(table: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
-    """At most this many rows, drawn at random, half of them of each class where it has as many; the table itself where it has no more."""
+    """At most `most` rows, drawn at random, half of each class if it has as many; the table itself if it has no more rows."""
     if len(table) <= most:
         return table
     classes = [rows for _, rows in table.groupby("label")]

@@ -1,4 +1,4 @@
-"""Parts of the test set that are judged by themselves: a detector that is good on the whole may fail on one kind of picture."""
+"""Metrics on slices of the test set: a detector that is good overall may fail on one kind of image."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,21 +13,21 @@ from pipeline.manifest import NO_GENERATOR, SCORED, SIZE
 from pipeline.params import Evaluate
 
 SMALL = 30
-"""Images below which the figures of a slice say little."""
+"""With fewer images than this, the metrics of a slice say little."""
 MOST_VALUES = 20
-"""Of a column; a number with more is cut into thirds, and of names with more the rarest are `other`."""
+"""Values per column: a numeric column with more is cut into thirds; in any other, the rarest become `other`."""
 CUT = ("jpeg_quality", SIZE, "blur", "brightness", "face_share")
 JUDGED = ("f1", "recall", "fpr", "auc", "ece", "brier", "nll")
 
 
 def slices(table: pd.DataFrame, threshold: float, settings: Evaluate) -> list[dict[str, Any]]:
-    """Figures of each slice: generators (each against all reals), how the file is stored, how the picture was taken, attributes.
+    """Metrics of each slice: generators (each against all reals), how the file is stored, how the picture was taken, attributes.
 
     Args:
         table: rows of the test part with `probability_fake`.
 
     Returns:
-        column, value, n, `small` (under 30 images) and the figures JUDGED with their intervals.
+        column, value, n, `small` (under 30 images) and the metrics in JUDGED with their intervals.
     """
     truth, probabilities = labels(table), table["probability_fake"].to_numpy()
     weights = group_weights(table["group"].to_numpy(), settings.bootstrap, settings.seed)
@@ -41,7 +41,7 @@ def slices(table: pd.DataFrame, threshold: float, settings: Evaluate) -> list[di
 
 
 def _slices(table: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Column, value, and which rows have it: bool (n,). A column with one value is no slice, but for the generator."""
+    """Column, value, and which rows have it: bool (n,). A column with a single value gives no slice, except the generator."""
     for name, column in _columns(table):
         ordered = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else sorted(set(column.dropna()))
         values = [value for value in ordered if (name, value) != ("generator", NO_GENERATOR)]
@@ -50,7 +50,7 @@ def _slices(table: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
 
 
 def _columns(table: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
-    """The columns to cut along, as text."""
+    """The columns to slice by, as text."""
     for name in ("generator", "format", "source"):
         yield name, table[name].astype("str")
     measured = table.assign(**{SIZE: table[["width", "height"]].max(axis=1)})
@@ -62,10 +62,10 @@ def _columns(table: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
 
 
 def thirds(values: pd.Series) -> pd.Series:
-    """Numbers -> the third of the images that each belongs to, named by its lowest and highest value.
+    """Cut numbers into thirds with about equally many images, each named by its lowest and highest value.
 
     Returns:
-        Categories in the order of the numbers; missing stays missing. Up to three numbers stand for themselves.
+        Ordered categories; missing stays missing. Up to three different numbers are categories themselves.
     """
     third = values if values.nunique() <= 3 else pd.qcut(values, 3, labels=False, duplicates="drop")
     bounds = values.groupby(third).agg(["min", "max"]).to_numpy()
@@ -76,7 +76,7 @@ def thirds(values: pd.Series) -> pd.Series:
 
 
 def _texts(numbers: set[float]) -> dict[float, str]:
-    """How each number is written: whole ones as they are, else with as many digits as tell them apart, and at least three."""
+    """Each number as text: as it is if all are integers, else with as many digits as tell them apart, and at least three."""
     if all(number.is_integer() for number in numbers):
         return {number: f"{number:.0f}" for number in numbers}
     short: dict[float, float] = {}
