@@ -1,1 +1,1 @@
-"""What the stage `ingest` is made of: images brought in from sources, decoded, described and remembered."""
+"""Building blocks of the stage `ingest`: copying images from sources, decoding, describing and remembering them."""

@@ -1,4 +1,4 @@
-"""The work of bringing in one batch of images. Its own module, and free of pandas, so that worker processes start in an instant."""
+"""Ingests one batch of images. A separate module without pandas, so that worker processes start instantly."""
 
 import hashlib
 import io
@@ -18,12 +18,12 @@ from pipeline.params_data import Ingest, Normalise
 from pipeline.staging import stamp_of
 
 LONGEST_NAME = 200
-"""Bytes of a name that every file system takes, with room for what is put before and behind it."""
+"""Bytes of a file name that every file system accepts, with room for a prefix and a suffix."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that one worker brings in: of each, the file's place, its name inside the source, and its stamp."""
+    """Images for one worker. An item is the path of the file, its name inside the source, and its stamp."""
 
     items: tuple[tuple[str, str, str], ...]
     shard: Path | None = None
@@ -33,7 +33,7 @@ def bring_batch(batch: Batch, out: Path, settings: Ingest, in_place: bool) -> li
     """Read, check, describe and store the images of one batch.
 
     Returns:
-        One row an image: name, stamp, stored, stored_stamp, reason, detail, and manifest.DESCRIBED.
+        One row per image: name, stamp, stored, stored_stamp, reason, detail, and manifest.DESCRIBED.
     """
     rows, members = [], []
     for file, name, stamp in batch.items:
@@ -66,9 +66,9 @@ def bring_batch(batch: Batch, out: Path, settings: Ingest, in_place: bool) -> li
 
 
 def stored_name(name: str, normalise: Normalise | None) -> str:
-    """The name that an image of a source gets in data/raw: its own, if file systems take it there, and what is re-encoded says so."""
+    """Name of an image in data/raw: its name in the source, hashed if too long for file systems, with `.jpg` appended if re-encoded."""
     if normalise:
-        name += ".jpg"  # of a JPEG's name too: `a.png` and `a.png.jpg` stay two
+        name += ".jpg"  # even to a JPEG's name: `a.png` and `a.png.jpg` must not collide
     longest = max(len(part.encode()) for part in name.split("/"))
     if longest <= LONGEST_NAME and len(name.encode()) <= 5 * LONGEST_NAME:
         return name
@@ -105,14 +105,14 @@ def _detector(weights: Path) -> FaceDetector:
 
 
 def _store(target: Path, data: bytes) -> None:
-    """Write under the final name: no row of the ledger vouches for a file that a kill cut short, so the next run writes it again."""
+    """Write directly to the final name: a file cut short by a kill has no row in the ledger, so the next run writes it again."""
     try:
         file = target.open("xb")
     except FileNotFoundError:
         target.parent.mkdir(parents=True, exist_ok=True)
         file = target.open("xb")
     except FileExistsError:
-        target.unlink()  # and not overwritten: DVC may have linked it to its cache
+        target.unlink()  # not overwritten in place: it may be a link into DVC's cache
         file = target.open("xb")
     with file:
         file.write(data)

@@ -1,4 +1,4 @@
-"""Brings images from where a source has them into data/raw, each decoded once and described on the way."""
+"""Copies the images of a source into data/raw; each is decoded once and described on the way."""
 
 import itertools
 import os
@@ -20,29 +20,32 @@ from pipeline.staging import stamp_of, write
 
 CODE = ("ingestion/batch.py", "ingestion/describe.py", "faces.py", "images.py", "shards.py")
 LEDGERS = Path("var/ingest")
-"""What earlier runs found out, folders for each source."""
+"""Ledgers of earlier runs, one folder per source, mode, settings and code."""
 
 BATCH = 64
-"""Images that a worker takes at a time."""
+"""Images per task of a worker."""
 
 
 def bring(
     listed: pd.DataFrame, out: Path, settings: Ingest, *, name: str, shard: bool, in_place: bool, where: engine.Engine
 ) -> pd.DataFrame:
-    """Make `out` hold the listed images and describe each; what is there already and unchanged is not touched.
+    """Make `out` hold the listed images and describe each; those already there and unchanged are not touched.
 
     Args:
-        listed: rows as pipeline.sources.listing gives them, sorted by path.
-        out: data/raw/<name>; what is not listed is removed from it, as it is a copy.
+        listed: rows from pipeline.sources.listing, sorted by path.
+        out: data/raw/<name>, which holds only copies; any other file in it is deleted.
         settings: limits, normalisation, face detector.
-        name: of the source.
-        shard: pack the images into tar files of shards.MEMBERS.
+        name: name of the source.
+        shard: pack the images into tar files of shards.MEMBERS images.
         in_place: leave the images where they are and write their hashes to `out`/SHA256SUMS.
-        where: engine of the work.
+        where: engine that runs the work.
 
     Returns:
-        The listed rows with the columns that follow from the file; `path` is now that of the project, `file` still the source's. A
-        file that cannot be used has `reason` and `detail` instead, which are missing for the others.
+        The listed rows plus the columns derived from the file; `path` is now its path in the project, `file` still the one in the source.
+        An unusable file has `reason` and `detail` instead, which are missing for the others.
+
+    Raises:
+        StageError: if images just stored in `out` are no longer as they were stored.
     """
     out.mkdir(parents=True, exist_ok=True)
     mode = f"{'shard' if shard else 'files'}-{'in-place' if in_place else 'copied'}"
@@ -81,7 +84,7 @@ def _batches(new: pd.DataFrame, size: int) -> Iterator[tuple[tuple[str, str, str
 
 
 def _shards(new: pd.DataFrame, known: pd.DataFrame, out: Path) -> Iterator[Batch]:
-    """Batches of one shard each, under the lowest numbers that are free: a run that was cut short then fills its own gaps."""
+    """Batches of one shard each, with the lowest free numbers, so that an interrupted run fills its own gaps."""
     taken = {shard for path in known["stored"] if (shard := shards.of(Path(path)))}
     free = (path for number in itertools.count() if (path := out / f"{number:06d}{shards.SUFFIX}") not in taken)
     for items, shard in zip(_batches(new, shards.MEMBERS), free, strict=False):

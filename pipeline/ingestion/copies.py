@@ -1,4 +1,4 @@
-"""Our own copies of images that somebody let us keep for a time."""
+"""Deletes our own copies of images that may no longer be kept."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -9,10 +9,10 @@ RAW = Path("data/raw")
 
 
 def delete(images: Collection[str]) -> int:
-    """Delete what data/raw has of images; a shard goes as a whole, and ingest packs the others of it anew.
+    """Delete images from data/raw. A shard that holds one is deleted as a whole; ingest packs its other images again.
 
     Args:
-        images: SHA-256 of each, by which the sources name them.
+        images: SHA-256 of each, which is its file name in the sources.
 
     Returns:
         How many copies were found.

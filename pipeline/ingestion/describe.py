@@ -1,4 +1,4 @@
-"""What the manifest says of one image file: its identity, how it was stored, and how good it is. One decoding serves all of it."""
+"""Describes an image file for the manifest: identity, encoding and quality, all from decoding it once."""
 
 import hashlib
 from functools import cache
@@ -14,7 +14,7 @@ from pipeline.images import Limits, identify, load, luma_statistics
 SAMPLING = {(1, 1): "4:4:4", (2, 1): "4:2:2", (1, 2): "4:4:0", (2, 2): "4:2:0", (4, 1): "4:1:1", (4, 2): "4:1:0"}
 METADATA = ("exif", "icc_profile", "xmp", "comment")
 
-# Annex K of the JPEG standard (ITU-T T.81), luma: what libjpeg scales by the quality.
+# Luma quantisation table from Annex K of the JPEG standard (ITU-T T.81), which libjpeg scales by the quality.
 LUMA_TABLE = np.fromstring(
     "16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62 18 22 37 56 68 109 103 77 "
     "24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99",
@@ -27,7 +27,7 @@ def describe(data: bytes, limits: Limits, detector: FaceDetector | None = None) 
     """Decode an image file once and describe it.
 
     Returns:
-        The columns of pipeline.manifest.COLUMNS that follow from the file alone, and the upright picture, uint8 (height, width, 3).
+        The columns of pipeline.manifest.COLUMNS that are derived from the file alone, and the upright picture, uint8 (height, width, 3).
 
     Raises:
         ImageError: as pipeline.images.decode does.
@@ -67,7 +67,7 @@ def perceptual_hash(luma: np.ndarray) -> str:
         luma: uint8 (height, width).
 
     Returns:
-        16 hex digits: the signs of the 8x8 lowest DCT coefficients of the picture at 32x32, of which the upper half counts as 1.
+        16 hex digits: one bit for each of the lowest 8x8 DCT coefficients of the picture at 32x32, 1 for the upper half of them.
     """
     small = cv2.resize(luma, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float64)
     low = (_cosines() @ small @ _cosines().T).ravel()
@@ -75,14 +75,14 @@ def perceptual_hash(luma: np.ndarray) -> str:
 
 
 def pixel_hash(luma: np.ndarray, means: tuple[float, float, float]) -> str:
-    """16 hex digits that are equal where luma, uint8 (height, width), and the mean of each channel are: one picture in two files."""
+    """16 hex digits, equal if luma, uint8 (height, width), and channel means are equal: the same picture in two files."""
     digest = hashlib.sha256(np.array(luma.shape, np.int32).tobytes() + np.array(means).tobytes())
     digest.update(luma.data)
     return digest.hexdigest()[:16]
 
 
 def jpeg_quality(luma_table: list[int]) -> int:
-    """The libjpeg quality, 1..100, whose luma quantisation table has the nearest sum; the entries' order does not matter."""
+    """The libjpeg quality, 1..100, whose luma quantisation table has the closest sum; the order of the entries does not matter."""
     return int(np.abs(_table_sums() - sum(luma_table)).argmin()) + 1
 
 

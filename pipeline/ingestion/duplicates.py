@@ -1,4 +1,4 @@
-"""Which images belong together: one person or source, one picture, a fake and its parents."""
+"""Finds images that belong together: same person or source, same picture, a fake and its parents."""
 
 import itertools
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from scipy.sparse.csgraph import connected_components
 
 EXTRA_BLOCKS = 3
 FOLD = 4_000_000
-"""Pairs that are held at a time: 64 MB."""
+"""Pairs held in memory at a time: 64 MB."""
 
 
 class Links(NamedTuple):
-    """A graph of images and of what they share.
+    """A graph of images and what they share.
 
     Nodes 0..images-1 are the rows of the table; each further node is a group, a picture or a cluster of near-duplicates, linked to the
     rows that have it.
@@ -26,10 +26,10 @@ class Links(NamedTuple):
     images: int
     nodes: int
     edges: dict[str, np.ndarray]
-    """`group`, `pixel_hash`, `near_duplicates`, `parents` -> int (edges, 2) of nodes, an image first."""
+    """`group`, `pixel_hash`, `near_duplicates`, `parents` -> int (edges, 2), pairs of nodes, an image first."""
 
     def components(self, *kinds: str) -> np.ndarray:
-        """A label 0.. for each image, equal for those that are linked, by edges of the named kinds or of all."""
+        """Label the connected components: a number 0.. for each image. Only edges of the named kinds count, or all if none is named."""
         edges = np.concatenate([self.edges[kind] for kind in kinds or self.edges])
         return np.unique(join(edges, self.nodes)[: self.images], return_inverse=True)[1]
 
@@ -38,8 +38,8 @@ def links(table: pd.DataFrame, radius: int) -> Links:
     """Link the rows of a manifest that belong together.
 
     Args:
-        table: rows of the manifest, each with its own image_id. Parents that it does not hold are ignored.
-        radius: perceptual hashes that differ in at most this many of their 64 bits are one picture.
+        table: rows of the manifest, with unique image_ids. Parents that are not among them are ignored.
+        radius: images whose perceptual hashes differ in at most this many of 64 bits are near-duplicates.
     """
     images = len(table)
     row, parent = _parents(table)
@@ -58,28 +58,28 @@ def links(table: pd.DataFrame, radius: int) -> Links:
 
 
 def clusters(table: pd.DataFrame, radius: int) -> pd.Series:
-    """The cluster of near-duplicates that each row is in: a number 0.., equal for rows that a chain of near-duplicates joins."""
+    """The cluster of near-duplicates of each row: a number 0.., equal for rows that a chain of near-duplicates connects."""
     hashes = np.frombuffer(bytes.fromhex("".join(table["phash"].to_numpy())), ">u8").astype(np.uint64)
     distinct, inverse = np.unique(hashes, return_inverse=True)
     cluster = np.arange(len(distinct))
     held: list[np.ndarray] = []
     for pairs in near_duplicates(distinct, radius):
         held.append(pairs)
-        if sum(map(len, held)) > FOLD:  # folding them now and then keeps memory flat however many there are
+        if sum(map(len, held)) > FOLD:  # merging them now and then keeps memory flat however many there are
             cluster = _fold(cluster, held)
             held = []
     return pd.Series(_fold(cluster, held)[inverse], index=table.index)
 
 
 def near_duplicates(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
-    """All pairs of hashes that differ in at most `radius` bits: exact, each pair once, in blocks.
+    """All pairs of hashes that differ in at most `radius` bits: exact, each pair once, in chunks.
 
-    The 64 bits are cut into `radius + EXTRA_BLOCKS` blocks. Two near hashes agree on all but `radius` of them, so that those that agree
-    on some EXTRA_BLOCKS of the blocks are compared, for every choice of the blocks (Manku et al., WWW 2007, "Detecting near-duplicates
-    for web crawling").
+    The 64 bits are cut into `radius + EXTRA_BLOCKS` blocks. Two near hashes agree on all but at most `radius` of them, so it is enough to
+    compare hashes that agree on EXTRA_BLOCKS blocks, for every choice of these (Manku et al., WWW 2007, "Detecting near-duplicates for
+    web crawling").
 
     Args:
-        hashes: uint64 (n,). Equal ones are pairs, too: give distinct ones where many are equal.
+        hashes: uint64 (n,). Equal ones form pairs, too: remove duplicates first if there are many.
         radius: largest number of differing bits.
 
     Yields:
@@ -114,17 +114,17 @@ def join(edges: np.ndarray, nodes: int) -> np.ndarray:
 
 
 def positions(values: pd.Series | pa.Array, among: pd.Series | pa.Array) -> np.ndarray:
-    """Where each of the strings stands among others: int (values,), -1 where it does not."""
+    """Index of each string in `among`: int (values,), -1 if it is not there."""
     return pc.index_in(_flat(values), value_set=_flat(among)).fill_null(-1).to_numpy()
 
 
 def _fold(cluster: np.ndarray, pairs: list[np.ndarray]) -> np.ndarray:
-    """The clusters after joining those of each pair."""
+    """The clusters after merging those of each pair."""
     return join(cluster[np.concatenate(pairs)], cluster.max() + 1)[cluster] if pairs else cluster
 
 
 def _parents(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of fakes and, for each, the row of one of its parents."""
+    """Rows of fakes and, beside each, the row of one of its parents."""
     named = pc.utf8_split_whitespace(_flat(table["parents"]))
     row = pc.list_parent_indices(named).to_numpy()
     parent = positions(pc.list_flatten(named), table["image_id"])

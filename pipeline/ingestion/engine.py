@@ -1,4 +1,4 @@
-"""Where work on many images runs: processes on this machine, or a Ray cluster. The results are the same, in the same order."""
+"""Runs work on many images in processes on this machine or on a Ray cluster, with the same results in the same order."""
 
 import multiprocessing
 import os
@@ -20,26 +20,26 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 AHEAD = 4
-"""Tasks that wait for each worker: enough to keep it busy, few enough that memory does not grow with the number of tasks."""
+"""Tasks queued per worker: enough to keep it busy, few enough that memory does not grow with the number of tasks."""
 
 
 def run(function: Callable[[Task], Result], tasks: Iterable[Task], engine: Engine) -> Iterator[Result]:
     """Apply a function to each task in parallel; results come in the order of the tasks, and only a few are ever in flight.
 
     Args:
-        function: at the top level of a module. What it writes has to be on a file system that all workers see.
+        function: defined at the top level of a module. It may write only to a file system that all workers share.
         tasks: small and picklable.
         engine: `ray` connects to the cluster at RAY_ADDRESS, or starts one on this machine.
 
     Raises:
-        StageError: if Ray is asked for and not installed.
+        StageError: if Ray is requested but not installed.
     """
     return _ray(function, tasks) if engine == "ray" else _local(function, tasks)
 
 
 def _local(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
     workers = cores()
-    # Not forks of this process, which may hold threads: a lock that one of them held would stay shut in the fork for ever.
+    # Not forks of this process, which may have threads: a lock that one of them holds would stay locked in the fork forever.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipeline.ingestion.batch"])
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker, initargs=(os.getpid(),)) as pool:
@@ -53,7 +53,7 @@ def _local(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterato
 
 @contextmanager
 def _main_hidden() -> Iterator[None]:
-    """A new worker would import the stage's own module, and with it all that only the stage needs: seconds, for what it never calls."""
+    """Hide __main__: a new worker would import the stage's module and all its dependencies, which takes seconds, and never use them."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -76,7 +76,7 @@ def _ray(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[
 
         @ray.remote
         def there(task: Task) -> Result:
-            os.chdir(home)  # a worker starts elsewhere, and paths are relative to the project's folder
+            os.chdir(home)  # a worker starts in another folder, and paths are relative to the project's
             return function(task)
 
         workers = int(ray.cluster_resources().get("CPU", 1))
@@ -105,9 +105,9 @@ def _prepare_worker(stage: int) -> None:
 
 
 def _end_with(stage: int) -> None:
-    """End this worker when its stage ends, killed or not: it must not write beside the next run's.
+    """End this worker when its stage ends, killed or not: it must not write at the same time as the next run's workers.
 
-    Nothing else would end it: a worker keeps its fork server alive, and waits for tasks at a pipe that its fellows hold open.
+    Nothing else would end it: a worker keeps its fork server alive, and waits for tasks on a pipe that its siblings hold open.
     """
     with suppress(ProcessLookupError):
         select.select([os.pidfd_open(stage)], [], [])

@@ -1,4 +1,4 @@
-"""What an earlier run of ingest found out about each file, so that a new run, or one after `kill -9`, looks only at the others."""
+"""Remembers what ingest found out about each file, so that the next run, even after `kill -9`, processes only the others."""
 
 import io
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipeline.manifest import DESCRIBED
 from pipeline.staging import stamp_of, write
 
 FLUSH = 2000
-"""Rows that a crash may lose, some seconds of work."""
+"""Rows that a crash may lose: a few seconds of work."""
 
 TYPES = dict.fromkeys(("name", "stamp", "stored", "stored_stamp", "reason", "detail"), "str") | {
     name: {"int64": "Int64"}.get(kind, kind)  # a broken file has no numbers
@@ -36,13 +36,13 @@ class Ledger:
         self._flush()
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Note what was found out; on disk after FLUSH rows, or at the end."""
+        """Add rows; they are written to disk after FLUSH rows, or at the end."""
         self._rows += rows
         if len(self._rows) >= FLUSH:
             self._flush()
 
     def compact(self, rows: pd.DataFrame) -> None:
-        """Keep these rows alone, in one file."""
+        """Keep only these rows, in one file."""
         before = self._files()
         if len(before) == 1 and pq.read_metadata(before[0]).num_rows == len(rows):
             return
@@ -51,9 +51,9 @@ class Ledger:
             file.unlink()
 
     def known(self, listed: pd.DataFrame) -> pd.DataFrame:
-        """Rows of files that are listed, are still what they were, and are still stored as they were.
+        """Rows of files that are listed, unchanged, and still stored as they were.
 
-        A shard with a member that is no longer wanted does not count as stored, so that it is packed anew without it.
+        A shard with a member that is no longer valid does not count as stored, so that it is packed again without it.
 
         Args:
             listed: columns path and stamp.
@@ -73,7 +73,7 @@ class Ledger:
 
     def _flush(self) -> None:
         if self._rows:
-            self._write(pd.DataFrame(self._rows, columns=list(TYPES)))  # of broken files alone there are no figures
+            self._write(pd.DataFrame(self._rows, columns=list(TYPES)))  # rows of broken files lack most columns
             self._rows = []
 
     def _write(self, rows: pd.DataFrame) -> None:
@@ -85,7 +85,7 @@ class Ledger:
 
 
 def _read(file: Path) -> pd.DataFrame | None:
-    """The rows of a file; None, and the file goes, where a machine that lost its power left it empty or cut off."""
+    """The rows of a file. If a power failure left it empty or truncated, it is deleted, and the result is None."""
     try:
         return pd.read_parquet(file)
     except pa.ArrowInvalid:
@@ -94,6 +94,6 @@ def _read(file: Path) -> pd.DataFrame | None:
 
 
 def _holder(stored: str) -> str:
-    """The shard of a stored image, or the image itself: a folder can be called `crops.tar` too."""
+    """The shard of a stored image, or the image itself: a plain folder may be called `crops.tar`, too."""
     shard = shards.of(Path(stored)) if f"{shards.SUFFIX}/" in stored else None
     return stored if shard is None else shard.as_posix()
