@@ -1,1 +1,1 @@
-"""What the stage `validate` is made of: expectations, shortcuts in metadata, differences between versions, and its page."""
+"""Building blocks of the stage `validate`: expectations, the shortcut audit, differences between data versions, and the report page."""

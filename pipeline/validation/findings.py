@@ -1,4 +1,4 @@
-"""Runs a Great Expectations suite and says in sentences what failed."""
+"""Runs a Great Expectations suite and reports failures as sentences."""
 
 import logging
 import shutil
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     import great_expectations as gx
 
 DOCS = Path("reports/data_docs")
-"""Data Docs of Great Expectations, a folder a suite."""
+"""Data Docs of Great Expectations, one folder per suite."""
 
 EXAMPLES = 12
 NAMING = ("expect_column_values_to_be_null", "expect_column_values_to_be_in_set")
-"""Expectations whose unexpected values are names that a person should read."""
+"""Expectations whose unexpected values are names worth showing to a person."""
 
 SAMPLED = 60
-"""Rows of a failure that are fetched: enough to name what they have in common."""
+"""Rows fetched per failure: enough to show what they have in common."""
 
 
 class Finding(TypedDict):
-    """What became of one expectation.
+    """The outcome of one expectation.
 
     `severity` is "critical" or "warning"; `detail` is a sentence, empty on success; `examples` are paths of at most 12 images.
     """
@@ -36,7 +36,7 @@ class Finding(TypedDict):
 
 
 def check(suite: "gx.ExpectationSuite", frame: pd.DataFrame, docs: Path = DOCS) -> list[Finding]:
-    """Run a suite on a table that has a column `path`, and build its Data Docs anew under `docs` / the suite's name."""
+    """Run a suite on a table that has a column `path`, and rebuild its Data Docs under `docs` / the suite's name."""
     import great_expectations as gx
 
     logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)  # importing it has set INFO
@@ -50,11 +50,11 @@ def check(suite: "gx.ExpectationSuite", frame: pd.DataFrame, docs: Path = DOCS) 
     definition = gx.ValidationDefinition(
         name=suite.name, data=asset.add_batch_definition_whole_dataframe("all"), suite=context.suites.add(suite)
     )
-    # Rows, not lists of all indices, which are gathered one by one: slow where a million images fail.
+    # Rows, not lists of all indices, which are collected one by one: slow if a million images fail.
     shown = {"result_format": "BASIC", "partial_unexpected_count": SAMPLED, "include_unexpected_rows": True}
     context.validation_definitions.add(definition)
     outcome = definition.run(batch_parameters={"dataframe": frame}, result_format=shown)
-    context.build_data_docs(site_names=[suite.name])  # not the temporary one that an ephemeral context has besides
+    context.build_data_docs(site_names=[suite.name])  # not the temporary site that an ephemeral context also has
     return [_finding(result) for result in outcome.results]
 
 
@@ -62,7 +62,7 @@ def _finding(outcome: Any) -> Finding:
     config, result = outcome.expectation_config, outcome.result
     column = config.kwargs.get("column")
     rows = result.get("unexpected_rows")
-    # In the order of the values, so that twins stand side by side.
+    # Sorted by value, so that duplicates are next to each other.
     rows = None if outcome.success or rows is None or not len(rows) else rows.sort_values([column, "path"])
     return {
         "name": f"{config.type}({column or ''})",

@@ -1,4 +1,4 @@
-"""The validation as one HTML file that opens offline: verdict, failures with pictures, shortcut audit, quality of both classes."""
+"""The validation report as one HTML file that opens offline: verdict, failures with pictures, shortcut audit, quality of both classes."""
 
 from collections.abc import Hashable
 from functools import partial
@@ -17,7 +17,7 @@ from pipeline.validation.versions import QUALITY
 
 QUARANTINE = Path("reports/quarantine.csv")
 LISTED = 20
-"""Quarantined files of each reason that are named."""
+"""Quarantined files listed per reason."""
 
 COLOURS = {"real": plots.REAL, "fake": plots.FAKE}
 
@@ -56,7 +56,7 @@ def page(report: dict[str, Any], table: pd.DataFrame, bounds: Shortcut) -> str:
 
 
 def quarantined() -> dict[str, list[dict[Hashable, Any]]]:
-    """Rows of reports/quarantine.csv by reason; empty where there is no such file."""
+    """Rows of reports/quarantine.csv by reason; empty if there is no such file."""
     if not QUARANTINE.is_file():
         return {}
     listed = pd.read_csv(QUARANTINE, dtype=str, keep_default_na=False)

@@ -16,25 +16,25 @@ from pipeline.params_data import Ingest
 CATEGORIES = ("format", "quantisation", "subsampling")
 NUMBERS = ("jpeg_quality", "width", "height", "metadata_bytes", "red", "green", "blue")
 COLOURS = ("red", "green", "blue")
-"""What re-encoding does not even out."""
+"""Columns whose differences re-encoding does not remove."""
 
 SEED = 0
 FOLDS = 5
 MOST_IMAGES = 10_000
-"""A sample of this size settles the AUC to within a point."""
+"""A sample of this size gives the AUC to within 0.01."""
 MANY_GROUPS = 1000
-"""From here on chance stratifies as well as StratifiedGroupKFold, whose time grows with the groups."""
+"""From here on random folds are as well stratified as those of StratifiedGroupKFold, whose run time grows with the groups."""
 MOST_CATEGORIES = 200
-"""Scikit-learn's trees take 255; what is rarer counts as missing."""
+"""Scikit-learn's trees take 255 categories; rarer ones count as missing."""
 SPEAKS = 0.55
-"""AUC above which a column is named as one that gives the class away."""
+"""AUC from which on a column is reported as giving the class away."""
 
 Folds = list[tuple[np.ndarray, np.ndarray]]
-"""Of each fold, the positions to fit on and those to judge."""
+"""For each fold, the positions to fit on and those to score."""
 
 
 def features(table: pd.DataFrame) -> pd.DataFrame:
-    """What the manifest knows of how each file is stored, and its mean colour: floats, categories as codes (-1 is missing)."""
+    """How each file is stored, and its mean colour, from the manifest: floats, with categories as codes (-1 is missing)."""
     found = table[list(NUMBERS)].apply(pd.to_numeric).astype("float64")
     found["bytes_per_pixel"] = table["bytes"] / (table["width"] * table["height"])
     for name in CATEGORIES:
@@ -44,14 +44,14 @@ def features(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def audit(table: pd.DataFrame) -> dict[str, Any]:
-    """Cross-validated AUC of gradient boosting that sees no pixel of a face, grouped by `group`.
+    """Cross-validated AUC, with folds by `group`, of gradient boosting that sees no pixel of a face.
 
     Args:
         table: rows of the manifest.
 
     Returns:
-        auc: a Figure, null where it could not be judged; unjudged: the reason, or None; columns: each column with the AUC that it gives
-        alone, cross-validated too, best first (0.5 says nothing).
+        auc: a Figure, null if it could not be estimated; unjudged: the reason, or None; columns: each column with the AUC of a model
+        that sees it alone, also cross-validated, best first (0.5 is chance).
     """
     table = table.loc[table["label"].isin(LABELS), ["label", "group", "bytes", *NUMBERS, *CATEGORIES]]
     if len(table) > MOST_IMAGES:
@@ -61,12 +61,12 @@ def audit(table: pd.DataFrame) -> dict[str, Any]:
     if isinstance(folds, str):
         return {"auc": Figure(value=None, low=None, high=None), "columns": [], "unjudged": folds}
     found = features(table)
-    with threadpool_limits(1, user_api="openmp"):  # beside other work, threads that wait for each other take minutes, not seconds
+    with threadpool_limits(1, user_api="openmp"):  # next to other work, threads waiting for each other take minutes, not seconds
         return _judged(found, labels, groups, folds)
 
 
 def group_folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> Folds | str:
-    """Folds that part no group; or why there are none.
+    """Folds that split no group; or the reason why there are none.
 
     Args:
         labels: int (n,), 1 for fake.
@@ -109,8 +109,10 @@ def message(shortcut: dict[str, Any], table: pd.DataFrame, ingest: Ingest) -> st
 
 
 def proposal(table: pd.DataFrame) -> dict[str, int]:
-    """Values of `ingest.normalise` under which both classes look alike: a longer side that nine tenths of either class have, and a JPEG
-    quality no better than the median of either."""
+    """Values for `ingest.normalise` that make both classes look alike.
+
+    The longer side is one that nine tenths of either class reach; the JPEG quality is no better than the median of either.
+    """
     both = table[table["label"].isin(LABELS)]
     longer = both[["width", "height"]].max(axis=1).groupby(both["label"]).quantile(0.1).min()
     quality = both["jpeg_quality"].astype("float64").groupby(both["label"]).median().min()
@@ -134,7 +136,7 @@ def varying(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def boosting(found: pd.DataFrame, images: int, rounds: int, seed: int) -> HistGradientBoostingClassifier:
-    """Gradient boosting, not yet fitted, for these columns and so many images."""
+    """Unfitted gradient boosting for these columns and this many images."""
     return HistGradientBoostingClassifier(
         max_iter=rounds,
         categorical_features=[name for name in CATEGORIES if name in found],

@@ -1,7 +1,8 @@
 """Great Expectations suites as code: what the manifest, and the parts made from it, have to satisfy.
 
-What an expectation cannot see in one value becomes a column of `manifest_frame` or `splits_frame`: it holds the offending value (a label,
-a group, a hash) where something is wrong and nothing elsewhere, so that "values are null" is the expectation and a failure names itself.
+A condition that cannot be checked on a single value becomes a column of `manifest_frame` or `splits_frame`. It holds the offending value
+(a label, a group, a hash) where something is wrong and null elsewhere, so that the expectation is "values are null" and a failure shows
+what is wrong.
 """
 
 import math
@@ -15,7 +16,7 @@ from pipeline.labels import LABELS
 from pipeline.manifest import COLUMNS, NO_GENERATOR, PARTS, UNSEEN
 from pipeline.params import Validate
 from pipeline.validation import versions
-from pipeline.validation.findings import check as check  # for those who run a suite: one name to import
+from pipeline.validation.findings import check as check  # re-exported for callers that run a suite
 from pipeline.validation.versions import NEW, WARNING
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ MAY_BE_MISSING = ("seed", "jpeg_quality", "faces", "face_share", "pixel_hash")
 
 
 def manifest_frame(table: pd.DataFrame, settings: Validate) -> pd.DataFrame:
-    """What `manifest` looks at: the manifest's columns, numbers as floats, and a column for each kind of offender."""
+    """Input of the suite `manifest`: the manifest's columns, numbers as floats, and a column for each kind of violation."""
     whole = table.reindex(columns=[*COLUMNS, *(name for name in table if name not in COLUMNS)])
     label, generator = whole["label"], whole["generator"]
     real, fake, made = label.eq("real"), label.eq("fake"), generator.ne(NO_GENERATOR)
@@ -50,12 +51,12 @@ def manifest(table: pd.DataFrame, settings: Validate, accepted: pd.DataFrame | N
     """The suite for a manifest.
 
     Args:
-        table: the manifest; which of its columns are there decides which ranges can be looked at.
+        table: the manifest; a column that it lacks is reported by the first expectation only.
         settings: bounds.
         accepted: the manifest of the last accepted data version, to compare with; None compares nothing.
 
     Raises:
-        StageError: if validate.ranges names a column that is no number of the manifest.
+        StageError: if validate.ranges names a column that is not a number in the manifest.
     """
     import great_expectations as gx
     import great_expectations.expectations as gxe
@@ -71,22 +72,22 @@ def manifest(table: pd.DataFrame, settings: Validate, accepted: pd.DataFrame | N
     if len(table):
         suite += _filled() + _classes(settings) + _pictures() + _generators(settings) + _ranges(table, settings)
         suite += [] if accepted is None else versions.drift(table, accepted, settings)
-    # Of a column that is missing the first expectation speaks; on the others it would be an error inside Great Expectations.
+    # The first expectation reports a missing column; the others would raise an error inside Great Expectations.
     there = set(manifest_frame(table.head(0), settings).columns)
     return gx.ExpectationSuite(name="manifest", expectations=[item for item in suite if getattr(item, "column", None) in there | {None}])
 
 
 def splits_frame(parts: Iterable[tuple[str, pd.DataFrame]], holdout: list[str]) -> pd.DataFrame:
-    """What `splits` looks at: all rows of all parts with their `part`, and a column for each kind of offender.
+    """Input of the suite `splits`: all rows of all parts with their `part`, and a column for each kind of violation.
 
     Args:
-        parts: name and rows of train, val and test, and of `unseen` where there is one, which shares the reals of test. A column
-            `cluster` (the near-duplicates that an image belongs to) is looked at where there is one.
-        holdout: generators that only `unseen` may hold.
+        parts: name and rows of train, val and test, and of `unseen` if there is one, which shares its reals with test. A column
+            `cluster` (the near-duplicates that an image belongs to) is checked if there is one.
+        holdout: generators that only `unseen` may contain.
     """
     whole = pd.concat([part.assign(part=name) for name, part in parts], ignore_index=True)
     whole = whole[(whole["part"] != UNSEEN) | ~whole["path"].isin(whole.loc[whole["part"] == "test", "path"])].reset_index(drop=True)
-    side = whole.assign(part=whole["part"].replace(UNSEEN, "test"))  # both are read once, at the end
+    side = whole.assign(part=whole["part"].replace(UNSEEN, "test"))  # both are used only once, at the end
     keys = [key for key in ("group", "cluster", "image_id", "pixel_hash") if key in whole]
     return whole[["path", "label", "generator", "part"]].assign(
         part_and_label=whole["part"] + " " + whole["label"],
@@ -97,7 +98,7 @@ def splits_frame(parts: Iterable[tuple[str, pd.DataFrame]], holdout: list[str]) 
 
 
 def splits(frame: pd.DataFrame) -> "gx.ExpectationSuite":
-    """The suite for what `splits_frame` gives: nothing in train, val or test may have a twin in another of them. All of it is critical."""
+    """The suite for `splits_frame`: nothing in train, val or test may have a twin in another of them. All expectations are critical."""
     import great_expectations as gx
     import great_expectations.expectations as gxe
 
@@ -162,8 +163,8 @@ def _classes(settings: Validate) -> list[Any]:
         gxe.ExpectColumnKLDivergenceToBeLessThan(
             column="label",
             partition_object={"values": list(LABELS), "weights": [0.5, 0.5]},
-            tail_weight_holdout=NEW,  # a label that is neither has an expectation of its own
-            # The divergence from halves that two classes at exactly validate.max_imbalance have.
+            tail_weight_holdout=NEW,  # any other label has its own expectation
+            # The divergence from 50:50 of two classes at exactly validate.max_imbalance.
             threshold=most * math.log(2 * most) + (1 - most) * math.log(2 * (1 - most)) + 1e-9,
             severity=WARNING,
             notes=f"One class has over validate.max_imbalance = {settings.max_imbalance:g} times the images of the other. "
@@ -248,14 +249,14 @@ def _ranges(table: pd.DataFrame, settings: Validate) -> list[Any]:
 
 
 def _in_several(table: pd.DataFrame, key: str, of: str) -> pd.Series:
-    """The key where it stands with more than one value of `of`, nothing elsewhere."""
+    """The key where it occurs with more than one value of `of`, null elsewhere."""
     repeated = table[key].duplicated(keep=False) & table[key].notna() & table[key].ne("")
     pairs = table.loc[repeated, [key, of]].drop_duplicates()
     return table[key].where(table[key].isin(pairs.loc[pairs[key].duplicated(), key]))
 
 
 def _parent_elsewhere(table: pd.DataFrame) -> pd.Series:
-    """The image_id of a parent that stands in another part than its fake, nothing elsewhere. A parent in no part is no leak."""
+    """The image_id of a parent that is in another part than its fake, null elsewhere. A parent in no part is not a leak."""
     parents = table.loc[table["parents"].fillna("") != "", "parents"].str.split().explode()
     part_of_parent = parents.map(table.drop_duplicates("image_id").set_index("image_id")["part"])
     wrong = parents[part_of_parent.notna() & part_of_parent.ne(table["part"].loc[parents.index])]

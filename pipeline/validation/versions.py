@@ -1,4 +1,4 @@
-"""Versions of the data: the last accepted one, and how another differs from it."""
+"""Data versions: the last accepted one, and how another differs from it."""
 
 import filecmp
 from typing import Any
@@ -18,11 +18,11 @@ SHARES = ("label", "generator", "source", "format")
 
 WARNING: Any = "warning"  # Any: the type that great_expectations has for it takes seconds to import
 NEW = 0.01
-"""Share that the accepted version is taken to have of what it never held: without it the divergence by one new image is infinite."""
+"""Share that the accepted version is assumed to have of values new to it: otherwise one new image makes the divergence infinite."""
 
 
 def last_accepted() -> pd.DataFrame | None:
-    """What is compared of the last accepted version: None where there is none, or where it is the manifest of now."""
+    """The last accepted version, only columns that are compared; None if there is none or it is the current manifest."""
     if not ACCEPTED.is_file() or filecmp.cmp(MANIFEST, ACCEPTED, shallow=False):
         return None
     return pd.read_parquet(ACCEPTED, columns=["image_id", "path", *SHARES, *QUALITY])
@@ -30,13 +30,13 @@ def last_accepted() -> pd.DataFrame | None:
 
 def accept() -> None:
     """Keep the manifest as the last accepted version."""
-    write(ACCEPTED, MANIFEST.read_bytes())  # replaced, not written over: it may be a link into DVC's cache
+    write(ACCEPTED, MANIFEST.read_bytes())  # replaced, not overwritten: it may be a link into DVC's cache
 
 
 def drift(table: pd.DataFrame, accepted: pd.DataFrame, settings: Validate) -> list[Any]:
-    """Expectations, all warnings, that a manifest is distributed as the last accepted one is.
+    """Expectations, all warnings, that a manifest is distributed like the last accepted one.
 
-    Kullback-Leibler divergence of categories, and of numbers over bins between the accepted version's quantiles; nothing that was there
+    Kullback-Leibler divergence of categories, and of numbers in bins between the accepted version's quantiles; and no generator or source
     may have disappeared.
     """
     import great_expectations.expectations as gxe
@@ -73,7 +73,7 @@ def drift(table: pd.DataFrame, accepted: pd.DataFrame, settings: Validate) -> li
 
 
 def changes(old: pd.DataFrame, new: pd.DataFrame) -> dict[str, list[str]]:
-    """Paths of the images that are new, removed or relabelled, sorted. A content (image_id) is one image, wherever it lies."""
+    """Paths of the images that are new, removed or relabelled, sorted. Equal content (image_id) is one image, whatever its path."""
     before, now = (table[["image_id", "path", "label"]].drop_duplicates("image_id") for table in (old, new))
     place = pd.Index(before["image_id"]).get_indexer(pd.Index(now["image_id"]))  # -1 where there was no such image
     stayed = place >= 0
@@ -86,10 +86,12 @@ def changes(old: pd.DataFrame, new: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def _between_quantiles(values: np.ndarray, smaller: int) -> dict[str, list[Any]]:
-    """Bins that hold about equal shares of the values: ten, or fewer where the smaller version has under 500 images, because two samples
-    of one distribution diverge by about bins / images, so that ten bins would warn of every small sample."""
+    """Bins with about equal shares of the values: ten, or fewer if the smaller version has under 500 images.
+
+    Two samples of one distribution diverge by about bins / images, so that ten bins would warn of every small sample.
+    """
     number = int(np.clip(smaller // 50, 2, 10))
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, number + 1), method="lower"))  # values, so that no bin is empty
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, number + 1), method="lower"))  # edges are values, so that no bin is empty
     if len(edges) == 1:
         edges = np.append(edges, np.nextafter(edges[0], np.inf))
     counts, _ = np.histogram(values, edges)
