@@ -1,1 +1,1 @@
-"""What the stage `split` is made of: what has to stay together, and shares that are alike in every part."""
+"""Building blocks of the stage `split`: the memory of earlier splits, and stratified assignment of whole groups."""

@@ -1,4 +1,4 @@
-"""The memory of the split: in which part each image was put, so that no later split puts it into another one."""
+"""Remembers which part each image was assigned to, so that no later split moves it to another."""
 
 import json
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from pipeline.manifest import PARTS, SPLITS, UNSEEN
 from pipeline.params import Split
 
 DRAWN = SPLITS / "drawn.json"
-"""The settings that the parts beside it were drawn with."""
+"""The settings that the parts next to it were drawn with."""
 
 PLACES = SPLITS / "places.parquet"
-"""The place of each image that ever stood in a part, so that one that was away comes back to where it was."""
+"""The part of every image that was ever assigned, so that one that was removed returns to the same part."""
 
 TEST = PARTS.index("test")
 
@@ -28,14 +28,14 @@ class Earlier(NamedTuple):
     """Index in PARTS."""
 
     away: np.ndarray
-    """bool: those that the last split did not have."""
+    """bool: whether the image was missing from the last split."""
 
 
 NOTHING = Earlier(pd.Series(dtype="str"), np.empty(0, np.int64), np.empty(0, bool))
 
 
 def read(settings: Split) -> tuple[Earlier, str]:
-    """Where earlier runs placed images, and what becomes of it: words for the log and the report."""
+    """Where earlier runs placed images, and whether that is kept, as text for the log and the report."""
     if not DRAWN.is_file():
         return NOTHING, "drawn anew: there was no earlier split"
     before, now = json.loads(DRAWN.read_text()), drawn_with(settings)
@@ -50,18 +50,18 @@ def read(settings: Split) -> tuple[Earlier, str]:
 
 
 def write(earlier: Earlier, parts: Mapping[str, pd.DataFrame], folder: Path) -> None:
-    """Write what is remembered from now on into a folder, under the name of PLACES; equal content gives equal bytes."""
+    """Write the updated memory into a folder, under the name of PLACES; equal content gives equal bytes."""
     before = pd.DataFrame({"image_id": earlier.image_id, "place": earlier.place})
     ever = pd.concat([before, placed(parts)]).drop_duplicates("image_id")
     ever.sort_values("image_id").to_parquet(folder / PLACES.name, index=False)
 
 
 def placed(parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Columns image_id and place: the index in PARTS of each image of the parts, that of test for an unseen one."""
+    """Columns image_id and place, the index in PARTS, for each image of the parts; `unseen` counts as test."""
     places = {part: number for number, part in enumerate(PARTS)} | {UNSEEN: TEST}
     return pd.concat([part[["image_id"]].assign(place=places[name]) for name, part in parts.items()]).drop_duplicates("image_id")
 
 
 def drawn_with(settings: Split) -> dict[str, Any]:
-    """The settings of a draw, as DRAWN has them."""
+    """The settings of a draw, as stored in DRAWN."""
     return settings.model_dump(mode="json") | {"holdout_generators": sorted(settings.holdout_generators)}

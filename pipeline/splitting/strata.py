@@ -1,4 +1,4 @@
-"""Sharing whole groups out, so that each part gets its share of every stratum."""
+"""Stratified assignment of whole groups, so that each part gets its share of every stratum."""
 
 import hashlib
 import itertools
@@ -7,18 +7,18 @@ import numpy as np
 import pandas as pd
 
 FINE = 300
-"""Kinds of groups, the smallest ones, that are exchanged in the end: larger ones would bring the shares no nearer."""
+"""Kinds of groups, smallest first, that take part in the final exchange: larger ones would not bring the shares closer."""
 
 
 def composition(group: np.ndarray, table: pd.DataFrame, counted: np.ndarray) -> np.ndarray:
     """Count what each group holds, at three levels: each pair of label and generator, each label, all images.
 
-    Without the upper two, many small generators would each be met within an image and add up to a part without fakes.
+    Without the last two, many small generators could each be met to within an image and still add up to a part without fakes.
 
     Args:
-        group: int (rows,), 0.. for each row.
+        group: int (rows,), number 0.. of each row's group.
         table: with columns label and generator.
-        counted: bool (rows,); the other rows count as their generator only.
+        counted: bool (rows,); the other rows count only at the level of label and generator.
 
     Returns:
         int32 (groups, strata).
@@ -38,11 +38,11 @@ def composition(group: np.ndarray, table: pd.DataFrame, counted: np.ndarray) -> 
 
 
 def assign(counts: np.ndarray, names: np.ndarray, placed: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
-    """Give each group to a part, so that the squared distances to the parts' shares of each stratum, summed, are small.
+    """Assign each group to a part, so that the sum of squared distances from the parts' shares of each stratum is small.
 
-    Groups with the same composition are shared out in the order of a hash of their names; the one or two that remain go where most is
-    missing, large groups first. Then groups are exchanged for as long as that brings the parts nearer to their shares: with FINE or
-    fewer kinds of groups, no move of one group and no exchange of two would bring them any nearer.
+    Groups of equal composition are dealt out in the order of a hash of their names, large groups first; the one or two left over go where
+    most is missing. Then groups are moved or exchanged as long as that brings the parts closer to their shares: with FINE or fewer kinds
+    of groups, no move of one group and no exchange of two would bring them any closer.
 
     Args:
         counts: int (groups, strata): what each group holds.
@@ -84,9 +84,9 @@ def _give(kind: np.ndarray, amount: int, missing: np.ndarray, shares: np.ndarray
 
 
 def _settle(kinds: np.ndarray, given: np.ndarray, missing: np.ndarray) -> None:
-    """Exchange two groups between two parts, in place, the best exchange first, until none brings the parts nearer to their shares."""
+    """Exchange two groups between two parts, in place, best exchange first, until none brings the parts closer to their shares."""
     small = np.argsort(kinds[:, -1], kind="stable")[:FINE]
-    pieces = np.concatenate([np.zeros((1, kinds.shape[1])), kinds[small]])  # the first is no group: exchanged with it, one moves alone
+    pieces = np.concatenate([np.zeros((1, kinds.shape[1])), kinds[small]])  # row 0 is an empty group: exchanged with it, a group just moves
     there = np.concatenate([np.full((1, given.shape[1]), np.iinfo(np.int32).max), given[small]])
     squares = (pieces**2).sum(axis=1)
     distance = squares[:, None] + squares - 2 * pieces @ pieces.T
