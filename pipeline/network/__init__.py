@@ -1,1 +1,1 @@
-"""The networks: how one is made or loaded, and what its view of a picture is."""
+"""Networks: building, loading and saving them, and their image embeddings."""

@@ -1,4 +1,4 @@
-"""The network as it is exported and served: with its view of a picture beside its logits."""
+"""The network as it is exported and served: it returns an embedding along with the logits."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from pipeline.network import model
 
 SCALING = "interpolate_pos_encoding"
-"""How transformers calls the method that scales position embeddings to an input of another size."""
+"""Name in transformers of the method that scales position embeddings to an input of another size."""
 
 
 class WithEmbedding(nn.Module):
-    """A classifier that also gives its last hidden state, averaged over places: what drift is measured on."""
+    """A classifier that also returns its last hidden state, averaged over positions, on which drift is measured."""
 
     def __init__(self, network: PreTrainedModel) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class WithEmbedding(nn.Module):
 
 @contextmanager
 def fixed_positions(module: WithEmbedding, size: int) -> Iterator[None]:
-    """While it is open, position embeddings that are scaled to the input are constants: those of pictures of `size` pixels.
+    """Context in which position embeddings that are scaled to the input are constants: those for images of `size` pixels.
 
-    A graph that scaled them for each picture would do so differently from PyTorch or, as that of DINOv2 with registers, could not be
-    written. The call that finds them also fills LeViT's cache of its attention biases, which tracing would stumble over.
+    An exported graph that scaled them for each image would do so differently from PyTorch or, for DINOv2 with registers, could not be
+    exported at all. The forward pass that computes them also fills LeViT's cache of attention biases, which would break tracing.
     """
     scaling = [part for part in module.modules() if hasattr(part, SCALING)]
     for part in scaling:

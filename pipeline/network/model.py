@@ -1,4 +1,4 @@
-"""Networks: any image classifier that transformers knows, by hub name or folder, pretrained or from scratch."""
+"""Builds, loads and saves any image classifier that transformers knows, by hub name or folder, pretrained or from scratch."""
 
 import logging
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from pipeline.errors import StageError
 from pipeline.labels import ID2LABEL, LABEL2ID
 from pipeline.preprocess import Preprocess
 
-if TYPE_CHECKING:  # a server reads networks, and no settings
+if TYPE_CHECKING:  # a server loads networks, but no settings
     from pipeline import params
 
 TRAINED = Path("models/trained")
@@ -24,25 +24,25 @@ TRAINED = Path("models/trained")
 
 HEAD: dict[str, Any] = {"id2label": ID2LABEL, "label2id": LABEL2ID}
 WHOLE: dict[str, Any] = {"dtype": torch.float32}
-"""Whatever the weights are stored in, as transformers would take them otherwise: in 16 bits the small steps of a training round to none."""
+"""Whatever type the weights are stored in, which transformers would keep: in 16 bits, small training steps round to nothing."""
 
 log = logging.getLogger(__name__)
 
 
 def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
-    """Make the network of the settings, with outputs real and fake.
+    """Build the network that the settings describe, with outputs real and fake.
 
     Returns:
         The model, and the transformers image processor that belongs to it.
 
     Raises:
-        StageError: if the name is neither a folder nor a hub name nor, with init scratch, a model type; or a hub cannot be reached;
-            or outputs in another order cannot be turned round.
+        StageError: if the name is neither a folder nor a hub name nor, with init scratch, a model type; if the hub cannot be reached;
+            if `config` changes shapes of pretrained weights; or if outputs in the order fake, real cannot be swapped.
     """
     try:
         if settings.init == "pretrained":
             before = AutoConfig.from_pretrained(settings.name)
-            # safetensors alone: a pickled checkpoint runs whatever its maker likes.
+            # safetensors only: a pickled checkpoint can run arbitrary code.
             model, found = AutoModelForImageClassification.from_pretrained(
                 settings.name,
                 use_safetensors=True,
@@ -57,7 +57,7 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
             if not found["mismatched_keys"] and not any("classifier" in name for name in found["missing_keys"]):
                 _order_outputs(model, before.id2label)
             processor = AutoImageProcessor.from_pretrained(settings.name)
-            if _side(model.config) != _side(before):  # what was asked for, of a network that takes any size
+            if _side(model.config) != _side(before):  # another image_size was set, for a network that takes any size
                 _resize(processor, _side(model.config))
             return _adapted(model), processor
         if settings.name in CONFIG_MAPPING:
@@ -65,7 +65,7 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
         else:
             config = AutoConfig.from_pretrained(settings.name, **HEAD, **settings.config)
         config.update(_count(config))
-        # Where a config suits two kinds of classifier, as DeiT's does, transformers looks into this list and takes the first without one.
+        # If a config fits two classifiers, as DeiT's does, transformers iterates over this list and, if it is empty, takes the first.
         config.architectures = config.architectures or []
         model = _adapted(AutoModelForImageClassification.from_config(config, **WHOLE))
     except (OSError, ValueError, TypeError) as error:
@@ -79,14 +79,14 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
 
 
 def _count(config: Any) -> dict[str, int]:
-    """What a config has to be told besides the names of the outputs, if it does not count them, as PVT's."""
+    """Number of outputs, for configs that do not derive it from the names of the outputs, such as PVT's."""
     return {"num_labels": len(ID2LABEL)} if "num_labels" in config.to_dict() else {}
 
 
 def _check_shapes(mismatched: Any, outputs: int, settings: "params.Model") -> None:
-    """Only the head may have another shape than the pretrained weights: what else does would begin anew, without a word.
+    """Only the head may differ in shape from the pretrained weights: anything else would silently start from random weights.
 
-    Whatever it is called, it is what has two outputs in place of the `outputs` that the weights came with, and else the same shape.
+    The head, whatever its name, has two outputs in place of the `outputs` of the pretrained weights, and otherwise the same shape.
     """
     others = sorted({name for name, was, now in mismatched if (*was[:1], *now) != (outputs, len(ID2LABEL), *was[1:])})
     if others:
@@ -97,14 +97,14 @@ def _check_shapes(mismatched: Any, outputs: int, settings: "params.Model") -> No
 
 
 def _order_outputs(model: PreTrainedModel, names: Mapping[int, str]) -> None:
-    """Make a head of two outputs that came with its weights say real first, then fake, in place.
+    """Put the outputs of a pretrained two-output head in the order real, fake, in place; if it has other outputs, reset it.
 
     Args:
-        model: as it was read.
-        names: what the head's outputs were called before they were renamed.
+        model: as loaded.
+        names: names of the head's outputs before they were renamed.
 
     Raises:
-        StageError: if they are fake and real, and the head is not called as usual.
+        StageError: if they are fake, real and the model has no `classifier` in which to swap them.
     """
     labels = [names[index].lower() for index in sorted(names)]
     if labels == list(LABEL2ID):
@@ -122,7 +122,7 @@ def _order_outputs(model: PreTrainedModel, names: Mapping[int, str]) -> None:
 
 
 def load(folder: Path) -> PreTrainedModel:
-    """Read a trained model from a folder that `save` wrote, in evaluation mode, with attentions that can be looked at."""
+    """Read a trained model from a folder that `save` wrote, in evaluation mode, with attention weights that can be inspected."""
     return _adapted(AutoModelForImageClassification.from_pretrained(folder, attn_implementation="eager", **WHOLE)).eval()
 
 
@@ -134,7 +134,7 @@ def save(model: PreTrainedModel, processor: Any, folder: Path) -> None:
 
 
 def head(model: PreTrainedModel) -> nn.Module:
-    """The layer, or layers, that make logits of features. Raises StageError where they are not called as usual."""
+    """The layer or layers that map features to logits. Raises StageError if the model has no `classifier`."""
     found = getattr(model, "classifier", None)
     if not isinstance(found, nn.Module):
         raise StageError(f"{type(model).__name__} has no `classifier`, so that only train.tune: full can train it")
@@ -142,7 +142,7 @@ def head(model: PreTrainedModel) -> nn.Module:
 
 
 class NormalisedLinear(nn.Linear):
-    """A linear layer on features of length 1: the direction alone decides."""
+    """A linear layer on L2-normalised features: only their direction counts."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """float (..., in_features) -> (..., out_features)."""
@@ -150,7 +150,7 @@ class NormalisedLinear(nn.Linear):
 
 
 def normalise_features(model: PreTrainedModel) -> None:
-    """Make the head look at L2-normalised features, in place; noted in the config, so that `load` does it again.
+    """Make the head take L2-normalised features, in place; recorded in the config, so that `load` does it again.
 
     Raises:
         StageError: if the head is not one linear layer.
@@ -165,9 +165,9 @@ def normalise_features(model: PreTrainedModel) -> None:
 
 
 def _adapted(model: PreTrainedModel) -> PreTrainedModel:
-    """The network with what transformers does not build by itself, in place."""
+    """Apply, in place, what transformers does not build by itself."""
     if model.config.model_type == "efficientnet":
-        # Its own average is over a window of a thousand pixels and more, cut to the map: OpenVINO makes no graph of that.
+        # It pools over a window of a thousand pixels or more, cut to the feature map, which OpenVINO cannot convert.
         kind = nn.AdaptiveAvgPool2d if model.config.pooling_type == "mean" else nn.AdaptiveMaxPool2d
         model.set_submodule("efficientnet.pooler", kind(1))
     if getattr(model.config, "normalised_features", False):
@@ -176,13 +176,13 @@ def _adapted(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _resize(processor: Any, side: int) -> None:
-    """Make a processor give squares of another side, in place."""
+    """Make a processor output squares of another side, in place."""
     for name in ("size", "crop_size"):
         if before := getattr(processor, name, None):
             setattr(processor, name, dict.fromkeys(dict(before), side))
 
 
 def _side(config: Any) -> int:
-    """The side of the input in pixels; 224 where a config says nothing, as that of a network for any size does."""
+    """Side of the input in pixels; 224 if the config has none, as for networks that take any size."""
     side = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", None) or 224
     return side if isinstance(side, int) else side[0]

@@ -1,8 +1,8 @@
-"""A small vision transformer that learns forgery traces from scratch: ViT whose patches come from convolutions.
+"""A small vision transformer that learns forgery traces from scratch: a ViT whose patch embeddings come from convolutions.
 
-A plain ViT sees a patch through one linear map and learns slowly from a few thousand faces (Xiao et al., NeurIPS 2021, "Early
-convolutions help transformers see better"). Traces of a forgery are faint and fine, so the convolutions are also given what is left
-of the picture when its smooth part is taken away. Importing this module makes the model type `stem_vit` known to transformers.
+A plain ViT embeds a patch with one linear map and learns slowly from a few thousand faces (Xiao et al., NeurIPS 2021, "Early
+convolutions help transformers see better"). Traces of a forgery are faint and fine, so the convolutions also get the residual of the
+image, that is, the image minus its smoothed copy. Importing this module registers the model type `stem_vit` with transformers.
 """
 
 import torch
@@ -11,11 +11,11 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 RESIDUAL_GAIN = 4.0
-"""Brings the fine detail of a photograph to about the spread of its pixels."""
+"""Scales the residual of a photograph to about the standard deviation of its pixels."""
 
 
 class StemViTConfig(ViTConfig):
-    """ViT's settings; `patch_size` is a power of 2, the scale of the whole stem; `stem_width` is the channels after its first step."""
+    """ViT's config; `patch_size`, a power of 2, is the stem's total stride; `stem_width` is its channels after the first convolution."""
 
     model_type = "stem_vit"
     stem_width: int = 32
