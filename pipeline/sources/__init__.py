@@ -1,8 +1,8 @@
-"""Where images come from. A source lists its images, one row each; ingest brings them in from there.
+"""Where images come from. A source lists its images, one row each; ingest copies them from there.
 
-A row has: file (where the image lies now), path (its name inside the source), label, generator, group, and any attributes.
+A row has: file (where the image is now), path (its name inside the source), label, generator, group, and any attributes.
 Sources that make or fetch images keep them in the folder `staging` that they are given; nothing is ever written to, or deleted
-from, a place that belongs to the user.
+from, a folder that belongs to the user.
 """
 
 from pathlib import Path
@@ -16,14 +16,14 @@ from pipeline.params_data import FeedbackSource, FolderSource, HuggingFaceSource
 from pipeline.sources import feedback, folder, huggingface, lfw, procedural
 
 TAKEN = set(COLUMNS) - {"path", "label", "generator", "group"} | {*ledger.TYPES, *SCORED, SIZE}
-"""Names that no attribute of a source can have."""
+"""Names that attributes of a source must not have."""
 
 
 def listing(source: Source, staging: Path) -> pd.DataFrame:
-    """List the images of a source; what it made or fetched before is not made again.
+    """List the images of a source; those made or fetched before are not made or fetched again.
 
     Returns:
-        One row an image: file, path, label, generator, group, and any attributes; sorted by path.
+        One row per image: file, path, label, generator, group, and any attributes; sorted by path.
 
     Raises:
         StageError: if the source cannot be used; the message says why.
@@ -49,9 +49,9 @@ def listing(source: Source, staging: Path) -> pd.DataFrame:
 
 
 def _completed(table: pd.DataFrame) -> pd.DataFrame:
-    """Fill in `generator` and `group` where the source does not say: an unnamed generator, and a group of its own."""
+    """Fill in missing values: `unknown` as generator of a fake, and a group of its own. A real always gets NO_GENERATOR."""
     table = table.assign(**{column: "" for column in ("generator", "group") if column not in table})
     fake = table["label"] == "fake"
     table["generator"] = table["generator"].where(fake, NO_GENERATOR).mask(fake & table["generator"].isin(["", NO_GENERATOR]), "unknown")
     table["group"] = table["group"].mask(table["group"] == "", table["path"])
-    return table.astype(dict.fromkeys(("file", "path", "label", "generator", "group"), "str"))  # columns without a row have no type
+    return table.astype(dict.fromkeys(("file", "path", "label", "generator", "group"), "str"))  # empty columns have no type

@@ -24,6 +24,6 @@ def photograph(light: np.ndarray, size: int, rng: np.random.Generator) -> np.nda
     electrons = rng.uniform(1500, 6000)
     mosaic += rng.normal(0, 1, mosaic.shape).astype(np.float32) * np.sqrt(mosaic / electrons + 1e-5)
     raw = (np.clip(mosaic, 0, 1) * 65535).astype(np.uint16)
-    # OpenCV names a pattern after its second row and column, so BG is the RGGB of everybody else.
+    # OpenCV names a Bayer pattern after its second row and column, so that its BG is what others call RGGB.
     colour = cv2.cvtColor(raw, cv2.COLOR_BayerBG2RGB).astype(np.float32) / 65535
     return np.rint(np.clip(colour, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Rendered faces: a shaded head with features, hair and a background, in linear light. Stylised, but every picture another person."""
+"""Renders stylised faces in linear light: a shaded head with features, hair and background, a different person in every picture."""
 
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ class Scene:
 
 
 class _Canvas:
-    """A picture that is painted from back to front with soft-edged ellipses, in coordinates of the head (half width 1)."""
+    """A picture painted from back to front with soft-edged ellipses, in coordinates of the head (half width 1)."""
 
     def __init__(self, side: int, face: Face) -> None:
         rows, columns = np.mgrid[:side, :side].astype(np.float32)
@@ -53,7 +53,7 @@ class _Canvas:
         return cover
 
     def paint(self, cover: np.ndarray, colour: np.ndarray) -> None:
-        """Lay a colour, or a picture of colours, over what is there; only where it covers something, as most features are small."""
+        """Paint a colour, or a picture of colours, over what is there; only within the covered window, as most features are small."""
         rows, columns = np.flatnonzero(cover.any(1)), np.flatnonzero(cover.any(0))
         if not len(rows):
             return
@@ -62,7 +62,7 @@ class _Canvas:
         below += cover[window][..., None] * ((colour[window] if colour.ndim == 3 else colour) - below)
 
     def _around(self, u: float, v: float, reach: float) -> tuple[slice, slice]:
-        """The pixels up to `reach` head units from (u, v), and some more."""
+        """A window of the pixels up to `reach` head units from (u, v), with some margin."""
         (x, y), pixels = self.face.place(u, v), reach * max(self.face.half_width, self.face.half_height) + 1
         return slice(max(0, int(y - pixels)), max(0, int(y + pixels) + 2)), slice(max(0, int(x - pixels)), max(0, int(x + pixels) + 2))
 

@@ -9,22 +9,22 @@ from pipeline.monitoring import feedback, trust
 from pipeline.params_data import FeedbackSource
 
 SET_ASIDE = "set_aside.csv"
-"""In the staging folder: the statements that do not count, and why. Not in reports/, which MLflow keeps for each run: it names clients."""
+"""File in the staging folder: statements that do not count, and why. Not in reports/, which MLflow keeps, because it names clients."""
 
 log = logging.getLogger(__name__)
 
 
 def listing(source: FeedbackSource, staging: Path) -> pd.DataFrame:
-    """One row an image: file, path, label, group, verdict, answered_by. No feedback yet is no error.
+    """One row per image: file, path, label, group, verdict, answered_by. It is not an error if there is no feedback yet.
 
-    Which statements count is said in pipeline/monitoring/trust.py; the others are listed in SET_ASIDE.
+    pipeline/monitoring/trust.py decides which statements count; the others are listed in SET_ASIDE.
 
     Raises:
-        StageError: naming a line of the record that cannot be read.
+        StageError: if a line of the record cannot be read; the message names it.
     """
     judged = trust.judge(feedback.read(source.path), source)
     aside = staging / SET_ASIDE
-    aside.unlink(missing_ok=True)  # what it said before may be forgotten by now
+    aside.unlink(missing_ok=True)  # it may list what was deleted from the record since
     if judged.set_aside:
         fields = ("id", "image", "client", "label", "time")
         listed = [{name: getattr(said, name) for name in fields} | {"reason": reason} for said, reason in judged.set_aside]

@@ -1,4 +1,4 @@
-"""A folder of images: `real/` and `fake/` in it, or a `manifest.csv` beside them. It is read, never written."""
+"""A folder of images with `real/` and `fake/` in it, or a `manifest.csv`. It is only read, never written to."""
 
 import logging
 import os
@@ -14,20 +14,20 @@ from pipeline.params_data import FolderSource
 
 MANIFEST_NAME = "manifest.csv"
 GIVEN = ("path", "label", "generator", "group")
-"""Columns of it that mean something; the others are attributes."""
+"""Columns of manifest.csv that have a meaning; the others are attributes."""
 
 NAMED = 5
-"""Labels that a message names: a wrong column may have a million."""
+"""Labels that an error message lists at most: a wrong column may have a million."""
 
 log = logging.getLogger(__name__)
 
 
 def listing(source: FolderSource) -> pd.DataFrame:
-    """One row an image: file, path, label, generator, group, and the further columns of manifest.csv.
+    """One row per image: file, path, label, generator, group, and any other columns of manifest.csv.
 
     Raises:
-        StageError: if the folder or a listed file is missing, manifest.csv cannot be read or has an unknown label, or there is neither
-            it nor an image.
+        StageError: if the folder or a listed file is missing, manifest.csv is invalid or has an unknown label, or there is neither
+            a manifest.csv nor an image.
     """
     if not source.path.is_dir():
         raise StageError(f"data source {source.name}: {source.path} is not a folder")
@@ -46,7 +46,7 @@ def _listed(source: FolderSource) -> pd.DataFrame:
         )
     table["label"] = [label.strip().lower() for label in table["label"]]
     for name in {"generator", "group"} & set(table):
-        table[name] = table[name].str.strip()  # a blank that nobody sees would part a person from himself
+        table[name] = table[name].str.strip()  # an invisible blank would split a group in two
     if (source.path / labelling.ABOUT).is_file() and (open_ := table["label"] == "").any():
         log.warning("%s: %d images have no label yet and are left out", origin, open_.sum())
         table = table[~open_].reset_index(drop=True)
@@ -68,12 +68,12 @@ def _listed(source: FolderSource) -> pd.DataFrame:
 
 
 def _table(origin: Path) -> pd.DataFrame:
-    """The file's rows, all as text. The names of GIVEN may be written with capitals. Raises StageError where it is no such table."""
+    """The file's rows, all as text. The column names in GIVEN are case-insensitive. Raises StageError if it is not a valid table."""
     try:
         table = pd.read_csv(origin, dtype=str, keep_default_na=False)
-    except ValueError as error:  # what pandas raises for all that is no CSV, and Python for bytes that are no UTF-8
+    except ValueError as error:  # from pandas for anything that is not CSV, from Python for bytes that are not UTF-8
         raise StageError(f"{origin} cannot be read: {str(error).strip()}. Save it as CSV in UTF-8, with commas") from None
-    if len(table) and not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much for row names
+    if len(table) and not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus fields for row names
         raise StageError(f"{origin}: its rows have more fields than its first line has names: {', '.join(table.columns)}")
     names = [name.strip() for name in table.columns]
     table.columns = pd.Index([name.lower() if name.lower() in GIVEN else name for name in names])
@@ -96,8 +96,8 @@ def _found(source: FolderSource) -> pd.DataFrame:
 def _files(folder: str, name: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
     """Paths of all files under a folder, named as if the folder were called `name`.
 
-    Symlinks are followed, but not back into a folder that they stand in; hidden files are left out. A folder that cannot be read is
-    named like a file, so that it ends in quarantine and not in silence.
+    Symlinks are followed, but not back into a folder that contains them; hidden files are skipped. A folder that cannot be read is
+    listed like a file, so that it is quarantined and not silently ignored.
     """
     try:
         found = os.stat(folder)  # noqa: PTH116 - as fast as it gets, for a million files
@@ -113,7 +113,7 @@ def _files(folder: str, name: str, above: frozenset[tuple[int, int]] = frozenset
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        # A name that is no UTF-8 fits into no table: it is written with escapes, which the reader then reports as unreadable.
+        # A name that is not UTF-8 does not fit into a table: it is escaped, and the file is then reported as unreadable.
         shown = os.fsencode(entry.name).decode("utf-8", "backslashreplace")
         if _is_folder(entry):
             yield from _files(entry.path, f"{name}/{shown}", above | {here})
@@ -124,5 +124,5 @@ def _files(folder: str, name: str, above: frozenset[tuple[int, int]] = frozenset
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or into a folder that nobody may look into: unreadable, as a file would be
+    except OSError:  # a link to itself or into a folder without permission: unreadable, like a file
         return False

@@ -1,4 +1,4 @@
-"""Fakes forged from the real images of other sources: real faces alone are enough to begin with."""
+"""Forges fakes from the real images of other sources: real faces alone are enough to start with."""
 
 import hashlib
 import io
@@ -22,8 +22,8 @@ from pipeline.params_data import Forge
 from pipeline.staging import write
 
 FAMILY = 8
-"""Groups that share donors for swaps, on average. A swap ties two people together, and what is tied cannot be split: families keep the
-knots small."""
+"""Groups that share donors for swaps, on average. A swap ties two people together, and they then have to stay in one part: families keep
+what is tied together small."""
 
 BATCH = 16
 TRIES = 3
@@ -31,7 +31,7 @@ TRIES = 3
 
 @dataclass(frozen=True)
 class Task:
-    """One fake: files of the real it is made from and of the donor (the real itself where the method takes none), and where it goes."""
+    """One fake to make: files of its real and of the donor (the real itself if the method needs none), and where to write it."""
 
     target: str
     donor: str
@@ -43,19 +43,19 @@ class Task:
 def listing(
     reals: pd.DataFrame, settings: Forge, staging: Path, *, lossless: bool, detector: Path | None, where: engine.Engine
 ) -> pd.DataFrame:
-    """Make what is not there yet, drop what is no longer wanted, and list the fakes.
+    """Make missing fakes, delete those no longer wanted, and list the fakes.
 
-    Which real gets a fake, by which method and from which donor follows from the seed and the images alone: it does not depend on the
-    order, the workers or on what was there before. A new real may become the donor of a few swaps, which are then made anew.
+    Which real gets a fake, by which method and from which donor depends only on the seed and the images, not on their order, the workers
+    or earlier runs. A new real may become the donor of a few swaps, which are then made again.
 
     Args:
         reals: file, image_id, group of each real image.
-        staging: where the fakes are kept; what is not of this listing is deleted from it.
-        lossless: keep fakes as PNG, because they are re-encoded like everything else later; otherwise each is stored as its real is.
-        detector: YuNet's ONNX file; without one, a face is taken to fill the middle of its picture.
+        staging: where the fakes are kept; any other file in it is deleted.
+        lossless: store fakes as PNG, because they are re-encoded like everything else later; otherwise each is stored as its real is.
+        detector: YuNet's ONNX file; without one, a face is assumed to fill the centre of its picture.
 
     Returns:
-        One row a fake: file, path, label, generator, group, parents (image_ids), seed. Reals that no fake could be made from (no
+        One row per fake: file, path, label, generator, group, parents (image_ids), seed. Reals that no fake could be made from (no
         face found, nothing changed) have none.
     """
     out = staging / fingerprint(settings, "forge", "faces.py", "sources/forged.py", exclude={"sources", "per_real", "methods"})
@@ -79,7 +79,7 @@ def listing(
 
 
 def _plan(reals: pd.DataFrame, settings: Forge) -> pd.DataFrame:
-    """One row a fake that shall be: target and donor (files), generator, seed, group, parents, name."""
+    """One row per planned fake: target and donor (files), generator, seed, group, parents, name."""
     names, shares = list(settings.methods), np.cumsum(list(settings.methods.values()))
     families = _families(reals, settings.seed)
     rows = []
@@ -95,7 +95,7 @@ def _plan(reals: pd.DataFrame, settings: Forge) -> pd.DataFrame:
             if not others:
                 method = next((name for name in names if name != "swap"), "self_blend")
             else:
-                # Rendezvous hashing: another image in the family changes the choice of few.
+                # Rendezvous hashing: a new image in the family changes few choices.
                 _, donor_id, donor = min(others, key=lambda other: _digest(settings.seed, image_id + other[1]))
         parents = image_id if donor_id == image_id else f"{image_id} {donor_id}"
         name = hashlib.sha256(f"{method} {parents}".encode()).hexdigest()[:32]
@@ -106,8 +106,8 @@ def _plan(reals: pd.DataFrame, settings: Forge) -> pd.DataFrame:
 def _families(reals: pd.DataFrame, seed: int) -> dict[str, list[tuple[str, str, str]]]:
     """Group -> (group, image_id, file) of all reals in its family.
 
-    Groups stand on a line in the order of a hash; one in FAMILY of them, by another hash, begins a new family. A new group
-    changes no family but the one where it comes to stand.
+    Groups are ordered by a hash; one in FAMILY of them, by the last byte of that hash, starts a new family. So a new group
+    changes only the family that it falls into.
     """
     members: dict[str, list[tuple[str, str, str]]] = {}
     for row in zip(reals["group"], reals["image_id"], reals["file"], strict=True):
@@ -149,7 +149,7 @@ def _forge(task: Task, lossless: bool, detector: FaceDetector | None) -> bytes |
 
 
 def _face(picture: Picture, detector: FaceDetector | None) -> Face | None:
-    """The ellipse of the largest face; without a detector, where a crop of a face has it."""
+    """The ellipse of the largest face, None if there is none; without a detector, the usual one of a face crop."""
     width, height = picture.rgb.size
     if detector is None:
         return Face.centred(width, height)
@@ -161,7 +161,7 @@ def _face(picture: Picture, detector: FaceDetector | None) -> Face | None:
 
 
 def _encoded(fake: Image.Image, real: bytes, lossless: bool) -> bytes:
-    """The fake stored as its real is: same format, and the JPEG's own tables and sampling, so that the file gives nothing away."""
+    """The fake encoded like its real: same format, and for JPEG the same tables and subsampling, so that the file gives nothing away."""
     buffer = io.BytesIO()
     with identify(real, OWN) as origin:
         if origin.format == "JPEG" and not lossless:
@@ -180,14 +180,14 @@ def _subsampling(image: Image.Image) -> int:
 
 
 def _drop_others(staging: Path, wanted: Collection[Path]) -> None:
-    """Delete all other fakes, also those of earlier settings: one that was made from a picture which has left still shows it."""
+    """Delete all other fakes, also those of earlier settings: a fake made from a picture that was removed still shows that picture."""
     for path in list(staging.rglob("*")):
         if path.is_file() and path not in wanted:
             path.unlink()
 
 
 def _marker(out: Path) -> Path:
-    """Stands for a fake that cannot be made, so that it is not tried again."""
+    """Empty file that stands for a fake that cannot be made, so that it is not tried again."""
     return out.with_suffix(".none")
 
 

@@ -1,4 +1,4 @@
-"""A dataset in the hub's format, by name or local folder, read as a stream: nothing but one row is ever in memory."""
+"""A Hugging Face dataset, by hub name or local folder, read as a stream: only one row is in memory at a time."""
 
 import hashlib
 import json
@@ -16,14 +16,14 @@ from pipeline.staging import keep
 
 
 def listing(source: HuggingFaceSource, staging: Path) -> pd.DataFrame:
-    """One row an image: file, path, label, generator, group, and the columns in `attributes`.
+    """One row per image: file, path, label, generator, group, and the columns in `attributes`.
 
-    Images are kept in `staging` under the hash of their bytes, and the rows beside them: a download that was cut short goes on behind
-    its last row, and a dataset that has grown brings in only what is new. A dataset on the hub that was read to its end is read again
-    only if its settings change: `revision` says which state is meant.
+    Images are kept in `staging` under the hash of their bytes, next to the rows: an interrupted download resumes after its last row, and
+    if a dataset grows, only new images are stored. A dataset on the hub that was read to its end is read again only if its settings
+    change: `revision` selects its state.
 
     Raises:
-        StageError: if the `datasets` package or the dataset is missing, or a column does not exist.
+        StageError: if the `datasets` package or the dataset is missing, a column does not exist, or no row has a known label.
     """
     record = staging / f"{fingerprint(source, exclude={'name'})}-{_state(source)}.jsonl"
     done = record.with_suffix(".done")
@@ -47,7 +47,7 @@ def _fetch(source: HuggingFaceSource, staging: Path, record: Path) -> None:
 
 
 def _open(source: HuggingFaceSource) -> tuple[Any, dict[str, list[str]]]:
-    """The stream of rows with undecoded images, and the class names of the columns that have some."""
+    """The stream of rows with undecoded images, and the class names of each column that has them."""
     try:
         import datasets
     except ImportError:
@@ -67,9 +67,9 @@ def _open(source: HuggingFaceSource) -> tuple[Any, dict[str, list[str]]]:
 
 def _row(source: HuggingFaceSource, example: dict[str, Any], names: dict[str, list[str]], staging: Path) -> dict[str, Any] | None:
     def text(column: str) -> str:
-        """A cell in words; nothing where it is empty: `None` would be one person of all images whose person is not known."""
+        """A cell as text, empty if missing: `None` would put all images of unknown people into one group."""
         value = example[column]
-        if column in names and isinstance(value, int):  # datasets store -1 where a class is not known
+        if column in names and isinstance(value, int):  # -1 is an unknown class
             return names[column][value] if value >= 0 else ""
         return "" if value is None or value != value else str(value)
 
@@ -91,7 +91,7 @@ def _bytes_of(place: str) -> bytes:
 
 
 def _state(source: HuggingFaceSource) -> str:
-    """Of a local dataset folder, what changes when its files do; of one on the hub, its revision."""
+    """For a local folder, a hash that changes with its files; for a dataset on the hub, its revision."""
     folder = Path(source.dataset)
     if not folder.is_dir():
         return source.revision or "hub"
@@ -106,7 +106,7 @@ def _rows(record: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def _cut_to_whole_lines(record: Path) -> int:
-    """Number of whole lines in the record; the rest of a line that a crash cut short is taken off."""
+    """Number of whole lines in the record; a last line that a crash cut short is removed."""
     content = record.read_bytes() if record.is_file() else b""
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):

@@ -9,13 +9,13 @@ from pipeline.params_data import LfwSource
 
 
 def listing(source: LfwSource) -> pd.DataFrame:
-    """One row a photograph: file, path, label, group (the person's name). Fetched once (230 MB), then read where it lies.
+    """One row per photograph: file, path, label, group (the person's name). Downloaded once (230 MB), then read in place.
 
     Raises:
-        StageError: if it is not there and cannot be fetched.
+        StageError: if it is missing and cannot be downloaded, or is incomplete.
     """
-    # The public fetch_lfw_people would load every image into one float array of 10 GB; its first half, which fetches and unpacks, is all
-    # that is wanted here.
+    # The public fetch_lfw_people would load all images into one float array of 10 GB; only its first half, which downloads and unpacks,
+    # is needed.
     from sklearn.datasets._lfw import FUNNELED_ARCHIVE, _check_fetch_lfw
 
     home = str(source.data_home) if source.data_home else None

@@ -1,4 +1,4 @@
-"""The embedded data set: rendered and photographed faces, and forgeries of them that differ from them in nothing but the forging."""
+"""The built-in data set: rendered faces, photographed by a simulated camera, and fakes that differ from them only in the forgery."""
 
 import io
 from collections.abc import Iterator
@@ -22,16 +22,16 @@ from pipeline.staging import write
 
 CODE = ("camera", "faces", "procedural")
 GROUP_SIZE = 3
-"""Reals in a group. A swap takes its donor from the same group, so that a fake's parents never part."""
+"""Reals per group. A swap takes its donor from the same group, so that a fake's parents are never separated."""
 
 
 def listing(source: ProceduralSource, staging: Path) -> pd.DataFrame:
-    """Render the data set into `staging`; files that are there already stay.
+    """Render the data set into `staging`; existing files are kept.
 
-    Image i depends on the settings, the code and i alone, not on the number of workers or on what was there before.
+    Image i depends only on the settings, the code and i, not on the number of workers or on earlier runs.
 
     Returns:
-        One row an image: file, path, label, generator, group, skin, light.
+        One row per image: file, path, label, generator, group, skin, light.
     """
     out = staging / fingerprint(source, "forge", *(f"sources/{name}.py" for name in CODE), exclude={"name", "reals"})
     for label in ("real", "fake"):
