@@ -1,4 +1,4 @@
-"""Where a face stands, and the soft masks that forgeries are blended with."""
+"""The location of a face, and the soft masks for blending forgeries."""
 
 from dataclasses import dataclass
 
@@ -18,16 +18,16 @@ class Face:
 
     @classmethod
     def centred(cls, width: int, height: int) -> "Face":
-        """Where a crop of a face has it, for a picture of this size in pixels that no detector has looked at."""
+        """The usual location in a face crop of this size in pixels, for use without a detector."""
         return cls(width / 2, height * 0.52, width * 0.3, height * 0.38)
 
     def mask(self, shape: tuple[int, ...], grow: float = 1.0, top: float = -1.0) -> np.ndarray:
         """float32 (height, width), 1 inside the ellipse and 0 outside.
 
         Args:
-            shape: height and width of the picture, further items are ignored.
+            shape: height and width of the picture; further items are ignored.
             grow: factor on both half axes.
-            top: in -1..1, cuts the ellipse off above this part of its height; -1 keeps all of it.
+            top: in -1..1, cuts the ellipse off above this height, -1 being its top and 1 its bottom; -1 keeps all of it.
         """
         rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
         u, v = self.axes(columns, rows)
@@ -35,7 +35,7 @@ class Face:
         return inside.astype(np.float32)
 
     def onto(self, other: "Face") -> np.ndarray:
-        """The 2x3 matrix, as cv2.warpAffine takes it, that lays this face over the other."""
+        """The 2x3 matrix for cv2.warpAffine that maps this face onto the other."""
         return cv2.getAffineTransform(self._corners(), other._corners())
 
     def axes(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +47,7 @@ class Face:
         return u, v
 
     def place(self, u: float, v: float) -> tuple[float, float]:
-        """The inverse of `axes`: where a point of the ellipse's own coordinates lies in the picture."""
+        """The inverse of `axes`, for one point: coordinates along the ellipse's own axes -> pixel coordinates."""
         cos, sin = np.cos(np.deg2rad(self.tilt)), np.sin(np.deg2rad(self.tilt))
         across, down = u * self.half_width, v * self.half_height
         return self.x + across * cos - down * sin, self.y + across * sin + down * cos
@@ -63,7 +63,7 @@ class Face:
 def soften(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Blur a mask twice with random kernels and scale it, as self-blending does (Shiohara and Yamasaki 2022, section 3.2).
 
-    Kernels are shares of the picture's side, so that the same forgery comes out at any size.
+    Kernel sizes are shares of the picture's side, so that the forgery is the same at any size.
 
     Returns:
         float32 (height, width) in 0..1.

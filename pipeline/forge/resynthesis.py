@@ -1,4 +1,4 @@
-"""Resynthesis: what the up-sampling of a generator leaves in a picture, without the generator."""
+"""Resynthesis: the upsampling traces of a generator, without the generator."""
 
 import cv2
 import numpy as np
@@ -9,9 +9,9 @@ from pipeline.forge.face import Face, blend, soften
 def resynthesis(
     target: np.ndarray, face: Face, donor: np.ndarray, donor_face: Face, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pass the face, or one time in three the whole picture, through down- and up-sampling and a random 3x3 filter.
+    """Downsample and upsample the face, or one time in three the whole picture, and apply a random 3x3 filter.
 
-    Part of the fine detail that went missing comes back as noise, as generators do that are trained to look sharp. The donor is not used.
+    Part of the lost fine detail is replaced by noise, as by generators that are trained to look sharp. The donor is not used.
 
     Returns:
         The fake, uint8 like `target`, and the mask of what was rebuilt, float32 (height, width) in 0..1.

@@ -9,7 +9,7 @@ from pipeline.forge.face import Face, blend, soften
 def self_blend(
     target: np.ndarray, face: Face, donor: np.ndarray, donor_face: Face, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Blend the face with a copy of itself that differs in colour, sharpness and place. The donor is not used.
+    """Blend the face with a copy of itself that differs in colour, sharpness and position. The donor is not used.
 
     Returns:
         The fake, uint8 like `target`, and its blending mask, float32 (height, width) in 0..1.
@@ -27,7 +27,7 @@ def self_blend(
 
 
 def changed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A copy that differs in colour, light and sharpness, uint8 like the image (source-target augmentation, section 3.2)."""
+    """A copy that differs in colour, brightness and sharpness, uint8 like the image (source-target augmentation, section 3.2)."""
     return _sharpness(_colour(image, rng), rng)
 
 

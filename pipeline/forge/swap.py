@@ -1,4 +1,4 @@
-"""Face swap: the face of another picture, laid over this one and matched in colour."""
+"""Face swap: the face of another picture, pasted over this one and matched in colour."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,7 @@ from pipeline.forge.face import Face, blend, soften
 
 
 def swap(target: np.ndarray, face: Face, donor: np.ndarray, donor_face: Face, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Put the donor's face over the target's: affine alignment, transfer of mean and spread of colour, soft mask.
+    """Put the donor's face over the target's: affine alignment, matching of each channel's mean and standard deviation, soft mask.
 
     Returns:
         The fake, uint8 like `target`, and its blending mask, float32 (height, width) in 0..1.
