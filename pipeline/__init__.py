@@ -1,4 +1,4 @@
-"""What the stages of `dvc repro` do, and what serves their package. Whoever imports any of it has every tool's telemetry off."""
+"""The stages of `dvc repro`, and what serves their package. Importing it turns off the telemetry of every tool."""
 
 from pipeline import telemetry
 

@@ -1,4 +1,4 @@
-"""The detector that answers, changed while it runs when another package becomes the champion."""
+"""The detector that serves, replaced at runtime when another package becomes the champion."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from pipeline.var import var_folder
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 30.0
-"""How long a package that could not be served is left alone, unless the alias moves."""
+"""Wait before a refused package is tried again, unless the alias moves."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,21 @@ class Refusal:
 
 
 class Champion:
-    """The detector that answers, and the thread that looks about once a second whether another one should.
+    """The detector that serves, and the thread that checks about once a second whether another one should.
 
     `served` is replaced in one assignment: a request that took the old one finishes with it. A package that cannot be served is
-    refused and the old one goes on.
+    refused, and the old one stays.
 
     Attributes:
         served: None until the first package is loaded.
-        now: the version of `served`, which tells apart what a registry that was made anew gives the same number.
-        trouble: what stands against serving what is wanted, and what to do: (message, hint). None if all is well.
+        now: the full version of `served`: a recreated registry gives the same numbers again.
+        trouble: why the wanted version is not served, and what to do: (message, hint). None if all is well.
     """
 
     alias = CHAMPION
 
     def __init__(self, source: Source, seconds: float = 1.0, faces: Path | None = None) -> None:
-        """`faces` is the ONNX file of the face detector, if it shall be another than the package's own."""
+        """`faces` is the ONNX file of a face detector to use instead of the package's own."""
         self.source, self.seconds, self.faces = source, seconds, faces
         self.served: Served | None = None
         self.trouble: tuple[str, str] | None = ("The model is being loaded", "Try again in a few seconds.")
@@ -62,9 +62,9 @@ class Champion:
         self._thread = threading.Thread(target=self._follow, name=self.alias, daemon=True)
 
     def start(self) -> None:
-        """Serve what is wanted, if it can be had now, and begin to follow.
+        """Serve the wanted version, or the last one if that is unavailable, and start the thread.
 
-        It returns after the first package is loaded: a worker that takes the place of another one must not take requests before.
+        Returns after the first package is loaded: a worker that replaces another one must not take requests before.
         """
         self._guarded(self.look)
         if self.served is None:
@@ -72,12 +72,12 @@ class Champion:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; what is loaded stays."""
+        """Stop the thread; the loaded detector stays."""
         self._end.set()
         self._thread.join(timeout=5)
 
     def look(self) -> None:
-        """Serve what is wanted, if it is not served already."""
+        """Serve the wanted version, if it is not served already."""
         try:
             wanted = self.source.wanted()
         except UnavailableError as error:
@@ -101,11 +101,11 @@ class Champion:
     def _guarded(self, step: Callable[[], None]) -> None:
         try:
             step()
-        except Exception:  # this thread must outlive whatever it meets
+        except Exception:  # this thread must survive any error
             log.exception("following the %s failed", self.alias)
 
     def _go_on(self) -> None:
-        """After a restart without a word from MLflow: serve what was served before."""
+        """After a restart, if the wanted version is unavailable: serve the one served before."""
         last = self.source.last()
         if last:
             self._serve(last)
@@ -116,8 +116,8 @@ class Champion:
             log.info("%s: loading version %s", self.alias, version.number)
             try:
                 detector = Detector.load(self.source.fetch(version), faces=self.faces)
-                detector.check()  # which also sets up what the first request would otherwise wait for
-            except Exception as error:  # a broken package makes libraries raise what they like; none of it may stop the service
+                detector.check()  # also a warm-up, which the first request would otherwise wait for
+            except Exception as error:  # libraries raise anything on a broken package; the service must go on
                 refusal = self._refusal = Refusal(version, str(error), time.monotonic() + RETRY_SECONDS)
             else:
                 self.served, self.now, self._refusal = Served(version.number, detector), version, None
@@ -141,16 +141,16 @@ class Challenger(Champion):
     alias = CHALLENGER
 
     def __init__(self, champion: Champion, var: Path) -> None:
-        """Follow MLflow, whatever `champion` follows; downloads lie in `var`."""
+        """Follow MLflow, whatever `champion` follows; downloads are kept in `var`."""
         super().__init__(Registry(tracking_uri(), var / CHALLENGER, CHALLENGER), faces=champion.faces)
         self.champion, self.trouble = champion, None
 
     def start(self) -> None:
-        """Begin to follow. The champion answers meanwhile."""
+        """Start the thread without waiting for a model: the champion serves meanwhile."""
         self._thread.start()
 
     def look(self) -> None:
-        """Load what has the alias, and drop what has it no more or has become the champion."""
+        """Load the version with the alias; drop it when it loses the alias or becomes champion."""
         super().look()
         if self.now is not None and self.now == self.champion.now:
             self._without()
@@ -166,9 +166,9 @@ class Challenger(Champion):
 
 
 def champion(bundled: Path | None = None, version: str = "") -> Champion:
-    """What this process serves: UNMASK_PACKAGE, else the package inside the bento, else what MLflow's alias is on.
+    """What this process serves: UNMASK_PACKAGE, else the package inside the bento, else the champion in MLflow.
 
-    Before there was a champion it is the starter, where that lies in the folder.
+    Until there has been a champion, the starter is served, if it is there.
 
     Args:
         bundled: folder of the package that was packed with the service, if there is one.

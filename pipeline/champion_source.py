@@ -26,14 +26,14 @@ from pipeline.tracking import MODEL
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 STOPPED = Path("canary.json")
-"""Inside UNMASK_VAR: the canary that ended by itself, for the other workers and after a restart. Without it it begins again."""
+"""Inside UNMASK_VAR: a canary that was stopped automatically, for other workers and after a restart. Delete it to restart the canary."""
 
 KEEP = 3
-"""Downloads that stay on disk: the newest ones, for a quick roll-back."""
+"""Downloads kept on disk: the last ones served, for a quick roll-back."""
 
 
 class UnavailableError(RuntimeError):
-    """The place where packages come from does not answer, or what it names may not be served. `hint` says what to do."""
+    """The source of packages does not answer, or the version it names may not be served. `hint` says what to do."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -42,7 +42,7 @@ class UnavailableError(RuntimeError):
 
 @dataclass(frozen=True)
 class Version:
-    """A package to serve. A registry that was made anew counts from 1 again: `made` (run and time) tells the two apart."""
+    """A version to serve. A recreated registry counts from 1 again: `made` (run and time) tells equal numbers apart."""
 
     number: str
     made: str = ""
@@ -52,7 +52,7 @@ class Source(Protocol):
     """Where packages come from."""
 
     def wanted(self) -> Version | None:
-        """The version to serve, None if nobody chose one. Raises UnavailableError."""
+        """The version to serve, None if none is chosen. Raises UnavailableError."""
 
     def last(self) -> Version | None:
         """The version that was served before a restart."""
@@ -65,7 +65,7 @@ class Source(Protocol):
 
 
 class Pinned:
-    """One folder, for good."""
+    """A fixed folder."""
 
     def __init__(self, folder: Path, version: str = "") -> None:
         self.folder, self.number = folder, version
@@ -74,9 +74,9 @@ class Pinned:
         self._read: dict[Path, str] | None = None
 
     def wanted(self) -> Version:
-        """The package of the folder, under its version or else the start of its digest. Raises UnavailableError if it is not whole.
+        """The folder's package, under its version or else the start of its digest. Raises UnavailableError if it is not intact.
 
-        What is not whole is not read again, which may be gigabytes a second, before a file in it changes.
+        A package that is not intact is read again only when a file changes: otherwise that could be gigabytes every second.
         """
         if self._version is None and (files := self._files()) != self._read:
             try:
@@ -88,7 +88,7 @@ class Pinned:
         return self._version
 
     def _files(self) -> dict[Path, str]:
-        """What is there, with what changes when a file does; not looked for in a folder that is no package, which may hold anything."""
+        """Each path with a stamp that changes when the file does; empty for a folder that is not a package, which may hold anything."""
         return {path: stamp_of(path) for path in self.folder.rglob("*")} if (self.folder / package.META).is_file() else {}
 
     def last(self) -> None:
@@ -105,8 +105,8 @@ class Pinned:
 class Registry:
     """An alias of the registered model, in an MLflow server or in its SQLite file.
 
-    Looking at the alias does not import mlflow: that costs seconds and 250 MB, and its client would migrate a database that
-    another process is just making. The download of a new version imports it.
+    Reading the alias does not import mlflow: that costs seconds and 250 MB, and its client would migrate a database that
+    another process is just creating. Downloading a new version does.
     """
 
     def __init__(self, uri: str, folder: Path, alias: str = CHAMPION) -> None:
@@ -114,7 +114,7 @@ class Registry:
         self.uri, self.folder, self.alias = uri, folder, alias
 
     def wanted(self) -> Version | None:
-        """The version that the alias is on. Raises UnavailableError if the store does not answer, or the version may not be served."""
+        """The version with the alias. Raises UnavailableError if the store does not answer, or the version may not be served."""
         parts = urlsplit(self.uri)
         if parts.scheme in ("http", "https"):
             return self._from_server()
@@ -160,7 +160,7 @@ class Registry:
                 if row:
                     _check(row[0], dict(database.execute(tags, (MODEL, row[0])).fetchall()))
         except sqlite3.OperationalError as error:
-            if "no such table" in str(error):  # another process is just making the file
+            if "no such table" in str(error):  # another process is just creating the file
                 return None
             raise UnavailableError(f"MLflow's database {path} cannot be read: {error}", "Check MLFLOW_TRACKING_URI.") from None
         return Version(str(row[0]), f"{row[1] or ''} {row[2]}") if row else None
@@ -173,7 +173,7 @@ class Registry:
             return None
 
     def keep(self, version: Version) -> None:
-        """Note the version for the next start, and drop the oldest downloads."""
+        """Remember the version for the next start, and delete the oldest downloads."""
         write(self.folder / "last.json", _content(version).encode())
         (self.folder / version.number).touch()
         folders = [entry for entry in self.folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
@@ -182,13 +182,13 @@ class Registry:
             folder.with_suffix(".json").unlink(missing_ok=True)
 
     def fetch(self, version: Version) -> Path:
-        """The version's package, downloaded unless a whole one is there. Of several workers one downloads it, and the others wait."""
+        """The version's package, downloaded unless it is there and intact. Of several workers, one downloads it and the others wait."""
         folder = self.folder / version.number
         if self._has(version):
             return folder
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # which ends with its process, however that ends
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when its process ends, however it ends
             if self._has(version):
                 return folder
             for abandoned in self.folder.glob(".incoming-*"):
@@ -202,7 +202,7 @@ class Registry:
         return folder
 
     def _note(self, version: Version) -> Path:
-        """Says of which version the download with this number is."""
+        """The file that records which version the download with this number is."""
         return self.folder / f"{version.number}.json"
 
     def _has(self, version: Version) -> bool:
@@ -211,13 +211,13 @@ class Registry:
 
 
 class UntilPromoted:
-    """The package that ships, until a version of the registry was served for the first time."""
+    """The starter package, until a version of the registry has been served once."""
 
     def __init__(self, registry: Registry, starter: Path) -> None:
         self.registry, self.starter = registry, Pinned(starter, STARTER.name)
 
     def wanted(self) -> Version | None:
-        """The registry's; without one, and if there never was one, the starter. Raises UnavailableError."""
+        """The registry's version; the starter if there is none and never was one. Raises UnavailableError."""
         found = self.registry.wanted()
         return found if found or self.registry.last() else self.starter.wanted()
 
@@ -236,7 +236,7 @@ class UntilPromoted:
 
 
 def _check(number: int | str, tags: Mapping[str, str]) -> None:
-    """Raise UnavailableError if a version may not be served; one that was registered by hand, without a gate, by an override alone."""
+    """Raise UnavailableError if a version may not be served; one registered by hand, without a gate, needs an override."""
     if (reason := obstacle(number, tags)) is not None:
         raise UnavailableError(reason[0].upper() + reason[1:], f"{ADVICE}.")
 
@@ -245,7 +245,7 @@ def _download(uri: str, version: Version, target: Path) -> Path:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
-    # The address of the files is asked for first, so that nothing depends on a process-wide tracking URI.
+    # The files' address is resolved first, so that nothing depends on a process-wide tracking URI.
     source = mlflow.MlflowClient(uri, uri).get_model_version_download_uri(MODEL, version.number)
     target.mkdir()
     mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(target), tracking_uri=uri, registry_uri=uri)

@@ -1,4 +1,4 @@
-"""What every stage does when it is called as `python -m pipeline.<stage>`."""
+"""The command line that all stages share: `python -m pipeline.<stage>`."""
 
 import argparse
 import logging
@@ -14,7 +14,7 @@ from pipeline.params import Params, ParamsError, load_params
 
 
 def stage(run: Callable[[Params], dict[str, Any]]) -> None:
-    """Command line of a stage. All its settings are in params.yaml: `--help` and options that do not exist must not start it."""
+    """Command line of a stage. It has no options, as all settings are in params.yaml; `--help` and unknown options must not start it."""
     parser = argparse.ArgumentParser(
         prog=f"python -m pipeline.{Path(sys.argv[0]).stem}",
         description=sys.modules["__main__"].__doc__,
@@ -26,7 +26,7 @@ def stage(run: Callable[[Params], dict[str, Any]]) -> None:
 
 
 def checked(run: Callable[[Params], dict[str, Any]]) -> None:
-    """Call `run` with params.yaml; end the process with 1 and one clear message where the user can put things right."""
+    """Call `run` with params.yaml; exit with 1 and one clear message on an error that the user can fix."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("httpx", "alembic", "great_expectations", "mlflow", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

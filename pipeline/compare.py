@@ -1,9 +1,9 @@
 """Challenger against champion on the same images: `python -m pipeline.compare CHAMPION --version N` writes reports/comparison.json and .md.
 
-Each package judges the images as it would when served, with its own threshold; both are drawn by the same bootstrap over groups, so that
+Each package judges the images as it would when served, with its own threshold; both share the same bootstrap draws over groups, so that
 what makes an image hard for both cancels out of the difference.
 
-Where the split was drawn anew, the champion may have been trained on images that are test images now. That speaks for the champion only.
+After a redrawn split, the champion may have been trained on images that are test images now. That favours only the champion.
 """
 
 import argparse
@@ -33,7 +33,7 @@ COMPARED = ("f1", "auc")
 
 
 def run(params: Params, champion: Path, version: str, challenger: Path = PACKAGE) -> dict[str, Any]:
-    """Compare two packages on the test part, the part `unseen` where there is one, and the golden examples of both.
+    """Compare two packages on the test part, the part `unseen` if there is one, and the golden examples of both.
 
     Args:
         champion: folder of the champion's package.
@@ -44,7 +44,7 @@ def run(params: Params, champion: Path, version: str, challenger: Path = PACKAGE
         What reports/comparison.json holds: for each part `n`, `groups`, and of each figure both values and the difference.
 
     Raises:
-        PackageError: if a package is not whole.
+        PackageError: if a package is incomplete or changed.
         ManifestError: if there are no parts.
     """
     from pipeline.detector import Detector
@@ -72,7 +72,7 @@ def difference(
     Args:
         labels: int (n,), 1 for fake.
         groups: (n,), images of one group are drawn together.
-        new, old: probabilities of fake, float (n,), and the threshold from which on an image is called fake.
+        new, old: probabilities of fake, float (n,), and the threshold at or above which an image counts as fake.
         draws: bootstrap samples.
         seed: of the draws.
 
@@ -88,7 +88,7 @@ def difference(
 
 
 def golden(*detectors: "Detector") -> pd.DataFrame:
-    """The golden examples of several packages, each picture once and a group by itself: path, label, group."""
+    """The golden examples of several packages, each picture once and as its own group: path, label, group."""
     examples = {path.name: (path, example.label) for detector in detectors for path, example in detector.package.golden.items()}
     return pd.DataFrame([{"path": str(path), "label": label, "group": name} for name, (path, label) in sorted(examples.items())])
 

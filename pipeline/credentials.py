@@ -1,6 +1,6 @@
 """Content credentials (C2PA) that an image file carries: who signed it, with what, and whether that was generative AI.
 
-They are reported beside a verdict and never enter it: most files have none, and a file without any is no more suspicious.
+They are reported beside a verdict and never influence it: most files have none, and a file without any is no more suspicious.
 """
 
 import importlib.util
@@ -16,13 +16,13 @@ GENERATIVE = ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia",
 """IPTC digital source types that name generative AI."""
 
 OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}}
-"""An upload must not be able to make this machine call an address that it names."""
+"""An upload must not make this machine contact an address that it names."""
 
 log = logging.getLogger(__name__)
 
 
 class Credentials(BaseModel):
-    """What the newest claim of a file says."""
+    """Content credentials (C2PA) of an image, as its active manifest states them."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,8 +34,8 @@ class Credentials(BaseModel):
 
 
 def read(data: bytes) -> Credentials | None:
-    """Read a file's credentials; None where it has none that can be read, or where c2pa-python is not installed (the extra `c2pa`)."""
-    # The label stands in every manifest: most files are spared the parser.
+    """Read a file's credentials; None if it has none that can be read, or if c2pa-python (the extra `c2pa`) is not installed."""
+    # Every manifest contains this label: most files skip the parser.
     if b"c2pa" not in data or not _installed():
         return None
     import c2pa

@@ -1,6 +1,6 @@
 """The data card: what a data version holds, and what changed since another.
 
-`python -m pipeline.data_card OLD.parquet NEW.parquet` compares any two manifests. That of an older version comes with
+`python -m pipeline.data_card OLD.parquet NEW.parquet` compares any two manifests. To get that of an older version:
 `dvc get . data/manifest.parquet --rev TAG -o old.parquet`.
 """
 
@@ -24,15 +24,15 @@ CARD = Path("reports/data_card.md")
 COMPARISON = Path("reports/data_comparison.md")
 INGEST = Path("reports/ingest.json")
 LISTED = 20
-"""Paths of each kind that are named."""
+"""At most this many paths of each kind are listed."""
 
 
 def write(new: pd.DataFrame, old: pd.DataFrame | None, report: dict[str, Any]) -> None:
-    """Write reports/data_card.md, the card of a data version, and its pictures into a folder beside it.
+    """Write reports/data_card.md, the card of a data version, and its plots into a folder beside it.
 
     Args:
         new: the manifest that the card describes, with all columns.
-        old: the last accepted one, of which it differs; None where there is none.
+        old: the last accepted manifest, if there is one and it differs; else None.
         report: content of reports/validation.json, for the verdict and the shortcut audit.
     """
     found = report | {
@@ -76,7 +76,7 @@ def _counts(new: pd.Series, old: pd.Series | None) -> dict[str, tuple[int, int]]
 
 
 def _picture(new: pd.DataFrame, old: pd.DataFrame | None, column: str, to: Path) -> None:
-    """Histograms of a column: of both versions, or of both classes where there is one version."""
+    """Histograms of a column: of both versions, or of both classes if there is only one version."""
     if old is None:
         samples = {label: new.loc[new["label"] == label, column] for label in LABELS}
         colours = {"real": plots.REAL, "fake": plots.FAKE}

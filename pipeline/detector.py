@@ -32,15 +32,15 @@ log = logging.getLogger(__name__)
 Verdict = Literal["real", "fake", "uncertain"]
 
 MOST_FACES = 32
-"""Faces of one picture that are judged: the largest ones."""
+"""At most this many faces of a picture are judged: the largest."""
 
 LEAST_SIDE = 16
-"""Pixels: in a smaller picture no face is looked for."""
+"""Pixels: smaller pictures are not searched for faces."""
 
 
 @dataclass(frozen=True)
 class ScoredFace:
-    """A face in pixels of the upright picture, cut at its borders; how sure the face detector is; and the verdict's probability."""
+    """A face: box in pixels of the upright picture, clipped to it; the face detector's confidence; the probability of fake."""
 
     x: int
     y: int
@@ -52,7 +52,7 @@ class ScoredFace:
 
 @dataclass(frozen=True)
 class Part:
-    """What the network is shown of a picture: a face with its surroundings, or the whole of it.
+    """An input of the network: a face with its surroundings, or the whole picture.
 
     Attributes:
         pixels: uint8 (size, size, 3), the network's input before it is normalised.
@@ -82,12 +82,12 @@ class Prediction:
     """What the detector says of one picture.
 
     Attributes:
-        probability_fake: calibrated, 0..1; of several faces the largest.
-        verdict: `uncertain` between the package's two thresholds, and where a face was needed and not found.
+        probability_fake: calibrated, 0..1; the highest if there are several faces.
+        verdict: `uncertain` between the package's two thresholds, and if a face was needed but not found.
         warnings: what makes the answer less reliable, see pipeline.quality.
-        embedding: float32 (d,), the model's view of the part that has this probability.
+        embedding: float32 (d,), of the part that has this probability.
         statistics: of the same part, see pipeline.images.statistics.
-        faces: the largest first; empty if none was found or nobody looked.
+        faces: the largest first; empty if none was found or detection is off.
     """
 
     probability_fake: float
@@ -102,10 +102,10 @@ class Detector:
     """A verified package on a device."""
 
     def __init__(self, package: Package, runtime: Runtime, faces: Path | None = None) -> None:
-        """`faces` is YuNet's ONNX file: with it each face is judged by itself. Raises StageError if it cannot be loaded."""
+        """`faces` is YuNet's ONNX file: if given, each face is judged separately. Raises StageError if it cannot be loaded."""
         self.package, self.runtime = package, runtime
         self.preprocess = Preprocess.load(package.path)
-        # Used by one batch after the other: memory that comes anew is cleared first, which takes longer than filling it.
+        # Reused for every batch: the system zeroes new memory first, which takes longer than filling it.
         self._values = np.empty((runtime.batch, 3, self.preprocess.size, self.preprocess.size), np.float32)
         self._lock, self._loading, self._finder = threading.Lock(), threading.Lock(), threading.local()
         self._maps: list[GraphAttention | GraphActivation] = []
@@ -120,16 +120,16 @@ class Detector:
     def load(cls, folder: Path, device: Literal["auto", "cpu", "cuda"] = "auto", faces: Path | None = None) -> Self:
         """Verify a package and load it: on a GPU through PyTorch, on the CPU through OpenVINO.
 
-        In the fewest bits that the package allows and the processor is fast in, as long as the golden examples get the answers in them
-        that they should have.
+        It runs in the fewest bits that the package allows and that are fast on this processor, provided that the golden examples still
+        get their recorded answers.
 
         Args:
             folder: the package.
             device: `auto` takes a GPU if there is one.
-            faces: YuNet's ONNX file; by default that of the package, if it has one.
+            faces: YuNet's ONNX file; by default the package's own, if it has one.
 
         Raises:
-            PackageError: if the package is not whole.
+            PackageError: if the package is incomplete or changed.
             StageError: if the face detector cannot be loaded.
         """
         package = verify(folder)
@@ -140,7 +140,7 @@ class Detector:
             log.info("there is no GPU here: the model runs on the CPU")
         for runtime in _in_fewer_bits(package, gpu):
             found = cls(package, runtime, faces)
-            # What the package measured holds for most pictures; the golden examples say what this very processor makes of it.
+            # Export measured what this precision costs; the golden examples check it on this very processor.
             try:
                 found.check()
             except PackageError as error:
@@ -151,7 +151,7 @@ class Detector:
 
     @property
     def finds_faces(self) -> bool:
-        """Whether each face is judged by itself."""
+        """Whether each face is judged separately."""
         return self._faces is not None
 
     def predict(self, pictures: Sequence[Picture]) -> list[Prediction]:
@@ -159,7 +159,7 @@ class Detector:
         return self.judge([self.prepare(picture) for picture in pictures])
 
     def prepare(self, picture: Picture) -> Prepared:
-        """Find the faces of a picture, and scale what is to be judged; after this the picture is not needed any more."""
+        """Find the faces of a picture, and scale what is to be judged; afterwards the picture is no longer needed."""
         faces = self._find(picture)
         size = picture.rgb.size
         if not faces:
@@ -167,7 +167,7 @@ class Detector:
         return Prepared([self._part(picture, surroundings(face, size), face, len(faces)) for face in faces[:MOST_FACES]], size)
 
     def judge(self, prepared: Sequence[Prepared]) -> list[Prediction]:
-        """Judge what was prepared as one batch. Safe to call from several threads; they take turns."""
+        """Judge prepared pictures as one batch. Safe to call from several threads; they take turns."""
         parts = [part for one in prepared for part in one.parts]
         if not parts:
             return []
@@ -181,10 +181,10 @@ class Detector:
         return [self._answer(list(islice(rows, len(one.parts))), one.size) for one in prepared]
 
     def check(self) -> None:
-        """Judge the package's golden examples, whole as they were when it was made.
+        """Judge the package's golden examples, as whole images, as at export.
 
         Raises:
-            PackageError: naming the first one whose answer is another than it was then.
+            PackageError: naming the first one whose answer is not the recorded one.
         """
         for path, golden in self.package.golden.items():
             picture = read(path)
@@ -195,10 +195,10 @@ class Detector:
                 raise PackageError(f"the golden example {path.name} gets {found:.4f}, and {expected:.4f} was recorded")
 
     def explain(self, prepared: Prepared) -> tuple[Explanation, dict[str, float]]:
-        """Where the model looked in a picture that was prepared; of several faces in the most suspicious one.
+        """Where the model looked in a prepared picture; if it has several faces, in the most suspicious one.
 
         Returns:
-            The heat map, and the part of the picture that it lies over (pipeline.explanation.overlay.region).
+            The heat map, and the part of the picture that it covers (pipeline.explanation.overlay.region).
         """
         part = prepared.parts[0]
         if len(prepared.parts) > 1:
@@ -207,12 +207,12 @@ class Detector:
         return self._look(self.preprocess.normalise(part.pixels[None])), region(prepared.size, self.preprocess.keep_aspect, part.crop)
 
     def _find(self, picture: Picture) -> list[FaceBox] | None:
-        """The faces, largest first; None if there is nothing to find them with."""
+        """The faces, largest first; None without a face detector."""
         if self._faces is None:
             return None
         if min(picture.rgb.size) < LEAST_SIDE:
             return []
-        if not hasattr(self._finder, "found"):  # each thread has its own: one is not for several threads at a time
+        if not hasattr(self._finder, "found"):  # one per thread: it is not thread-safe
             self._finder.found = FaceDetector(self._faces)
         found: list[FaceBox] = self._finder.found.find(picture.pixels)
         return found
@@ -231,11 +231,11 @@ class Detector:
         return Prediction(fake, said, part.warnings, embedding, part.statistics, faces)
 
     def _look(self, values: np.ndarray) -> Explanation:
-        """The heat map of one input. What it takes is read at the first one: a verdict needs neither its memory nor its seconds."""
+        """The heat map of one input. What it needs is loaded on first use: verdicts should not pay for its memory and seconds."""
         with self._loading:
             if not self._maps:
                 graph = self.runtime.graph if isinstance(self.runtime, OpenVinoRuntime) else read_graph(self.package.path / GRAPH)
-                # In 8 bits the small differences that Grad-CAM looks at are those of rounding.
+                # In 8 bits, the small differences that Grad-CAM relies on are rounding errors.
                 exact = read_graph(self.package.path / GRAPH) if self.runtime.precision == "int8" else graph
                 config = json.loads((self.package.path / "model/config.json").read_text())
                 self._maps = [GraphAttention(graph, config), GraphActivation(exact)]
@@ -253,7 +253,7 @@ class Detector:
 
 
 def verdict(probability_fake: float, thresholds: Thresholds) -> Verdict:
-    """The answer in a word."""
+    """The verdict on a calibrated probability."""
     if probability_fake >= thresholds.fake_above:
         return "fake"
     return "real" if probability_fake < thresholds.real_below else "uncertain"
@@ -266,7 +266,7 @@ def _scored(face: FaceBox, size: tuple[int, int], probability_fake: float) -> Sc
 
 
 def _in_fewer_bits(package: Package, gpu: bool) -> Iterator[Runtime]:
-    """What is faster here than 32 bits, the fastest first."""
+    """Runtimes that are faster here than 32 bits, the fastest first."""
     meta, folder = package.meta, package.path
     if gpu:
         if meta.bf16:

@@ -1,9 +1,9 @@
-"""The one exception that a stage raises when the user can put it right."""
+"""Errors of a stage that the user can fix."""
 
 
 class StageError(RuntimeError):
-    """A stage cannot go on. The message says what is wrong, where, and what to do; it is shown without a traceback."""
+    """A stage cannot continue. The message says what is wrong, where, and what to do; it is shown without a traceback."""
 
 
 class DivergedError(StageError):
-    """A training whose weights have grown beyond all numbers."""
+    """A training diverged: the network's outputs are no longer finite."""

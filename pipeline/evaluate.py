@@ -38,7 +38,7 @@ PLOTS = Path("reports/plots")
 POINTS = ("f1", "fpr1", "fpr5")
 """Operating points: thresholds that the package holds."""
 FEW = 10
-"""Groups below which a bootstrap's intervals are not to be relied on."""
+"""With fewer groups, bootstrap intervals are unreliable."""
 
 
 def run(params: Params) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def run(params: Params) -> dict[str, Any]:
 
 
 def examine(subject: Subject, test: pd.DataFrame, unseen: pd.DataFrame | None, settings: Evaluate) -> dict[str, Any]:
-    """All figures that need no other model and fit nothing.
+    """All figures except the baselines and the previous model's golden examples.
 
     Args:
         subject: the model under judgement.
@@ -113,7 +113,7 @@ def examine(subject: Subject, test: pd.DataFrame, unseen: pd.DataFrame | None, s
 
 
 def calibrate(val: pd.DataFrame, settings: Evaluate) -> tuple[float, Thresholds]:
-    """Temperature from one half of the validation groups, thresholds from the other; both from all where a half would lack a class.
+    """Temperature from one half of the validation groups, thresholds from the other; both from all groups if a half would lack a class.
 
     Args:
         val: rows of the validation part with their `score`.
@@ -131,11 +131,11 @@ def calibrate(val: pd.DataFrame, settings: Evaluate) -> tuple[float, Thresholds]
 
 
 def warnings(result: dict[str, Any], most: float) -> list[str]:
-    """What a reader of the figures has to know first.
+    """Caveats that readers of the figures need to know first.
 
     Args:
-        result: with groups and, where there are any, baselines, vs_baseline and golden.
-        most: AUC of metadata alone above which the figures may owe to it.
+        result: with `groups` and, if present, `baselines`, `vs_baseline` and `golden`.
+        most: AUC of the metadata baseline above which the model may have learnt the same shortcut.
     """
     found = []
     if result["groups"] < FEW:
@@ -158,7 +158,7 @@ def warnings(result: dict[str, Any], most: float) -> list[str]:
 
 
 def judge_rows(rows: pd.DataFrame, threshold: float, settings: Evaluate) -> dict[str, Figure]:
-    """Every figure of rows of the manifest with their `probability_fake`, at a threshold."""
+    """All figures of manifest rows with `probability_fake`, at a threshold."""
     groups = rows["group"].to_numpy()
     return judge(labels(rows), rows["probability_fake"].to_numpy(), groups, threshold, settings.bootstrap, settings.seed)
 

@@ -1,4 +1,4 @@
-"""Stage export: the trained model as a package that a server needs nothing else beside."""
+"""Stage export: packages the trained model with everything that a server needs."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ VALIDATION = Path("reports/validation.json")
 REPORT = Path("reports/export.json")
 PARITY_IMAGES = 64
 NETWORK_TOLERANCE = 0.001
-"""Of a golden example's probability between the graph, which recorded it, and the network."""
+"""Largest difference of a golden example's probability between the graph, which recorded it, and PyTorch."""
 log = logging.getLogger(__name__)
 
 
@@ -51,7 +51,7 @@ def run(params: Params) -> dict[str, Any]:
     """Write models/package.
 
     Raises:
-        StageError: if the exported graph does not give the network's answers, or no test image of a class could be a golden example.
+        StageError: if the exported graph's answers differ from the network's, or a class has no test image that can be a golden example.
     """
     settings = params.export
     shutil.rmtree(PACKAGE, ignore_errors=True)
@@ -69,7 +69,7 @@ def run(params: Params) -> dict[str, Any]:
     precision = fewer_bits(PACKAGE, preprocess, parts, calibration, params)
     meta = _meta(calibration, evaluation, precision)
     (PACKAGE / "card.md").write_text(card.write(params, parts, validation, evaluation, training, meta, precision))
-    # What is written from here on are answers of the package, which has to be whole for them; each changes its seal.
+    # The files below record answers of the package, which must be sealed to give them; each of them changes the seal.
     full = Detector(seal(PACKAGE, meta), OpenVinoRuntime(PACKAGE / GRAPH))
     shown = servable(parts["test"]) if settings.golden_from == "test" else _rendered(settings.golden, preprocess.size)
     detectors = {"probability_fake": full}
@@ -96,7 +96,7 @@ def run(params: Params) -> dict[str, Any]:
 
 
 def _write_graphs(values: np.ndarray, settings: Export) -> dict[str, float]:
-    """The network as graphs, each with the largest difference of a logit from the network's on float32 (n, 3, size, size)."""
+    """Export the network as graphs; return each one's largest logit difference from PyTorch on `values`, float32 (n, 3, size, size)."""
     network = PACKAGE / "model"
     parity = {"openvino": to_openvino(network, PACKAGE / GRAPH, values)}
     if settings.onnx:
@@ -109,7 +109,7 @@ def _write_graphs(values: np.ndarray, settings: Export) -> dict[str, float]:
 
 
 def _meta(calibration: dict[str, Any], evaluation: dict[str, Any], precision: dict[str, Any]) -> dict[str, Any]:
-    """What package.json says of the package, besides its files."""
+    """Content of package.json except `format` and `files`."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "labels": {str(index): label for index, label in ID2LABEL.items()},
@@ -125,7 +125,7 @@ def _meta(calibration: dict[str, Any], evaluation: dict[str, Any], precision: di
 
 
 def golden_difference(package: Package) -> float:
-    """The largest difference between what is written down of the golden examples and what the package's network says of them."""
+    """Largest difference between the golden examples' recorded probabilities and those of the package's PyTorch network."""
     preprocess, golden = Preprocess.load(package.path), package.golden
     values = preprocess.normalise(np.stack([preprocess.pixels(read(path).rgb) for path in golden]))
     with torch.inference_mode():
@@ -135,9 +135,10 @@ def golden_difference(package: Package) -> float:
 
 
 def _write_references(package: Package, val: pd.DataFrame) -> None:
-    """What drift compares traffic with: images that training has not seen, in each precision that the package may be served in.
+    """Write what drift compares traffic with: answers to images that training has not seen, in each precision that may be served.
 
-    In 8 bits the embeddings alone tell one precision from another: 500 answers of the same source were drift in half of all checks.
+    One reference is not enough: 8-bit embeddings differ so much from 32-bit ones that 500 answers from the same source were found to
+    drift in half of all checks.
     """
     runtimes = {"": OpenVinoRuntime(PACKAGE / GRAPH)}
     if package.meta.int8:
@@ -151,7 +152,7 @@ def _write_references(package: Package, val: pd.DataFrame) -> None:
 
 
 def _write_golden(detectors: dict[str, Detector], test: pd.DataFrame, of_each: int) -> None:
-    """Images of each class with the answer of each detector, by its name in pipeline.package.Golden."""
+    """Write images of each class with each detector's answer; `detectors` is keyed by fields of pipeline.package.Golden."""
     folder = PACKAGE / GOLDEN
     folder.mkdir()
     chosen = pd.concat([_spread(test[test["label"] == label], of_each) for label in ID2LABEL.values()])
@@ -165,10 +166,10 @@ def _write_golden(detectors: dict[str, Detector], test: pd.DataFrame, of_each: i
 
 
 def servable(test: pd.DataFrame) -> pd.DataFrame:
-    """The images that a service takes with the limits it has by itself, because it has to judge the golden examples among them.
+    """The images within a service's default limits: a service has to be able to judge its golden examples.
 
     Raises:
-        StageError: if none of a class is left.
+        StageError: if a class has none.
     """
     limits = Limits()
     found = test[(test["bytes"] <= limits.max_bytes) & (test["width"] * test["height"] <= limits.max_pixels)]
@@ -190,7 +191,7 @@ def _rendered(of_each: int, size: int) -> pd.DataFrame:
 
 
 def _spread(rows: pd.DataFrame, number: int) -> pd.DataFrame:
-    """Rows at even steps in the order of their ids, so that the choice is the same whoever makes it."""
+    """Evenly spaced rows in the order of their ids, so that the choice is reproducible."""
     ordered = rows.sort_values("image_id")
     return ordered.iloc[np.unique(np.linspace(0, len(ordered) - 1, number).astype(int))]
 

@@ -1,4 +1,4 @@
-"""Where faces are in a picture: YuNet (Wu et al., Machine Intelligence Research 2023) through OpenCV."""
+"""Face detection: YuNet (Wu et al., Machine Intelligence Research 2023) through OpenCV."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +9,15 @@ import numpy as np
 from pipeline.errors import StageError
 
 LONGEST = 640
-"""Pixels: a larger picture is looked at scaled down to this, which still shows a face of a tenth of its side."""
+"""Pixels: a larger picture is scaled down to this for detection, which still finds a face of a tenth of its side."""
 
 MARGIN = 0.3
-"""Of a face's size, on each side: chin, ears and the seam of a swapped face lie outside the detector's box."""
+"""Around a face, on each side, as a share of its size: chin, ears and the seam of a swapped face lie outside the detector's box."""
 
 
 @dataclass(frozen=True)
 class FaceBox:
-    """A face: left upper corner and size in pixels of the picture, and the detector's confidence in 0..1."""
+    """A face: upper left corner and size in pixels of the picture, and the detector's confidence in 0..1."""
 
     x: float
     y: float
@@ -27,13 +27,13 @@ class FaceBox:
 
 
 class FaceDetector:
-    """A loaded detector. It is not for use by several threads at a time."""
+    """A loaded detector. Not thread-safe."""
 
     def __init__(self, weights: Path, confidence: float = 0.6) -> None:
         """Load the ONNX file. Raises StageError if it is missing or is not YuNet."""
         if not weights.is_file():
             raise StageError(f"face detector: {weights} does not exist; it should be YuNet's ONNX file (opencv_zoo, face_detection_yunet)")
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # OpenCV 5 warns of a setting that YuNet's wrapper makes itself
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # OpenCV 5 warns of a setting that its own YuNet wrapper makes
         try:
             self._network = cv2.FaceDetectorYN.create(str(weights), "", (320, 320), confidence)
         except cv2.error as error:
@@ -54,7 +54,7 @@ class FaceDetector:
 
 
 def surroundings(box: FaceBox, size: tuple[int, int], margin: float = MARGIN) -> tuple[int, int, int, int]:
-    """The square around a face that a network judges, as left, top, right, bottom in pixels; inside the picture of this (width, height)."""
+    """The square around a face that a network judges: left, top, right, bottom in pixels, inside a picture of this (width, height)."""
     width, height = size
     side = max(1, min(round(max(box.width, box.height) * (1 + 2 * margin)), width, height))
     left = round(min(max(box.x + box.width / 2 - side / 2, 0), width - side))

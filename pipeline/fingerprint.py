@@ -1,4 +1,4 @@
-"""Names for things that depend on settings and on code: where one of them changes, the name does."""
+"""Names for cached results that depend on settings and code: if either changes, so does the name."""
 
 import hashlib
 from pathlib import Path
@@ -9,12 +9,12 @@ PACKAGE = Path(__file__).parent
 
 
 def fingerprint(settings: BaseModel, *code: str, exclude: set[str] | None = None) -> str:
-    """12 hex digits that follow from the settings, but for the fields in `exclude`, and from source text.
+    """12 hex digits of a hash of the settings, without the fields in `exclude`, and of source text.
 
     Args:
         settings: a section of params.yaml, or other settings.
         code: files and folders of this package, such as "images.py" or "forge".
-        exclude: fields of the settings that change nothing.
+        exclude: fields of the settings that do not affect the result.
     """
     digest = hashlib.sha256(settings.model_dump_json(exclude=exclude).encode())
     for name in code:

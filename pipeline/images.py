@@ -25,25 +25,25 @@ else:
     HEIF = ("HEIF",)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", *HEIF)
-"""Pillow decoders that are opened at all; the others (EPS, PSD, ...) only widen what an attacker can reach."""
+"""Pillow decoders that may open a file; the others (EPS, PSD, ...) would only widen the attack surface."""
 
 LONGEST_SIDE = 65_535
-"""Pixels: the most that a JPEG can say. One of 1 x 50,000,000 takes ten times the time of a square with as many, a row each."""
+"""Pixels: the most that JPEG allows. An image of 1 x 50,000,000 takes ten times as long as a square one: each pixel is a row of its own."""
 
 JPEG_END = b"\xff\xd9"
-"""Marker that a whole JPEG file ends with."""
+"""Marker at the end of a complete JPEG file."""
 
 JPEG_SCAN = b"\xff\xda\x00"
-"""What each scan of a JPEG begins with."""
+"""Start of each scan of a JPEG."""
 
 MOST_SCANS = 100
-"""Of a JPEG; a progressive one has about 10. Each goes over all of the picture, and an empty one takes 12 bytes: 20 MB of them, an hour."""
+"""Of a JPEG; progressive ones have about 10. Decoding a scan visits the whole picture, and an empty one is 12 bytes: 20 MB take an hour."""
 
-Image.MAX_IMAGE_PIXELS = None  # Limits says how many: Pillow's own limit would stand below one that was set higher
+Image.MAX_IMAGE_PIXELS = None  # Limits decides: Pillow's own limit would undercut a higher one
 
 
 class Limits(BaseModel):
-    """What an image may cost before it is refused."""
+    """Limits above which an image is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,14 +53,14 @@ class Limits(BaseModel):
 
 
 OWN = Limits(max_bytes=sys.maxsize, max_pixels=sys.maxsize)
-"""Of the project's own images: ingest has let them in by limits of its own."""
+"""For the project's own images: ingest has applied its own limits to them."""
 
 
 class ImageError(ValueError):
     """A file that cannot be used as an image.
 
     Attributes:
-        code: stable name for programs: empty, too_large, not_an_image, too_many_pixels, truncated; of ingest too_small as well.
+        code: stable name for programs: empty, too_large, not_an_image, too_many_pixels, truncated; from ingest also too_small.
         message: what is wrong.
         hint: what to do.
     """
@@ -72,7 +72,7 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image: `rgb` is upright, in mode RGB; `format` is that of the file; `luma_table` is how a JPEG's luma was quantised."""
+    """A decoded image: `rgb` is upright, in mode RGB; `format` is the file's; `luma_table` is a JPEG's luma quantisation table."""
 
     rgb: Image.Image
     format: str
@@ -98,7 +98,7 @@ def read_bytes(path: Path, limits: Limits | None = None) -> bytes:
     """The bytes of a file, or of a member of a shard.
 
     Raises:
-        ImageError: if there are more than the limit; they are not read then.
+        ImageError: if the file is over the limit; it is not read then. Members of shards have no limit here.
         OSError: if the file cannot be read.
     """
     limits = limits or Limits()
@@ -106,7 +106,7 @@ def read_bytes(path: Path, limits: Limits | None = None) -> bytes:
         return shards.read(shard, path.relative_to(shard).as_posix())
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(f"{path} is not a regular file")  # a named pipe would be waited on for ever
+        raise OSError(f"{path} is not a regular file")  # reading a named pipe would block for ever
     if found.st_size > limits.max_bytes:
         raise _too_large(found.st_size, limits)
     return path.read_bytes()
@@ -126,7 +126,7 @@ def picture(image: Image.Image, data: bytes) -> Picture:
     pixels = load(image, data)
     tables: dict[int, list[int]] = getattr(image, "quantization", None) or {}
     found = Picture(Image.fromarray(pixels), image.format or "", tuple(tables[0]) if 0 in tables else None)
-    vars(found)["pixels"] = pixels  # which are there already: the cached property
+    vars(found)["pixels"] = pixels  # fills the cached property
     return found
 
 
@@ -142,9 +142,9 @@ def identify(data: bytes, limits: Limits | None = None) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=limits.formats)
         tile = _tile(data) if image.format == "TIFF" else 0
-    except Exception:  # mostly UnidentifiedImageError; AVIF's decoder raises RuntimeError, and others what they like
+    except Exception:  # mostly UnidentifiedImageError; AVIF's decoder raises RuntimeError, others anything
         raise ImageError("not_an_image", "The file is not an image that can be read", "Use JPEG, PNG or WebP.") from None
-    if image.format == "MPO":  # Pillow's word for the JPEG of a phone that has another picture behind its end
+    if image.format == "MPO":  # Pillow's name for a JPEG that a phone has appended another picture to
         image.format = "JPEG"
     if max(image.size) > LONGEST_SIDE:
         size = f"{image.width:,} x {image.height:,}"
@@ -164,21 +164,21 @@ def identify(data: bytes, limits: Limits | None = None) -> Image.Image:
 
 def load(image: Image.Image, data: bytes) -> np.ndarray:
     """The upright pixels, uint8 (height, width, 3), of `data` that `identify` opened. Raises ImageError as `decode` does."""
-    turned = "exif" in image.info or "xmp" in image.info  # either may say which side is up, and OpenCV reads one of the two
+    turned = "exif" in image.info or "xmp" in image.info  # either may hold the orientation, and OpenCV reads only one of them
     if image.format == "JPEG" and image.mode == "RGB" and not turned and data.endswith(JPEG_END):
-        # The same libjpeg-turbo and the same pixels at half the cost. What it cannot read goes on to Pillow, which says why.
+        # OpenCV uses the same libjpeg-turbo: the same pixels at half the cost. What it cannot read, Pillow tries.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if pixels is not None and pixels.shape[1::-1] == image.size:
             return pixels
     try:
-        ImageOps.exif_transpose(image, in_place=True)  # without a copy where there is nothing to turn
+        ImageOps.exif_transpose(image, in_place=True)  # in place: no copy if there is nothing to rotate
         return np.asarray(_rgb(image))
-    except Exception:  # a decoder fed with hostile bytes raises whatever it likes; all of it means a damaged file
+    except Exception:  # decoders raise anything on hostile bytes; all of it means a damaged file
         raise ImageError("truncated", "The image file is damaged or cut off", "Save or upload it again.") from None
 
 
 def statistics(picture: Picture) -> dict[str, float]:
-    """Numbers that describe how a picture was taken and stored, for warnings, slices and drift.
+    """Numbers that describe a picture's quality, for warnings, slices and drift.
 
     Returns:
         width, height (pixels); brightness, contrast (mean and standard deviation of luma, 0..255);
@@ -193,7 +193,7 @@ def statistics(picture: Picture) -> dict[str, float]:
 
 
 def mean_saturation(rgb: np.ndarray) -> float:
-    """Mean of HSV's saturation as Pillow has it, 0..255, of uint8 (height, width, 3); a seventh of the time of converting all of it."""
+    """Mean HSV saturation as Pillow computes it, 0..255, of uint8 (height, width, 3), in a seventh of the time of a conversion."""
     red, green, blue = cv2.split(rgb)
     most, least = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
     pairs = cv2.calcHist([most, cv2.subtract(most, least)], [0, 1], None, [256, 256], [0, 256, 0, 256])
@@ -202,7 +202,7 @@ def mean_saturation(rgb: np.ndarray) -> float:
 
 @cache
 def _saturations() -> np.ndarray:
-    """Saturation for (largest, largest minus least channel), with Pillow's rounding: float32, then cut to a whole number."""
+    """Saturation by (largest channel, largest minus smallest), with Pillow's rounding: float32, then truncated to an integer."""
     most, spread = np.mgrid[:256, :256].astype(np.float32)
     share = spread / np.maximum(most, 1)
     return np.clip(np.trunc(share.astype(np.float64) * 255), 0, 255)
@@ -211,8 +211,8 @@ def _saturations() -> np.ndarray:
 def luma_statistics(luma: np.ndarray) -> dict[str, float]:
     """brightness, contrast and blur of `statistics`, from luma: uint8 (height, width)."""
     mean, deviation = cv2.meanStdDev(luma)
-    edges = cv2.Laplacian(luma, cv2.CV_16S)  # whole numbers, which 16 bits hold exactly
-    # From the sums, because meanStdDev is three times as slow on 16 bits.
+    edges = cv2.Laplacian(luma, cv2.CV_16S)  # integers, which 16 bits hold exactly
+    # From sums, because meanStdDev takes three times as long on 16 bits.
     blur = cv2.norm(edges, cv2.NORM_L2SQR) / edges.size - (cv2.sumElems(edges)[0] / edges.size) ** 2
     return {"brightness": float(mean[0, 0]), "contrast": float(deviation[0, 0]), "blur": float(blur)}
 
@@ -223,9 +223,9 @@ def _too_large(size: int, limits: Limits) -> ImageError:
 
 
 def _tile(data: bytes) -> int:
-    """Pixels of a TIFF's tiles, of which libtiff decodes a whole one however small the picture is; 0 if it has none.
+    """Pixels of a tile of a TIFF, 0 if it has none: libtiff decodes whole tiles, however small the picture is.
 
-    Read here, because Pillow passes over types of numbers that libtiff reads. KeyError: a side is of such a type.
+    Parsed here, because Pillow ignores number types that libtiff reads. Raises KeyError if a side has such a type.
     """
     order, big = "<" if data.startswith(b"II") else ">", 43 in data[2:4]
     (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)

@@ -27,17 +27,17 @@ QUARANTINE = Path("reports/quarantine.csv")
 
 
 def run(params: Params) -> dict[str, Any]:
-    """Make data/manifest.parquet from the sources. Files that cannot be used are listed in reports/quarantine.csv.
+    """Write data/manifest.parquet from the sources. Unusable files are listed in reports/quarantine.csv.
 
     Raises:
-        StageError: if a source cannot be used, data/raw holds what ingest did not make, a class has no image, or more than
+        StageError: if a source cannot be used, data/raw holds files that ingest did not make, a class has no image, or more than
             `ingest.max_broken` of the files are broken.
     """
     _check_owned(params)
     table = pd.concat([_brought(listing(source, STAGING / source.name), params, source.name) for source in params.data.sources])
     users = {source.name for source in params.data.sources if isinstance(source, FeedbackSource)}
     if params.data.forge:
-        # Of a picture's other copies nothing is forged: the manifest has no row of theirs that the fakes could stand beside.
+        # Only rows that the manifest keeps are forged from: duplicates have no row there for their fakes to stand beside.
         pictures, _, _ = one_row_a_picture(table[table["reason"].isna()], users)
         fakes = _forge(pictures, params)
         table = pd.concat([table, _brought(fakes, params, FORGED)])
@@ -79,19 +79,19 @@ def run(params: Params) -> dict[str, Any]:
 
 
 def one_row_a_picture(table: pd.DataFrame, users: Collection[str] = ()) -> tuple[pd.DataFrame, int, pd.DataFrame]:
-    """Leave one row of each picture, and none of a picture that stands under both labels.
+    """Keep one row per picture, and none of a picture that is labelled both real and fake.
 
-    Two files hold one picture if their bytes or their pixels are equal. Near-duplicates are not meant: a good forgery is one of its
-    original; they are kept in one part instead (pipeline.split). Groups that hold one picture become one group: without the rows that
-    go nothing else would tell that they belong together.
+    Two files hold the same picture if their bytes or their pixels are equal. Near-duplicates do not count: a good forgery is one of its
+    original; pipeline.split keeps them in one part instead. Groups that share a picture are merged: once the duplicate rows are dropped,
+    nothing else shows that they belong together.
 
     Args:
         table: rows of usable images.
-        users: sources of what users sent in. Where another source has the picture too, their rows go whatever they say: anybody could
-            take a picture out of a training otherwise, by contradicting its label.
+        users: sources of what users sent in. If another source has the same picture, their rows are dropped whatever their label:
+            otherwise anybody could remove a picture from training by contradicting its label.
 
     Returns:
-        The rows to keep, how many were doubles, and the contradictory rows with `reason` and `detail`.
+        The rows to keep, the number of duplicates, and the contradictory rows with `reason` and `detail`.
     """
     table = table.assign(together=_joined_groups(table))
     key, sent = table["pixel_hash"], table["source"].isin(users)
@@ -104,13 +104,13 @@ def one_row_a_picture(table: pd.DataFrame, users: Collection[str] = ()) -> tuple
     conflicts = conflicts.assign(reason="conflict", detail=detail)
     unique = agreed.sort_values("path").drop_duplicates("pixel_hash")
     codes, names = pd.factorize(unique["group"], sort=True)
-    first = pd.Series(codes).groupby(unique["together"].to_numpy()).transform("min")  # a name that stays: copies alone rename no group
+    first = pd.Series(codes).groupby(unique["together"].to_numpy()).transform("min")  # of kept rows: copies alone rename no group
     unique = unique.assign(group=names[first]).drop(columns="together")
     return unique, len(table) - len(conflicts) - len(unique), conflicts
 
 
 def _joined_groups(table: pd.DataFrame) -> np.ndarray:
-    """int (rows,): equal for groups that hold one picture, or are joined by a chain of such."""
+    """int (rows,): equal for groups that share a picture, directly or through a chain of groups."""
     group, picture = (pd.factorize(table[column])[0] for column in ("group", "pixel_hash"))
     groups = int(group.max(initial=-1)) + 1
     return join(np.stack([group, groups + picture], axis=1), groups + int(picture.max(initial=-1)) + 1)[group]
@@ -120,7 +120,7 @@ def _brought(listed: pd.DataFrame, params: Params, name: str) -> pd.DataFrame:
     in_place = any(source.name == name and isinstance(source, FolderSource) and source.in_place for source in params.data.sources)
     table = bring(listed, RAW / name, params.ingest, name=name, shard=params.data.shard, in_place=in_place, where=params.data.engine)
     if "parents" not in table:
-        # A group is a matter of one source: equal names in two sources are different people.
+        # Group names are local to a source: the same name in two sources means different people.
         table = table.assign(group=name + "/" + table["group"], parents="", seed=pd.array([pd.NA] * len(table), "Int64"))
     return table.assign(source=name)
 
@@ -143,7 +143,7 @@ def _forge(pictures: pd.DataFrame, params: Params) -> pd.DataFrame:
 
 
 def _check_owned(params: Params) -> None:
-    """Raise StageError if somebody keeps images of his own in data/raw, where all is deleted that is no copy of a listed image."""
+    """Raise StageError if the user's own images are in data/raw, where everything is deleted that is not a copy of a listed image."""
     for source in params.data.sources:
         if isinstance(source, FolderSource) and source.path.resolve().is_relative_to(RAW.resolve()):
             raise StageError(f"data source {source.name}: {source.path} lies in {RAW}, which holds copies alone: move it elsewhere")
@@ -154,7 +154,7 @@ def _check_owned(params: Params) -> None:
 
 
 def _forget_what_left(params: Params) -> None:
-    """Remove our own copies of sources that params.yaml no longer has, and forgeries of faces, which show the faces still."""
+    """Remove our copies of sources that params.yaml no longer has and, without `data.forge`, forged fakes: they still show the faces."""
     names = {source.name for source in params.data.sources} | ({FORGED} if params.data.forge else set())
     for folder in RAW.glob("*/"):
         if folder.name not in names:

@@ -1,7 +1,7 @@
-"""How a recipe does on kinds of forgery that it was not shown: for each generator a training without it, judged on its fakes.
+"""How a recipe does on kinds of forgery unseen in training: for each generator, a training without it, judged on its fakes.
 
-The parts stay as they were split: the fakes are those of the test part; temperature and thresholds come from the validation part without
-the generator. Killed, it goes on when it is run again.
+The split stays as it is: the fakes are those of the test part; temperature and thresholds come from the validation part without
+the generator. Killed, it resumes on the next run.
 """
 
 import json
@@ -36,8 +36,8 @@ def run(settings: Params) -> dict[str, Any]:
     """Write reports/leave_one_out.json, and a run in MLflow with the trainings nested in it.
 
     Returns:
-        run_id; generators: name -> n, auc, recall and fpr, each with its interval; mean_auc, worst, worst_auc; pooled_auc: of all images,
-        each fake with its probability by the training that did not see its kind.
+        run_id; generators: name -> n, auc, recall and fpr, each with its interval; mean_auc, worst, worst_auc; pooled_auc: over all images,
+        each fake with its probability from the training that did not see its kind.
 
     Raises:
         StageError: if there are fewer than two generators to learn from, or a training fails.
@@ -66,7 +66,7 @@ def run(settings: Params) -> dict[str, Any]:
 
 
 def _generators(parts: dict[str, pd.DataFrame]) -> list[str]:
-    """Those that can be left out, and leave others to learn from and to choose by."""
+    """The generators in all of train, val and test. Raises StageError for fewer than two."""
     held = [set(parts[part]["generator"]) - {NO_GENERATOR} for part in manifest.PARTS]
     found = sorted(set.intersection(*held))
     if len(found) < 2:
@@ -79,11 +79,11 @@ def _generators(parts: dict[str, pd.DataFrame]) -> list[str]:
 
 
 def _judged(generator: str, settings: Params, parts: dict[str, pd.DataFrame], owner: str) -> tuple[pd.DataFrame, float]:
-    """The reals of the test part and the generator's fakes with `probability_fake` by a training without it, and its F1 threshold."""
+    """The test part's reals and the generator's fakes, with `probability_fake` by a training without it, and its F1 threshold."""
     rest = {part: parts[part][parts[part]["generator"] != generator].reset_index(drop=True) for part in ("train", "val")}
     test = parts["test"][parts["test"]["generator"].isin([NO_GENERATOR, generator])]
     if settings.train.forge:
-        # What is forged on the spot is of the same kind as what is left out.
+        # Forging during training would show the kind that is left out.
         recipe = settings.train.model_copy(update={"forge": settings.train.forge.without(generator)})
         settings = settings.model_copy(update={"train": recipe})
     folder = train.checkpoints(settings, rest)

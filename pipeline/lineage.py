@@ -13,13 +13,13 @@ SPLITS = ("split", "data/splits")
 
 
 def lineage() -> dict[str, Any]:
-    """What the data, the code and the training of this workspace are, now.
+    """Identify the current data, code and training of this workspace.
 
     Returns:
-        data_md5: DVC's hash of data/manifest.parquet, where the SHA-256, label and group of each image are: other labels are another
-        data version. splits_md5: that of data/splits. git_commit, git_dirty: dirty means that a file differs from the commit, untracked
-        ones included; dvc.lock does not count, because each run writes it. dvc_lock: SHA-256 of dvc.lock.
-        run_id: the MLflow run in reports/train.json. What is not there is None.
+        data_md5: DVC's hash of data/manifest.parquet, which holds the SHA-256, label and group of each image: other labels make
+        another data version. splits_md5: that of data/splits. git_commit, git_dirty: dirty means that a file differs from the commit,
+        untracked ones included; dvc.lock does not count, because each run writes it. dvc_lock: SHA-256 of dvc.lock.
+        run_id: the MLflow run in reports/train.json. Missing values are None.
     """
     lock, report = Path("dvc.lock"), Path("reports/train.json")
     content = lock.read_bytes() if lock.is_file() else None

@@ -1,4 +1,4 @@
-"""The table of images: one row an image, kept as Parquet."""
+"""The table of images: one row per image, stored as Parquet."""
 
 import hashlib
 from pathlib import Path
@@ -33,9 +33,9 @@ COLUMNS = {
     "red": "float64",  # mean of the channel, 0..255
     "green": "float64",
     "blue": "float64",
-    "jpeg_quality": "float64",  # 1..100 as libjpeg counts it, estimated from the luma table; missing where the file is no JPEG
+    "jpeg_quality": "float64",  # 1..100 as libjpeg counts it, estimated from the luma table; missing if the file is not a JPEG
     "quantisation": "str",  # short hash of the JPEG's quantisation tables; empty where there are none
-    "subsampling": "str",  # of the JPEG's chroma: 4:4:4, 4:2:2, 4:2:0 ...; empty where the file is no JPEG
+    "subsampling": "str",  # of the JPEG's chroma: 4:4:4, 4:2:2, 4:2:0 ...; empty if the file is not a JPEG
     "metadata_bytes": "int64",  # EXIF, ICC profile, XMP and comments
     "faces": "Int64",  # faces found; missing where no detector was set
     "face_share": "float64",  # of the picture's area, the largest face; missing where no face was found or looked for
@@ -44,12 +44,12 @@ COLUMNS = {
 
 GIVEN = ("path", "label", "generator", "group", "source", "parents", "seed")
 DESCRIBED = {name: kind for name, kind in COLUMNS.items() if name not in GIVEN}
-"""Columns that follow from the image file alone; the others are given by its source."""
+"""Columns computed from the image file alone; the others come from its source."""
 
 SCORED = ("part", "score", "probability_fake")
-"""Columns that evaluation puts beside those of a manifest."""
+"""Columns that evaluation adds to those of a manifest."""
 SIZE = "size"
-"""Of a picture, its longer side: evaluation cuts the images along it too."""
+"""Column that evaluation slices by as well: a picture's longer side."""
 
 MANIFEST = Path("data/manifest.parquet")
 ACCEPTED = Path("data/accepted.parquet")
@@ -72,7 +72,7 @@ def attributes(table: pd.DataFrame) -> list[str]:
 
 
 def digest(table: pd.DataFrame) -> str:
-    """Names the images and labels of a part, in their order; other figures of theirs may change."""
+    """Hash of the images of a part in their order, with label, path, group and source; other columns may change."""
     given = table[["image_id", "path", "label", "group", "source"]]
     return hashlib.sha256(pd.util.hash_pandas_object(given, index=False).to_numpy().tobytes()).hexdigest()
 
@@ -114,7 +114,7 @@ def write(table: pd.DataFrame, path: Path) -> None:
 
 
 def read_parts(folder: Path = SPLITS) -> dict[str, pd.DataFrame]:
-    """The parts train, val and test, and `unseen` where there is one."""
+    """The parts train, val and test, and `unseen` if there is one."""
     parts = {part: read(folder / f"{part}.parquet") for part in PARTS}
     unseen = folder / f"{UNSEEN}.parquet"
     return parts | ({UNSEEN: read(unseen)} if unseen.is_file() else {})

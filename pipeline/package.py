@@ -1,4 +1,4 @@
-"""The model package: one folder with everything that a server needs and nothing that trains. No pickle in it."""
+"""The model package: one folder with everything that a server needs, without training code or pickles."""
 
 import hashlib
 import json
@@ -14,21 +14,21 @@ FORMAT = 1
 PACKAGE = Path("models/package")
 """Where `dvc repro` leaves the package."""
 STARTER = Path("models/starter")
-"""The package that ships: it answers until one was made."""
+"""The package that ships with the code: served until another one is made."""
 
 GOLDEN = "golden"
 GOLDEN_TOLERANCE = 0.02
-"""Of a golden example's probability: float32 differs by 1e-4 between processors and bfloat16 by a hundredth; a wrong label order, graph
-or preprocessing by more."""
+"""Of a golden example's probability. Between processors, float32 differs by 1e-4 and bfloat16 by 0.01; a wrong label order, graph or
+preprocessing differs by more."""
 
 GRAPH, INT8, ONNX = "graph/openvino.xml", "graph/int8.xml", "graph/model.onnx"
-"""In 32 bits; in 8, where that costs nothing; and for other runtimes."""
+"""In 32 bits; in 8 bits, if that costs next to no accuracy; for other runtimes."""
 
 REFERENCE = "reference{}.parquet"
-"""What drift compares traffic with, as the network says it in 32 bits, in `-int8` and in `-bf16`."""
+"""What drift compares traffic with, a file per precision: 32 bits without suffix, `-int8`, `-bf16`."""
 
 FACES = "faces.onnx"
-"""The face detector that training cut its images out with, if it did."""
+"""The face detector that cropped the training images, if they were cropped."""
 
 
 class PackageError(ValueError):
@@ -39,8 +39,8 @@ class Thresholds(BaseModel):
     """Bounds on the calibrated probability of fake, all chosen on the validation part.
 
     Attributes:
-        f1: the highest F1. At or above it an image counts as fake in the reported figures.
-        fpr1, fpr5: false-positive rates of 1% and 5%.
+        f1: gives the highest F1. At or above it, an image counts as fake in the reported figures.
+        fpr1, fpr5: give false-positive rates of 1% and 5%.
         real_below, fake_above: the verdict is `uncertain` between them.
     """
 
@@ -65,10 +65,10 @@ class PackageMeta(BaseModel):
         figures: of the test part, name -> {value, low, high}.
         lineage: data_md5, splits_md5, git_commit, git_dirty, dvc_lock, run_id; null where unknown.
         files: path inside the package -> SHA-256.
-        trained_on: `whole` images as they were given, so that a picture in which no face is found gets a verdict like any other;
-            or `faces`, crops that a face detector found, so that such a picture gets at most `uncertain`.
-        bf16: whether it may run in bfloat16 where a GPU or CPU computes in that: measured when the package was made.
-        int8: whether a CPU that is fast in 8-bit integers may run it in them, measured likewise.
+        trained_on: `whole` images as given: a picture without a detected face gets a verdict like any other; or `faces`, cropped by a
+            face detector: such a picture gets `uncertain`.
+        bf16: whether it may run in bfloat16 on a GPU or CPU that supports it, as measured at export.
+        int8: whether a CPU that is fast in 8-bit integers may run it in them, as measured at export.
         golden_tolerance: how far a golden example's probability may be from the recorded one.
     """
 
@@ -89,12 +89,12 @@ class PackageMeta(BaseModel):
 
 
 class Golden(BaseModel):
-    """A picture whose answer is written down, so that a change of the answer is noticed.
+    """A picture with a recorded answer, so that a change of the answer is noticed.
 
     Attributes:
         label: real or fake.
-        probability_fake: what the package said in 32 bits when it was made.
-        int8: what it said in 8 bits, which may be further from that than bfloat16 is; None without such a graph.
+        probability_fake: the answer in 32 bits at export.
+        int8: the answer in 8 bits, which may deviate more than bfloat16 does; None without an 8-bit graph.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -104,26 +104,26 @@ class Golden(BaseModel):
     int8: float | None = None
 
     def expected(self, precision: str) -> float:
-        """The probability that a runtime of this precision has to come close to."""
+        """The recorded probability that holds for a runtime of this precision."""
         return self.int8 if precision == "int8" and self.int8 is not None else self.probability_fake
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package whose files were found whole."""
+    """A package whose files match their digests."""
 
     path: Path
     meta: PackageMeta
 
     @property
     def golden(self) -> dict[Path, Golden]:
-        """Golden examples: image file -> what it is and what this package says of it."""
+        """Golden examples: image file -> its label and recorded answer."""
         listed = json.loads((self.path / GOLDEN / "golden.json").read_text())
         return {self.path / GOLDEN / name: Golden.model_validate(example) for name, example in listed.items()}
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of package.json, which holds the digest of every other file: the name of exactly this package."""
+        """SHA-256 of package.json, which holds the digest of every other file: it identifies exactly this package."""
         return hashlib.sha256((self.path / META).read_bytes()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""HTML pages and Markdown cards from their templates. A page opens offline: its pictures are in it."""
+"""HTML pages and Markdown cards from their templates. Pages work offline: their pictures are embedded."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ SIDE = 144
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of a template; values are escaped in .html. Raises jinja2.UndefinedError for a name that is not given."""
+    """Render a template; values are escaped in .html. Raises jinja2.UndefinedError for a name without a value."""
     of_html = template.endswith(".html")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -32,7 +32,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def data_uri(image: Image.Image) -> str:
-    """A picture as a PNG inside the page."""
+    """A picture as a PNG data URI."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

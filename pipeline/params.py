@@ -164,7 +164,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
 
 
 def parse(text: str, origin: str) -> Any:
-    """What a piece of YAML says. Raises ParamsError naming `origin` and the place where it is not YAML."""
+    """Parse YAML. Raises ParamsError naming `origin` and the place of the error."""
     try:
         return YAML(typ="safe").load(text)
     except YAMLError as error:
@@ -174,14 +174,14 @@ def parse(text: str, origin: str) -> Any:
 
 
 def check_params(content: Any, path: Path) -> Params:
-    """The content of params.yaml as Params. Raises ParamsError as `load_params` does; `path` is for its message."""
+    """Validate the content of params.yaml. Raises ParamsError as `load_params` does; `path` is for its message."""
     try:
         return Params.model_validate(content)
     except ValidationError as error:
         lines = []
         for problem in error.errors():
             where = ".".join(str(part) for part in problem["loc"])
-            # What is wrong between two sections has no place of its own, and its input is the whole file.
+            # An error between two sections has no location, and its input is the whole file.
             lines.append(f"  {where}: {problem['msg']}{_allowed(problem)}" if where else f"  {problem['msg']}")
         raise ParamsError(f"{path} is not valid:\n" + "\n".join(lines)) from None
 
@@ -194,20 +194,20 @@ def _allowed(problem: Any) -> str:
         kinds = [field.annotation for section in sections for name, field in section.model_fields.items() if part in (name, field.alias)]
         if kinds:
             sections = [section for kind in kinds for section in _sections(kind)]
-        else:  # which of several kinds it is or, where none is called so, a key or an index
+        else:  # the member of a union or, if none has this name, a key or an index
             sections = [section for section in sections if _is_called(section, part)] or sections
     names = sorted({field.alias or name for section in sections for name, field in section.model_fields.items()})
     return f"; allowed here: {', '.join(names)}"
 
 
 def _sections(annotation: Any) -> list[type[Section]]:
-    """The sections that an annotation names, inside of a list, a mapping or a union as well."""
+    """The sections that an annotation names, also inside a list, a mapping or a union."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [section for part in get_args(annotation) for section in _sections(part)]
 
 
 def _is_called(section: type[Section], part: str | int) -> bool:
-    """Whether Pydantic means this one of several sections: by its `kind`, or by the name of its class."""
+    """Whether Pydantic means this section of a union: by its `kind`, or by the name of its class."""
     kind = section.model_fields.get("kind")
     return part in get_args(kind.annotation) if kind else section.__name__ in str(part)

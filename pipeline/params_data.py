@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FORGED = "forge"
-"""Name that the forged fakes have as a source."""
+"""Source name of the forged fakes."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """A fraction between 0 and 1."""
@@ -16,7 +16,7 @@ Range = tuple[float, float]
 
 
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-"""Of a source: it becomes a folder's name."""
+"""Name of a source, and of its folder."""
 
 
 class Section(BaseModel):
@@ -26,9 +26,9 @@ class Section(BaseModel):
 
 
 def sum_to_one(section: Any, field: str) -> Any:
-    """The section, if its `field` is a mapping of shares of one whole. Raises ValueError for pydantic otherwise."""
+    """Return the section if the shares in its mapping `field` sum to 1; otherwise raise ValueError, for pydantic."""
     total = sum(getattr(section, field).values())
-    if abs(total - 1) > 1e-8:  # numpy draws by no others
+    if abs(total - 1) > 1e-8:  # numpy's random draws accept no others
         raise ValueError(f"the shares of `{field}` sum to {total:.9g}, not to 1")
     return section
 
@@ -138,7 +138,7 @@ class Data(Section):
 
 
 class Normalise(Section):
-    """Re-encoding of both classes alike, which takes differences of format, size and compression away."""
+    """Re-encoding of both classes alike, which removes differences in format, size and compression."""
 
     size: int = Field(ge=32, le=2048, description="pixels; every picture is scaled so that its longer side has this many")
     jpeg_quality: int = Field(ge=30, le=100)

@@ -1,4 +1,4 @@
-"""The sections of params.yaml that say how the model is kept right: promotion, drift, retraining, feedback, notifications."""
+"""The sections of params.yaml for the model's upkeep: promotion, drift, retraining, feedback, notifications."""
 
 from datetime import datetime
 from typing import Literal
@@ -12,7 +12,7 @@ FIELDS = "a schedule has five fields, as a line of crontab: minute, hour, day, m
 
 
 class Promotion(Section):
-    """Whether a version takes the champion's place by itself."""
+    """Whether a version replaces the champion automatically."""
 
     auto: Literal["never", "if_better", "if_not_worse"] = Field(
         description="promote if the lower bound of the difference from the champion on the test part is, for both F1 and AUC, above "
@@ -64,7 +64,7 @@ class Retrain(Section):
 
 
 class Feedback(Section):
-    """How long users' images are kept. The data source `feedback` sets which of their statements count."""
+    """How long users' images are kept. The data source `feedback` sets which of their labels count."""
 
     retention_days: float | None = Field(
         gt=0, le=36_500, description="days until an image that a user allowed us to keep is deleted; null keeps it"

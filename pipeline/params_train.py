@@ -1,4 +1,4 @@
-"""The sections of params.yaml that say what is trained, how, and on what the pictures are made to look like."""
+"""The sections of params.yaml for training: model, recipe, augmentation, search."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,7 +8,7 @@ from pipeline.params_data import Range, Section, Share, sum_to_one
 
 
 class Model(Section):
-    """Which network, and from where its weights start."""
+    """Which network, and its initial weights."""
 
     name: str = Field(description="hub name, local folder or, with init scratch, a transformers model type such as `vit`")
     init: Literal["pretrained", "scratch"]
@@ -16,7 +16,7 @@ class Model(Section):
 
 
 class Lora(Section):
-    """Low-rank changes of linear layers (Hu et al., ICLR 2022), added to the weights when training is done."""
+    """Low-rank updates of linear layers (Hu et al., ICLR 2022), merged into the weights after training."""
 
     r: int = Field(default=8, gt=0, description="rank")
     alpha: int = Field(default=16, gt=0, description="a change counts alpha / r times")
@@ -26,7 +26,7 @@ class Lora(Section):
 
 
 class Forging(Section):
-    """Fakes forged from the reals of the training part while it runs, other ones in each epoch."""
+    """Fakes forged from the training part's reals during training, new ones in each epoch."""
 
     share: Share = Field(description="of the pairs whose fake is forged on the spot")
     methods: dict[Literal["self_blend", "swap", "resynthesis"], Share] = Field(description="method -> share of these; shares sum to 1")
@@ -39,13 +39,13 @@ class Forging(Section):
         return {method for method, share in self.methods.items() if self.share * share}
 
     def without(self, method: str) -> "Forging | None":
-        """The same with the other methods alone, or None if there is none."""
+        """The same without one method; None if no other has a share."""
         rest = {name: share for name, share in self.methods.items() if name != method and share}
         return Forging(share=self.share, methods={name: share / sum(rest.values()) for name, share in rest.items()}) if rest else None
 
 
 class Adversarial(Section):
-    """Training on attacked pictures (Madry et al., ICLR 2018). A step costs as much as a step of training."""
+    """Training on attacked pictures (Madry et al., ICLR 2018). A step of the attack costs as much as a training step."""
 
     eps: float = Field(gt=0, le=32, description="largest change of a pixel value, out of 255")
     steps: int = Field(gt=0, description="of the attack")
@@ -142,7 +142,7 @@ class Choice(Section):
 
 
 class Span(Section):
-    """A number between two."""
+    """A range of numbers."""
 
     low: float
     high: float

@@ -14,7 +14,7 @@ FAKE, REAL, GUIDE = "#d1495b", "#2a7f9e", "#9aa5b1"
 
 
 def svg(draw: Callable[[Axes], object]) -> str:
-    """Call draw(axes) and return the picture as an SVG element whose text is text and whose ground is clear."""
+    """Call draw(axes) and return an SVG element with real text and a transparent background."""
     mpl.use("Agg")
     with mpl.rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": "unmask", "font.family": "sans-serif", "font.size": 9, "axes.edgecolor": GUIDE}
@@ -61,7 +61,7 @@ def scores(probabilities: np.ndarray, labels: np.ndarray, thresholds: dict[str, 
 
 
 def histogram(samples: dict[str, pd.Series], colours: dict[str, str], column: str, axes: Axes) -> None:
-    """Shares of each sample over bins that all have in common, from the lowest to the highest of 99% of the values."""
+    """Share of each sample per bin; the common bins span the central 99% of all values."""
     values = {name: sample.dropna().to_numpy(np.float64) for name, sample in samples.items()}
     every = np.concatenate(list(values.values()))
     low, high = np.quantile(every, [0.005, 0.995]) if len(every) else (0.0, 1.0)

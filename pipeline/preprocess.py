@@ -12,18 +12,18 @@ if TYPE_CHECKING:  # importing torch takes seconds, which a service on a CPU doe
 
 
 class Preprocess(BaseModel):
-    """Resize to a square and normalise, as the transformers image processor of the model would, but for the margin that some cut away.
+    """Resize to a square and normalise as the model's transformers image processor does, but without cropping the margin as some do.
 
-    One that resizes to more than the model's input and crops the middle (DINOv2 256 to 224, MobileNetV2, ConvNeXt's `crop_pct`) shows
-    the model 77% of the square. Here it is the whole square at the input's size: a face fills its picture, and forgeries have seams at
-    the borders too.
+    Processors that resize to more than the model's input and crop the centre (DINOv2 256 to 224, MobileNetV2, ConvNeXt's `crop_pct`)
+    show the model 77% of the square. Here it sees the whole square: a face fills its picture, and forgeries have seams at the borders
+    too.
 
     Attributes:
         size: side of the model's input in pixels.
-        keep_aspect: scale the shorter side and cut the middle out, instead of squeezing the picture into the square.
-        resample: Pillow's number of the interpolation (2 bilinear, 3 bicubic).
+        keep_aspect: crop the central square, instead of squeezing the picture into a square.
+        resample: Pillow's code of the interpolation (2 bilinear, 3 bicubic).
         mean, std: of red, green and blue, for pixel values scaled to 0..1.
-        flip_channels: whether the model is given blue first, as MobileViT is.
+        flip_channels: whether the model takes BGR, as MobileViT does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,10 +39,10 @@ class Preprocess(BaseModel):
     def from_processor(cls, processor: Any) -> Self:
         """Take over the settings of a transformers image processor."""
         size = dict(processor.size)
-        # One that does not crop, as that of EfficientNet, may have a size to crop to all the same; and a mean one that does not normalise.
+        # A processor that does not crop, such as EfficientNet's, may still have a crop size, and one that does not normalise, a mean.
         crop = dict((getattr(processor, "do_center_crop", False) and processor.crop_size) or {})
         normalises = processor.do_normalize and processor.image_mean
-        power = 2 if getattr(processor, "include_top", False) else 1  # EfficientNet's divides by the deviation twice
+        power = 2 if getattr(processor, "include_top", False) else 1  # EfficientNet's divides by the standard deviation twice
         return cls(
             size=int(crop.get("height") or size.get("height") or size["shortest_edge"]),
             keep_aspect="shortest_edge" in size,
@@ -61,10 +61,10 @@ class Preprocess(BaseModel):
         return np.asarray(image.resize((self.size, self.size), Image.Resampling(self.resample)))
 
     def normalise(self, pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """uint8 (n, size, size, 3) -> contiguous float32 (n, 3, size, size), in the order of the model's channels; `out`, where given."""
+        """uint8 (n, size, size, 3) -> contiguous float32 (n, 3, size, size), in the model's channel order, written to `out` if given."""
         scale, shift = self._factors()
         pixels = pixels[..., ::-1] if self.flip_channels else pixels
-        # Moved while they are bytes, and changed in place: three times as fast as the obvious expression.
+        # Transposed while still bytes, then scaled in place: three times as fast as the obvious expression.
         moved = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
         values = np.empty(moved.shape, np.float32) if out is None else out
         values[...] = moved
@@ -73,24 +73,24 @@ class Preprocess(BaseModel):
         return values
 
     def normalise_tensor(self, pixels: "torch.Tensor") -> "torch.Tensor":
-        """The same, to the last bit, where the pixels are: uint8 (n, size, size, 3) -> float32 (n, 3, size, size)."""
+        """`normalise` on the pixels' own device, equal to the last bit: uint8 (n, size, size, 3) -> float32 (n, 3, size, size)."""
         scale, shift = self._factors()
         pixels = pixels.flip(-1) if self.flip_channels else pixels
         values = pixels.permute(0, 3, 1, 2).contiguous().float()
         return values.mul_(values.new_tensor(scale)[:, None, None]).sub_(values.new_tensor(shift)[:, None, None])
 
     def standardise(self, values: "torch.Tensor") -> "torch.Tensor":
-        """The same, to rounding, of RGB that is no bytes: float (n, 3, size, size) in 0..1 -> float (n, 3, size, size)."""
+        """`normalise` for RGB in 0..1 instead of bytes, equal up to rounding: float (n, 3, size, size) -> float (n, 3, size, size)."""
         mean, std = (values.new_tensor(of)[:, None, None] for of in self.channels)
         return ((values.flip(1) if self.flip_channels else values) - mean) / std
 
     @property
     def channels(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """mean and std in the order of the model's channels."""
+        """mean and std in the model's channel order."""
         return (self.mean[::-1], self.std[::-1]) if self.flip_channels else (self.mean, self.std)
 
     def _factors(self) -> tuple[np.ndarray, np.ndarray]:
-        """What a byte is multiplied with, and what is taken away then: float32, one a channel of the model."""
+        """What a byte is multiplied by, and what is subtracted then: float32, per channel of the model."""
         mean, std = (np.asarray(of, np.float32) for of in self.channels)
         return 1 / (255 * std), mean / std
 

@@ -1,4 +1,4 @@
-"""A training's run in MLflow, opened once and gone on with after a kill."""
+"""A training's run in MLflow, opened once and continued after a kill."""
 
 import hashlib
 import json
@@ -18,20 +18,20 @@ from pipeline.staging import write
 from pipeline.tracking import connect, tracking_uri, without_secrets
 
 TAGS = "UNMASK_RUN_TAGS"
-"""Environment variable with tags of every run that is opened, as JSON."""
+"""Environment variable with tags for every run that is opened, as JSON."""
 CONTEXTS = {"train": "training", "val": "validation", "test": "test"}
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Record:
-    """A run that is open. A store that fails later is logged and does not stop the training: the same figures are in files."""
+    """An open run. If the store fails later, that is logged and does not stop the training: the same figures are in files."""
 
     run_id: str
 
     @classmethod
     def open(cls, folder: Path, settings: Params) -> Self:
-        """Start a run, or go on with the one that `folder` belongs to.
+        """Start a run, or continue the one recorded in `folder`.
 
         Raises:
             StageError: if MLflow does not answer.
@@ -47,7 +47,7 @@ class Record:
             else:
                 name = settings.model.name.rstrip("/").rpartition("/")[2]
                 run_id = mlflow.start_run(experiment_id=experiment, run_name=name).info.run_id
-                # At once: what fails from here on is gone on with in this run, and not in another.
+                # Immediately: after a failure from here on, the next attempt continues this run.
                 write(note, json.dumps({"run_id": run_id}).encode())
             noted = mlflow.get_run(run_id)
             if not noted.data.params:
@@ -65,7 +65,7 @@ class Record:
         return cls(run_id)
 
     def epoch(self, row: dict[str, float]) -> None:
-        """Log the figures of an epoch; shown live."""
+        """Log the figures of an epoch; MLflow shows them live."""
         self._log_metrics({name: value for name, value in row.items() if name != "epoch" and value == value}, int(row["epoch"]))
 
     def finish(self, report: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ class Record:
 
 
 def parent_run(kind: str, key: str) -> str:
-    """The id of the run that trainings are nested in: of `kind`, e.g. "tune", the one that has this key, or a new one."""
+    """The id of the run that trainings are nested in: the one of this kind, e.g. "tune", with this key, or a new one."""
     from mlflow import MlflowClient
 
     experiment, client = connect(), MlflowClient()
@@ -98,7 +98,7 @@ def parent_run(kind: str, key: str) -> str:
 
 @contextmanager
 def child_of(run_id: str, **tags: str) -> Iterator[None]:
-    """Runs that are opened meanwhile are nested in this one, and have these tags."""
+    """Runs opened inside this context are nested in the given run, and have these tags."""
     before = os.environ.get(TAGS)
     os.environ[TAGS] = json.dumps(json.loads(before or "{}") | {"mlflow.parentRunId": run_id} | tags)
     try:
@@ -126,15 +126,15 @@ def _dataset(part: str) -> Any:
     from mlflow.data.meta_dataset import MetaDataset
 
     path = manifest.SPLITS / f"{part}.parquet"
-    digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()  # what DVC calls this file
+    digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()  # DVC's hash of this file
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # MLflow knows two names of one kind of source, and takes the right one
+        warnings.simplefilter("ignore", UserWarning)  # MLflow finds the right type of source under two names, and warns
         source = resolve_dataset_source(str(path))
     return MetaDataset(source=source, name=part, digest=digest)  # type: ignore[abstract]
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted names with short values, as MLflow keeps them."""
+    """Flatten nested settings for MLflow: dotted names, values of at most 500 characters."""
     if isinstance(content, dict):
         return {key: value for name, inner in content.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}
     return {prefix.rstrip("."): str(content)[:500]}

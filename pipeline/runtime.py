@@ -1,4 +1,4 @@
-"""What runs a network: its graph in OpenVINO on a CPU, where it is twice as fast as PyTorch, and PyTorch on a GPU."""
+"""Runs a network: in OpenVINO on a CPU, where that is twice as fast as PyTorch, and in PyTorch on a GPU."""
 
 import copy
 import logging
@@ -22,11 +22,11 @@ if TYPE_CHECKING:  # importing torch takes seconds, which a service on a CPU doe
 Precision = Literal["f32", "bf16", "int8"]
 
 DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
-"""Where NVIDIA's driver shows itself: on a host, in a container, in Windows' Linux."""
+"""Traces of NVIDIA's driver: on a host, in a container, in WSL."""
 
 CPUINFO = Path("/proc/cpuinfo")
 VNNI = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
-"""What Linux calls a processor's products of 8-bit integers: Intel and AMD, the last one ARM."""
+"""Linux's CPU flags for dot products of 8-bit integers: Intel and AMD; the last one is ARM's."""
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ class Runtime(Protocol):
     Attributes:
         name: with its precision and device.
         precision: what it computes in.
-        batch: inputs at a time beyond which it gets no faster.
-        shares_cores: whether it computes on the cores that decode pictures.
+        batch: inputs at a time; more are no faster.
+        shares_cores: whether it runs on the cores that decode pictures.
     """
 
     name: str
@@ -54,14 +54,14 @@ class OpenVinoRuntime:
     """A graph on the CPU.
 
     Attributes:
-        graph: what was compiled; whoever compiles a part of it shares its weights.
+        graph: the compiled model; a part of it that is compiled as well shares the weights.
     """
 
     batch = 16
     shares_cores = True
 
     def __init__(self, graph: "Path | openvino.Model", bf16: bool = False) -> None:
-        """`bf16` allows bfloat16 where the processor computes in it; a graph in 8 bits keeps them."""
+        """`bf16` allows bfloat16 if the processor computes in it; an 8-bit graph stays in 8 bits."""
         self.graph = read(graph) if isinstance(graph, Path) else graph
         quantised = any(node.get_type_name() == "FakeQuantize" for node in self.graph.get_ops())
         kind: Precision = "bf16" if bf16 and not quantised and has_bf16() else "f32"
@@ -77,7 +77,7 @@ class OpenVinoRuntime:
 
 @dataclass(frozen=True)
 class Recorded:
-    """The work of one size of batch as a CUDA graph: where its input is laid, and where its outputs are found."""
+    """The CUDA graph of one batch size, with the buffers of its input and outputs."""
 
     graph: "torch.cuda.CUDAGraph"
     host: "torch.Tensor"
@@ -86,10 +86,10 @@ class Recorded:
 
 
 class TorchRuntime:
-    """The network itself on a GPU. Not for several threads at a time.
+    """The PyTorch network on a GPU. Not thread-safe.
 
-    Its work is recorded once for each size of batch and replayed as one piece: launched one by one, the kernels of a small network take
-    longer to launch than to run.
+    A CUDA graph is captured once for each batch size (a power of two) and replayed: launched one by one, the kernels of a small network
+    take longer to launch than to run.
     """
 
     batch = 64
@@ -117,7 +117,7 @@ class TorchRuntime:
             parts = [self(values[start : start + self.batch]) for start in range(0, len(values), self.batch)]
             return np.concatenate([logits for logits, _ in parts]), np.concatenate([embeddings for _, embeddings in parts])
         count = len(values)
-        rows = 1 << max(0, count - 1).bit_length()  # rows beyond the batch hold what was there before; nobody reads their answers
+        rows = 1 << max(0, count - 1).bit_length()  # rows beyond the batch hold stale input; their outputs are not read
         with self._torch.inference_mode():
             if rows not in self._recorded:
                 self._recorded[rows] = self._record((rows, *values.shape[1:]))
@@ -136,10 +136,10 @@ class TorchRuntime:
         return logits.float(), embeddings.float()
 
     def _record(self, shape: tuple[int, ...]) -> Recorded | None:
-        """None for a network that cannot be recorded: one that looks at its own figures on the way."""
+        """None for a network that cannot be captured, because its control flow depends on computed values."""
         torch = self._torch
         host, values = torch.zeros(shape, pin_memory=True), torch.zeros(shape, device="cuda")
-        # What a network does on its first call, and libraries allocate then, must not become a part of the recording.
+        # Warm-up: what networks and libraries do and allocate on their first calls must not be captured.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -147,7 +147,7 @@ class TorchRuntime:
                 self._work(values)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Another model may be at work in another thread, which a recording of the whole process would take for a part of it.
+        # Another model may run in another thread: its CUDA calls would break a capture of the whole process.
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 outputs = self._work(values)
@@ -159,10 +159,10 @@ class TorchRuntime:
 
 @cache
 def _core() -> "openvino.Core":
-    """OpenVINO, once in a process and until it ends.
+    """OpenVINO's Core, one per process and never released.
 
-    Its CPU plugin lays an alternate stack for signals under the thread that loads it, and unmaps that when the last user lets go. Where
-    that is another thread, the first one keeps a stack that is not there, and its next signal kills the process.
+    Its CPU plugin sets an alternate signal stack for the thread that loads it, and unmaps that stack on the last release. If another
+    thread does that, the first one is left with an unmapped stack, and its next signal kills the process.
     """
     import openvino
 
@@ -170,14 +170,14 @@ def _core() -> "openvino.Core":
 
 
 def read(graph: Path) -> "openvino.Model":
-    """A graph from its file: .onnx, or .xml, beside which the .bin with its weights lies."""
+    """Read a graph: .onnx, or .xml with the weights in a .bin beside it."""
     return _core().read_model(graph)
 
 
 def compiled(graph: "openvino.Model", kind: Precision = "f32") -> "openvino.CompiledModel":
-    """A graph ready to run. Left alone, OpenVINO takes bfloat16 where the processor has it, whatever that costs the figures."""
+    """Compile a graph. By default, OpenVINO would use bfloat16 wherever the processor has it, whatever that costs in accuracy."""
     settings: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": kind}
-    if cores() < (os.cpu_count() or 1):  # a thread for each of the machine's would take turns in a container's share of them
+    if cores() < (os.cpu_count() or 1):  # the default, one thread per core of the machine, oversubscribes a container
         settings["INFERENCE_NUM_THREADS"] = cores()
     return _core().compile_model(graph, "CPU", settings)
 
@@ -194,7 +194,7 @@ def has_vnni() -> bool:
 
 
 def has_gpu() -> bool:
-    """Whether there is a GPU to run on. Looks for the driver first: importing torch to hear `no` takes seconds."""
+    """Whether there is a GPU to run on. Looks for the driver first: importing torch only to hear `no` takes seconds."""
     if not any(map(os.path.exists, DRIVERS)):
         return False
     import torch
@@ -203,24 +203,24 @@ def has_gpu() -> bool:
 
 
 def runtime(module: "WithEmbedding", size: int) -> Runtime:
-    """What runs a network in 32 bits here.
+    """The runtime for a network in 32 bits on this machine.
 
     Args:
-        module: in evaluation mode, on the CPU, where it is left.
+        module: in evaluation mode, on the CPU; it stays there.
         size: side of its input, pixels.
     """
     return TorchRuntime(copy.deepcopy(module), bf16=False) if has_gpu() else OpenVinoRuntime(traced(module, size))
 
 
 def traced(module: "WithEmbedding", size: int) -> "openvino.Model":
-    """A network as a graph with logits and embedding, for any number of images of `size` pixels."""
+    """Trace a network into a graph with logits and embedding, for any number of images with sides of `size` pixels."""
     import openvino
     import torch
 
     from pipeline.network.embedding import fixed_positions
 
     with fixed_positions(module, size), warnings.catch_warnings():
-        # Tracing fixes the size of the input, which is what is wanted: preprocessing makes no other.
+        # Tracing fixes the input size, as intended: preprocessing makes no other.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", FutureWarning)
         return openvino.convert_model(module, example_input=torch.zeros(2, 3, size, size), input=[-1, 3, size, size])

@@ -25,8 +25,8 @@ BATCH = 16
 def find(paths: Iterable[Path]) -> Iterator[Path]:
     """The files to score: each given file, and every file below each given folder, in alphabetical order; hidden ones are left out.
 
-    Links to folders are followed, but not back into a folder that they stand in. A path that does not exist, and a folder that cannot be
-    read, come out as they are, so that they become rows with their errors.
+    Links to folders are followed, but not back into a folder that contains them. A path that does not exist and a folder that cannot be
+    read are yielded as they are, so that they become rows with an error.
     """
     for path in paths:
         if path.is_dir():
@@ -44,7 +44,7 @@ def _below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     except OSError:
         yield folder
         return
-    folders = [name for name in names if os.path.isdir(folder / name)]  # noqa: PTH112 - pathlib raises where it may not look
+    folders = [name for name in names if os.path.isdir(folder / name)]  # noqa: PTH112 - pathlib raises if access is denied
     inner = set(folders)
     yield from (folder / name for name in names if name not in inner)
     for name in folders:
@@ -52,13 +52,13 @@ def _below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
 
 
 def _inputs(paths: Iterable[Path], made: Set[Path]) -> Iterator[Path]:
-    """The files to score without those that this command writes, which may lie in a folder that is scored."""
+    """The files to score, except those that this command writes, which may lie in a scored folder."""
     names = {path.name for path in made}
     return (path for path in find(paths) if path.name not in names or path.resolve() not in made)
 
 
 def score(detector: Detector, paths: Iterable[Path]) -> Iterator[dict[str, str]]:
-    """One row an input, with the keys of COLUMNS; a file that cannot be judged has an `error` and no verdict. Memory stays constant."""
+    """One row per input, with the keys of COLUMNS; a file that cannot be judged has an `error` and no verdict. Memory stays constant."""
     with ThreadPoolExecutor() as pool:
         remaining = iter(paths)
         while batch := list(islice(remaining, BATCH)):
@@ -79,7 +79,7 @@ def score(detector: Detector, paths: Iterable[Path]) -> Iterator[dict[str, str]]
 
 
 def predict(detector: Detector, paths: Sequence[str], title: str) -> list[Prediction]:
-    """Judge images that ingest has let in, behind a progress bar. One is decoded at a time: they may have many megapixels."""
+    """Judge images that ingest has accepted, with a progress bar. One is decoded at a time: they may have many megapixels."""
     found = []
     for start in tqdm(range(0, len(paths), BATCH), desc=title, unit="batch"):
         found += detector.judge([detector.prepare(read(Path(path), OWN)) for path in paths[start : start + BATCH]])
@@ -87,7 +87,7 @@ def predict(detector: Detector, paths: Sequence[str], title: str) -> list[Predic
 
 
 def _prepare(detector: Detector, path: Path) -> Prepared | str:
-    """The picture reduced to what is judged, or what is wrong with it."""
+    """The picture reduced to what is judged, or an error message."""
     try:
         return detector.prepare(read(path))
     except ImageError as error:
@@ -119,19 +119,19 @@ def main() -> None:
         rows = tqdm(score(detector, _inputs(arguments.paths, made)), total=total, desc="score", unit="image")
         if part is None:
             if isinstance(sys.stdout, io.TextIOWrapper):
-                sys.stdout.reconfigure(errors="surrogateescape")  # for names that are no UTF-8
+                sys.stdout.reconfigure(errors="surrogateescape")  # for names that are not UTF-8
             _write(rows, sys.stdout)
             sys.stdout.flush()
             return
         part.parent.mkdir(parents=True, exist_ok=True)
-        # Under another name until it is whole: half a table must not look like all of it.
+        # Under another name until complete: half a table must not look like a whole one.
         with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             _write(rows, file)
         part.replace(arguments.out)
     except PackageError as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:
-        # The reader has enough, as `head` does. What is left in the buffer would fail once more at the end.
+        # The reader has closed the pipe, as `head` does. Flushing the rest of the buffer at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Whether a registered version may be served: the flow `deploy` and the service judge by the same rule."""
+"""Whether a registered version may be served: the flow `deploy` and the service use the same rule."""
 
 from collections.abc import Mapping
 
@@ -27,7 +27,7 @@ def obstacle(number: int | str, tags: Mapping[str, str]) -> str | None:
 
 
 def failed_gates(tags: Mapping[str, str]) -> list[str]:
-    """What each gate that failed found, in words, from the tags of a version."""
+    """The failed gates of a version and what they found, from its tags."""
     gates = {name.removeprefix("gate."): value for name, value in sorted(tags.items()) if name.startswith("gate.")}
     return [f"{name} {value}" for name, value in gates.items() if value.startswith("failed:")]
 

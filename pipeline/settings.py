@@ -16,7 +16,7 @@ from pipeline.staging import write
 
 
 class _Representer(RoundTripRepresenter):
-    """Writes `null` as params.yaml does, and not as nothing."""
+    """Writes None as `null`, as params.yaml does, instead of nothing."""
 
 
 _Representer.add_representer(type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null"))
@@ -52,12 +52,12 @@ def apply(values: Mapping[str, Any], path: Path = PARAMS_FILE) -> bool:
     check_params(now, path)
     if now == was:
         return False
-    write(path.resolve(), buffer.getvalue().encode())  # whole or not at all: a full disk must not take what somebody wrote there
+    write(path.resolve(), buffer.getvalue().encode())  # atomically: a full disk must not destroy what the user wrote there
     return True
 
 
 def preset(name: str, path: Path = PARAMS_FILE) -> dict[str, Any]:
-    """The values of a preset as dotted keys.
+    """The values of a preset, by dotted key.
 
     Raises:
         ParamsError: naming the presets there are.
@@ -78,7 +78,7 @@ def folder_source(folder: Path) -> dict[str, Any]:
 
 
 def pairs(given: Sequence[str]) -> dict[str, Any]:
-    """What `-S key=value` was given, dotted key -> value. Raises ParamsError for one without `=`, and for a value that is not YAML."""
+    """Parse the arguments of `-S`: dotted key -> value. Raises ParamsError for one without `=`, and for a value that is not YAML."""
     values = {}
     for pair in given:
         key, equals, value = pair.partition("=")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 SUFFIX = ".tar"
 MEMBERS = 1000
-"""Images in a shard: some tens of megabytes, which a remote takes in one piece and a change rewrites in a second."""
+"""Images per shard: tens of megabytes, which upload in one piece and are rewritten in a second after a change."""
 
 
 def of(path: Path) -> Path | None:
@@ -35,12 +35,12 @@ def read(shard: Path, member: str) -> bytes:
 
 
 def members(shard: Path) -> tuple[str, ...]:
-    """Names of what a shard holds."""
+    """Names of a shard's members."""
     return tuple(_index(shard, shard.stat().st_mtime_ns))
 
 
 def pack(shard: Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """Write a shard; equal members give equal bytes, whoever writes them and when. Interrupted, it leaves a part."""
+    """Write a shard; equal members give equal bytes, whoever writes them and when. If interrupted, it leaves a partial file."""
     with tarfile.open(shard, "w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
@@ -50,6 +50,6 @@ def pack(shard: Path, members: Iterable[tuple[str, bytes]]) -> None:
 
 @lru_cache(maxsize=64)
 def _index(shard: Path, mtime_ns: int) -> dict[str, tuple[int, int]]:
-    """Name -> offset and size. `mtime_ns` makes a rewritten shard another one."""
+    """Name -> offset and size. `mtime_ns` makes the cache miss for a rewritten shard."""
     with tarfile.open(shard) as tar:
         return {member.name: (member.offset_data, member.size) for member in tar}

@@ -1,4 +1,4 @@
-"""Stage split: train, val and test, so that nothing in one part has a twin in another."""
+"""Stage split: divides the images into train, val and test, and keeps related images in one part."""
 
 import json
 import logging
@@ -27,37 +27,37 @@ logger = logging.getLogger(__name__)
 
 
 class Division(NamedTuple):
-    """A table divided into parts, and what stands in none of them."""
+    """A table divided into parts, and what is in none of them."""
 
     table: pd.DataFrame
-    """The rows without bridges, `group` as the name of the joined group."""
+    """The rows without bridges; `group` is the name of the merged group."""
 
     rows: dict[str, np.ndarray]
     """Name of the part -> bool (rows,)."""
 
     cluster: np.ndarray
-    """int (rows,): the cluster of near-duplicates that each row is in."""
+    """int (rows,): the near-duplicate cluster of each row."""
 
     left_out: np.ndarray
     """bool (rows,): fakes of held-out generators whose groups are in train or val."""
 
     bridges: pd.DataFrame
-    """Images that tie together what an earlier draw put into different parts: new ones, and some that were away."""
+    """Images left out because they link images of different parts of an earlier split: new ones, and some that come back."""
 
     kept: int
-    """How many images have kept the place that an earlier draw gave them."""
+    """Number of images that keep the part that an earlier run put them into."""
 
     largest_group: int
     joined_by_duplicates: int
     joined_by_parents: int
 
     def part(self, name: str) -> pd.DataFrame:
-        """The rows of a part, a copy."""
+        """A copy of the rows of a part."""
         return self.table[self.rows[name]]
 
 
 def run(params: Params) -> dict[str, Any]:
-    """Write data/splits/*.parquet. Images that earlier runs with the same settings placed stay where they are, and come back there.
+    """Write data/splits/*.parquet. Images that earlier runs with the same settings placed keep their part, also after an absence.
 
     Raises:
         StageError: if a group is too large for every part, a part would lack a class, a held-out generator does not exist, or images
@@ -88,16 +88,16 @@ def run(params: Params) -> dict[str, Any]:
 def divide(table: pd.DataFrame, settings: Split, earlier: Earlier = NOTHING) -> Division:
     """Assign whole groups to parts, stratified by label and generator.
 
-    What has to stay together is joined first: `group`, near-duplicates, equal pictures, a fake and its parents. Groups with an image
-    that is placed already follow it. The others are shared out by `strata.assign`. All of it depends on the rows, not on their order.
+    First, whatever must stay together is merged into one group: equal `group`, near-duplicates, equal pictures, a fake and its parents.
+    A group with an image that is already placed follows it; `strata.assign` distributes the others. The order of the rows is irrelevant.
 
-    Fakes of held-out generators leave the three parts. Those whose group is in test, or holds nothing else, become the part `unseen`,
-    beside the test part's reals; the others are left out, because training or validation sees what they were made from.
+    Fakes of held-out generators are in none of the three parts. Those whose group is in test, or holds nothing else, form the part
+    `unseen`, beside the test part's reals; the others are left out, because training or validation sees what they were made from.
 
     Args:
         table: rows of the manifest.
         settings: shares, radius, held-out generators and seed.
-        earlier: images that stay where they are.
+        earlier: where earlier runs put images.
 
     Raises:
         StageError: as `run` does.
@@ -110,7 +110,7 @@ def divide(table: pd.DataFrame, settings: Split, earlier: Earlier = NOTHING) -> 
     linked = links(table, settings.duplicate_radius)
     bridge = _bridges(linked, pinned)
     bridges = pd.concat([strays, table[bridge]])
-    if bridge.any():  # what they tied together falls apart without them
+    if bridge.any():  # without them, the groups that they linked fall apart
         table, pinned = table[~bridge], pinned[~bridge]
         linked = links(table, settings.duplicate_radius)
     group = linked.components()
@@ -121,7 +121,7 @@ def divide(table: pd.DataFrame, settings: Split, earlier: Earlier = NOTHING) -> 
     first = np.full(group.max() + 1, len(values))
     np.minimum.at(first, group, codes)
     names = values.to_numpy()[first]
-    place = np.full(len(names), TEST)  # for groups of held-out fakes alone: nothing of them is in train
+    place = np.full(len(names), TEST)  # stays so for groups of held-out fakes only: none of them is in train
     counted = np.bincount(group[~held_out], minlength=len(names)) > 0
     place[counted] = -1
     place[group[pinned >= 0]] = pinned[pinned >= 0]
@@ -151,7 +151,7 @@ def divide(table: pd.DataFrame, settings: Split, earlier: Earlier = NOTHING) -> 
 
 
 def _strays(table: pd.DataFrame, pinned: np.ndarray, away: np.ndarray, radius: int) -> np.ndarray:
-    """Which images, bool (rows,), were away and come back to what was put into another part meanwhile."""
+    """bool (rows,): images that come back after an absence and belong with images that are in another part by now."""
     stray = np.zeros(len(table), bool)
     if away.any():
         placed = pinned >= 0
@@ -161,11 +161,11 @@ def _strays(table: pd.DataFrame, pinned: np.ndarray, away: np.ndarray, radius: i
 
 
 def _bridges(linked: Links, pinned: np.ndarray) -> np.ndarray:
-    """Which images, bool (rows,), are new and tie together images that are pinned to different parts, alone or with other new ones."""
+    """bool (rows,): new images that link images pinned to different parts, directly or through other new ones."""
     if (pinned < 0).all():
         return np.zeros(linked.images, bool)
     edges = np.concatenate(list(linked.edges.values()))
-    parts = np.zeros(linked.nodes, np.int64)  # of each node, as a set of bits
+    parts = np.zeros(linked.nodes, np.int64)  # of each node, as a bit mask
     parts[: linked.images] = np.where(pinned >= 0, 1 << np.maximum(pinned, 0), 0)
     shared = edges[:, 1] >= linked.images
     np.bitwise_or.at(parts, edges[shared, 1], parts[edges[shared, 0]])
@@ -179,10 +179,10 @@ def _bridges(linked: Links, pinned: np.ndarray) -> np.ndarray:
 
 
 def _write(division: Division, settings: Split, earlier: Earlier) -> None:
-    """Replace the parts so that a run killed at any moment leaves a split that the next one can go on from, or none.
+    """Replace the parts so that a run killed at any moment leaves a split that the next one can build on, or none.
 
-    Where images keep their places, a mixture of old and new files is one: each image in them stands in one place. Where all is drawn
-    anew it is not, and without drawn.json nobody takes it for one.
+    If images keep their places, a mixture of old and new files is a valid split: each image is in one part. If everything is redrawn it
+    is not; drawn.json is removed first then, so that the mixture is not taken for a split.
     """
     new = SPLITS.with_name("splits.new")
     shutil.rmtree(new, ignore_errors=True)
@@ -200,7 +200,7 @@ def _write(division: Division, settings: Split, earlier: Earlier) -> None:
 
 
 def _check_parts(division: Division, settings: Split) -> list[Finding]:
-    """Look at the outcome with Great Expectations, whatever led to it; reports/data_docs/splits shows it."""
+    """Check the result with Great Expectations, however it was made; reports/data_docs/splits shows the outcome."""
     table = division.table[CHECKED].assign(cluster=division.cluster)
     frame = suites.splits_frame(((name, table[rows]) for name, rows in division.rows.items()), settings.holdout_generators)
     findings = suites.check(suites.splits(frame), frame)
@@ -237,7 +237,7 @@ def _check_sizes(table: pd.DataFrame, linked: Links, group: np.ndarray, held_out
 
 
 def _check_apart(table: pd.DataFrame, group: np.ndarray, part: np.ndarray) -> None:
-    """No group, near-duplicate, equal picture or parent in two parts. Only what an earlier run placed can break this."""
+    """Raise StageError if a group, near-duplicates, equal pictures or parents are in two parts; only earlier placements can cause that."""
     low, high = _range(group, part)
     torn = np.unique(group[low != high])
     if not len(torn):
@@ -252,7 +252,7 @@ def _check_apart(table: pd.DataFrame, group: np.ndarray, part: np.ndarray) -> No
 
 
 def _range(group: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row, the lowest and the highest place in its group."""
+    """The lowest and the highest place in each row's group."""
     of_group = pd.Series(place).groupby(group)
     return of_group.transform("min").to_numpy(), of_group.transform("max").to_numpy()
 

@@ -1,4 +1,4 @@
-"""Files that the pipeline writes for itself: there as a whole or not at all, whatever kills the process."""
+"""Atomic writes of the pipeline's own files: complete or absent, whatever kills the process."""
 
 import fcntl
 import hashlib
@@ -8,30 +8,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 STAGING = Path("var/sources")
-"""Where sources that make or fetch images keep them, a folder a source."""
+"""Where sources that render or download images keep them, one folder per source."""
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file under another name first and move it into place; its folder has to exist."""
+    """Write a file under a temporary name and move it into place; its folder has to exist."""
     part = path.with_name(f"{hashlib.sha256(path.name.encode()).hexdigest()[:16]}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         part.write_bytes(data)
         part.replace(path)
-    except OSError:  # a full disk would only be fuller
+    except OSError:  # on a full disk, leave nothing behind
         part.unlink(missing_ok=True)
         raise
 
 
 def make_once(path: Path, make: Callable[[Path], None]) -> None:
-    """Make a large file unless it is there: under another name until it is whole; what a killed process left is written over.
+    """Make a large file unless it is there: under another name until complete; leftovers of a killed process are overwritten.
 
-    One process makes it. Another that wants the same waits, and finds it made.
+    One process makes it; others that want the same file wait for it.
     """
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # which ends with its process, however that ends
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when its process ends, however it ends
         if not path.is_file():
             part = path.with_suffix(".part")
             make(part)
@@ -39,7 +39,7 @@ def make_once(path: Path, make: Callable[[Path], None]) -> None:
 
 
 def keep(folder: Path, data: bytes, suffix: str) -> Path:
-    """The file in `folder` that holds these bytes, named after their hash; written if it is not there."""
+    """The file in `folder` with these bytes, named after their hash; written if it is not there."""
     file = folder / (hashlib.sha256(data).hexdigest()[:32] + suffix.lower()[:8])
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def keep(folder: Path, data: bytes, suffix: str) -> Path:
 
 
 def stamp_of(path: Path | str) -> str:
-    """What changes when a file does: its size and time; empty if it cannot be looked at."""
+    """A stamp that changes when a file does: its size and modification time; empty if it cannot be accessed."""
     try:
         found = os.stat(path)  # noqa: PTH116 - a million of these
     except OSError:

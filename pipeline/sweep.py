@@ -1,6 +1,6 @@
-"""Search for better settings: many short trainings, of which the poor ones are ended early. Killed, it goes on when it is run again.
+"""Hyperparameter search: many short trainings, of which poor ones are stopped early. Killed, it resumes on the next run.
 
-Each trial is a training as `pipeline.train` does it, and a nested run in MLflow. It is judged by its best validation AUC.
+Each trial is a training as in `pipeline.train`, and a nested run in MLflow. It is judged by its best validation AUC.
 """
 
 import hashlib
@@ -29,16 +29,16 @@ log = logging.getLogger(__name__)
 
 
 def run(settings: Params) -> dict[str, Any]:
-    """Make the search's number of trials complete, and write reports/sweep.json; params.yaml is left as it is.
+    """Run trials until there are `tune.trials`, and write reports/sweep.json; params.yaml is not changed.
 
-    Trials are pruned by asynchronous successive halving (Li et al., MLSys 2020): after 1, 3, 9 ... epochs the best third goes on. The
-    study lies in var/tune, named after all that it depends on.
+    Trials are pruned by asynchronous successive halving (Li et al., MLSys 2020): after 1, 3, 9 ... epochs the best third continues. The
+    study is kept in var/tune, under a name that depends on all its inputs.
 
     Returns:
         run_id, trials, pruned, best: trial, run_id, val_auc, values, command.
 
     Raises:
-        StageError: if a key of the space is no setting, or every trial failed.
+        StageError: if a key of the space is not a setting, or no trial ran to its end.
     """
     import optuna
 
@@ -54,7 +54,7 @@ def run(settings: Params) -> dict[str, Any]:
         load_if_exists=True,
     )
     _take_up(study)
-    # Of its own for each start: a search that goes on would otherwise draw again what it has tried.
+    # A new seed per start: a resumed search would otherwise draw again what it has tried.
     study.sampler = optuna.samplers.TPESampler(seed=settings.tune.seed + len(study.trials))
     owner = parent_run("tune", study.study_name)
     done = sum(trial.state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED) for trial in study.trials)
@@ -64,7 +64,7 @@ def run(settings: Params) -> dict[str, Any]:
 
 
 class Told(TrainerCallback):
-    """Tells the study of each epoch, and ends a training that it takes for poor."""
+    """Reports each epoch to the study, and stops the training if the study prunes it."""
 
     def __init__(self, trial: "optuna.Trial") -> None:
         self.trial, self.pruned = trial, False
@@ -102,7 +102,7 @@ def _judge(trial: "optuna.Trial", settings: Params, parts: dict[str, pd.DataFram
 def _drawn(trial: "optuna.Trial", key: str, settings: Params) -> Any:
     span = settings.tune.space[key]
     if isinstance(span, Choice):
-        # By position: Optuna keeps plain values only, and a choice may be a list or a section.
+        # By index: Optuna stores only plain values, and a choice may be a list or a section.
         return span.choices[trial.suggest_categorical(key, list(range(len(span.choices))))]
     if span.whole:
         return trial.suggest_int(key, int(span.low), int(span.high), log=span.log)
@@ -123,7 +123,7 @@ def _candidate(settings: Params, values: dict[str, Any]) -> Params:
 
 
 def _take_up(study: "optuna.Study") -> None:
-    """Give up the trial that a kill cut short, and queue its values again: its training goes on from its own checkpoints."""
+    """Mark a trial that was killed as failed, and queue its values again: its training resumes from its checkpoints."""
     import optuna
 
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
@@ -162,10 +162,10 @@ def _report(study: "optuna.Study", owner: str) -> dict[str, Any]:
 
 
 def _key(settings: Params) -> str:
-    """Names a search: the same space on the same settings and split goes on, anything else starts anew."""
+    """Name of a search: the same space, settings and split resume, anything else starts over."""
     digest = hashlib.sha256()
     content = settings.model_dump(mode="json", by_alias=True, include={"model", "train", "augment", "tune"})
-    content["tune"].pop("trials")  # more of them make the same search longer
+    content["tune"].pop("trials")  # more trials extend the same search
     digest.update(json.dumps(content, sort_keys=True).encode())
     for part in ("train", "val"):
         digest.update((manifest.SPLITS / f"{part}.parquet").read_bytes())

@@ -1,4 +1,4 @@
-"""Every tool's telemetry off, in one place."""
+"""Turns off the telemetry of every tool, in one place."""
 
 import os
 import sys
@@ -13,11 +13,11 @@ OFF = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 NEVER = ("openvino_telemetry",)
-"""Packages that cannot be imported: OpenVINO and NNCF report to Intel through this one, have no variable against it, and go on without."""
+"""Packages whose import is blocked: OpenVINO and NNCF report to Intel through it, have no variable to stop that, and work without it."""
 
 
 def off() -> None:
-    """Set the variables for this process and its children, before the tools are imported; what the user has set stays."""
+    """Set the variables for this process and its children, before the tools are imported; values that the user has set stay."""
     for name, value in OFF.items():
         os.environ.setdefault(name, value)
     for name in NEVER:

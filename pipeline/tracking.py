@@ -18,18 +18,18 @@ def tracking_uri() -> str:
     """The address of the MLflow store."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    if os.environ.get("MLFLOW_BACKEND_STORE_URI"):  # the server's own store: only the server of this machine is asked
+    if os.environ.get("MLFLOW_BACKEND_STORE_URI"):  # the server's own store: runs go through the server of this machine
         return f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT') or 5000}"
     return f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
 def without_secrets(text: str) -> str:
-    """A message with the user and password of every address in it left out."""
+    """Remove the user and password from every address in a message."""
     return re.sub(r"(?<=://)[^\s/@]+@", "", text)
 
 
 def reach() -> bool:
-    """Point MLflow at the store. Returns whether there is one: a SQLite file that nobody made yet would be made by reading it."""
+    """Point MLflow at the store. Returns whether there is one: reading a missing SQLite file would create it."""
     import mlflow
 
     uri = tracking_uri()
@@ -40,7 +40,7 @@ def reach() -> bool:
 def connect(experiment: str = EXPERIMENT) -> str:
     """Point MLflow at the store and make the experiment if it is new. Returns the experiment's id.
 
-    One that was deleted, and is kept by MLflow as such, is restored with its runs: there can be no other of its name.
+    A deleted one, which MLflow keeps, is restored with its runs: there can be no other of its name.
 
     Raises:
         mlflow.exceptions.MlflowException: if a server does not answer.
@@ -52,7 +52,7 @@ def connect(experiment: str = EXPERIMENT) -> str:
         _make_tables(tracking_uri())
     found = mlflow.get_experiment_by_name(experiment)
     if found is None:
-        # A server says itself where artifacts go; a bare SQLite file needs a folder.
+        # A server decides where artifacts go; a bare SQLite file needs a folder.
         folder = (Path.cwd() / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite:") else None
         return mlflow.create_experiment(experiment, artifact_location=folder)
     if found.lifecycle_stage == LifecycleStage.DELETED:
@@ -62,14 +62,14 @@ def connect(experiment: str = EXPERIMENT) -> str:
 
 
 def _make_tables(uri: str) -> None:
-    """Make a SQLite store that is not there yet, with all of its tables or not at all: MLflow cannot go on with a part of them."""
+    """Create a missing SQLite store with all of its tables or not at all: MLflow cannot continue with some of them."""
     import mlflow
 
     database = _database(uri)
     with tempfile.TemporaryDirectory(dir=database.parent, prefix=f"{database.name}.") as folder:
         made = Path(folder) / database.name
         mlflow.MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
-        with suppress(FileExistsError):  # somebody else was quicker
+        with suppress(FileExistsError):  # another process was faster
             os.link(made, database)
 
 

@@ -1,6 +1,6 @@
-"""Stage train: fine-tunes a network. Killed at any moment, it goes on from its last checkpoint when it is run again.
+"""Stage train: fine-tunes a network. Killed at any moment, it resumes from its last checkpoint on the next run.
 
-`torchrun --nproc-per-node 2 -m pipeline.train` shares the work of each step among processes: the result is that of one.
+`torchrun --nproc-per-node 2 -m pipeline.train` splits the work of each step among processes; the result is the same as with one.
 """
 
 import fcntl
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trained:
-    """What comes out of a training: a plain transformers network with the best weights, its image processor, the figures."""
+    """Result of a training: a plain transformers network with the best weights, its image processor, and the figures."""
 
     network: PreTrainedModel
     processor: Any
@@ -59,14 +59,14 @@ class Trained:
 def run(settings: params.Params) -> dict[str, Any]:
     """Write models/trained: the weights of the epoch with the best AUC on the validation part.
 
-    AUC chooses, not loss, because calibration is put right afterwards and the order of the scores is not.
+    AUC decides, not loss, because calibration is corrected afterwards and the ranking of the scores is not.
 
     Returns:
-        The report; of several processes, the first writes it and the files, and the others return an empty one.
+        The report. Of several processes, only the first writes it and the other files; the others return an empty dict.
 
     Raises:
-        StageError: if the model cannot be built, no image of a class is left by `train.rehearsal`, the batch cannot be shared among the
-            processes, MLflow cannot be reached, or the weights grow beyond all numbers.
+        StageError: if the model cannot be built, `train.rehearsal` leaves a class without images, the batch cannot be divided among the
+            processes, MLflow cannot be reached, or the training diverges.
     """
     parts = manifest.read_parts()
     folder = checkpoints(settings, parts)
@@ -88,15 +88,15 @@ def run(settings: params.Params) -> dict[str, Any]:
 def fit(
     settings: params.Params, parts: dict[str, pd.DataFrame], shown: Path | None = None, callbacks: Sequence[TrainerCallback] = ()
 ) -> Trained | None:
-    """Train on the parts train and val, or go on with a training of the same settings that was cut short.
+    """Train on the parts train and val, or resume an interrupted training with the same settings.
 
     Args:
         parts: from `manifest.read_parts`.
         shown: where to write a sheet of augmented examples.
-        callbacks: told of each epoch after its figures are noted.
+        callbacks: called for each epoch after its figures are recorded.
 
     Returns:
-        What was trained; None in every process but the first.
+        The trained network and report; None in every process but the first.
 
     Raises:
         StageError: as `run` does.
@@ -122,7 +122,7 @@ def _fit(
     callbacks: Sequence[TrainerCallback],
 ) -> Trained | None:
     recipe = settings.train
-    cv2.setNumThreads(0)  # pictures are small, and a process that prepares batches may not wait for threads that it has not inherited
+    cv2.setNumThreads(0)  # pictures are small, and a forked worker must not wait for threads that it did not inherit
     torch.set_num_threads(min(torch.get_num_threads(), cores()))
     set_seed(recipe.seed)
     network, processor = model.build(settings.model)
@@ -135,7 +135,7 @@ def _fit(
     if shown:
         sheet(Pairs(parts["train"], pixels(parts["train"], preprocess), settings.augment, *_pairing(recipe)), shown)
     if checkpoint:
-        # Trainer's own loading is not strict: a weight whose name changed would silently begin anew.
+        # Trainer's own loading is not strict: a renamed weight would silently restart from its initial value.
         load_model(moving, checkpoint / WEIGHTS)
         log.info("going on from %s", checkpoint)
 
@@ -185,7 +185,7 @@ def _fit(
 def _examples(
     settings: params.Params, parts: dict[str, pd.DataFrame], network: PreTrainedModel, preprocess: Preprocess
 ) -> tuple[nn.Module, Pairs, Singles]:
-    """What moves, and what it is shown: the network and pictures, or its head and features."""
+    """The module to train and its data: the network on pictures, or its head on precomputed features."""
     train, val = (pixels(parts[part], preprocess) for part in ("train", "val"))
     if not features.are_fixed(settings.train, settings.augment):
         pairs = Pairs(parts["train"], train, settings.augment, *_pairing(settings.train))
@@ -207,7 +207,7 @@ def _validation(prediction: EvalPrediction) -> dict[str, float]:
     probability = expit(score)
     found = figures(labels, probability, 0.5)
     return {
-        # Takes the place of Trainer's own, which counts the images twice that fill up the last batch of several processes.
+        # Replaces Trainer's own loss, which counts images twice that pad the last batch of several processes.
         "loss": float(np.logaddexp(0, np.where(labels == 1, -score, score)).mean()),
         "accuracy": float(found["accuracy"][0]),
         "f1": float(found["f1"][0]),
@@ -216,11 +216,11 @@ def _validation(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def checkpoints(settings: params.Params, parts: dict[str, pd.DataFrame]) -> Path:
-    """The folder of one training: the same settings on the same images go on, anything else starts anew."""
+    """The folder of one training: the same settings on the same images resume, anything else starts over."""
     digest = hashlib.sha256()
     for section in (settings.model, settings.train, settings.augment):
         digest.update(section.model_dump_json().encode())
-    base = Path(settings.model.name)  # where it is a folder, its name says nothing of the weights in it
+    base = Path(settings.model.name)  # if it is a folder, its name does not identify the weights in it
     for path in sorted([*base.glob("*.json"), *base.glob("*.safetensors")]):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -249,9 +249,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _forget(folder: Path) -> None:
-    """Remove the checkpoints of a training whose weights are kept, so that the next one begins anew, with the code that is there then.
+    """Remove the checkpoints of a finished training, so that the next run starts over, with the code of that time.
 
-    Where another process has waited for this one, they stay: it goes on with them, and removes them itself.
+    If another process is waiting for the lock, they stay: it resumes from them, and removes them itself.
     """
     with _lock(folder).open("w") as lock, suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -259,12 +259,12 @@ def _forget(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> Path:
-    """Beside the folder, because it outlives it."""
+    """The lock file; beside the folder, because it outlives the folder."""
     return folder.with_suffix(".lock")
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint. Trainer writes trainer_state.json last, so one without it was cut short and is removed."""
+    """The newest complete checkpoint. Trainer writes trainer_state.json last, so a checkpoint without it is incomplete and is removed."""
     for path in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])):
         try:
             json.loads((path / "trainer_state.json").read_text())

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def run(params: Params) -> dict[str, Any]:
     """Write reports/validation.json, validation.html, data_card.md and data_docs/, whether the data passes or not.
 
-    A manifest that passes is kept as data/accepted.parquet, with which the next one is compared.
+    A manifest that passes is kept as data/accepted.parquet, to compare the next one with.
 
     Raises:
         StageError: naming each critical failure.
@@ -65,7 +65,7 @@ def run(params: Params) -> dict[str, Any]:
 
 
 def _read() -> pd.DataFrame:
-    """The manifest as it is: what is wrong with it is for the expectations to say."""
+    """The manifest, unchecked: the expectations report what is wrong with it."""
     if not manifest.MANIFEST.is_file():
         raise ManifestError(f"{manifest.MANIFEST}: no such file; `dvc repro` makes it")
     return pd.read_parquet(manifest.MANIFEST)
