@@ -41,7 +41,7 @@ def run(params: Params, champion: Path, version: str, challenger: Path = PACKAGE
         challenger: folder of the other package.
 
     Returns:
-        What reports/comparison.json holds: for each part `n`, `groups`, and of each figure both values and the difference.
+        What reports/comparison.json holds: for each part `n`, `groups`, and for each figure both values and the difference.
 
     Raises:
         PackageError: if a package is incomplete or changed.

@@ -79,7 +79,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the detector says of one picture.
+    """The detector's answer for one picture.
 
     Attributes:
         probability_fake: calibrated, 0..1; the highest if there are several faces.

@@ -123,7 +123,7 @@ def calibrate(val: pd.DataFrame, settings: Evaluate) -> tuple[float, Thresholds]
     if val["group"].nunique() > 1:
         halves = GroupShuffleSplit(1, test_size=0.5, random_state=settings.seed)
         first, second = next(halves.split(val, groups=val["group"]))
-        if len(set(truth[first])) == len(set(truth[second])) == 2:  # or there are too few groups to halve
+        if len(set(truth[first])) == len(set(truth[second])) == 2:  # otherwise there are too few groups to halve
             fit, choose = first, second
     temperature = fit_temperature(scores[fit], truth[fit])
     probabilities = probability(scores[choose], temperature)

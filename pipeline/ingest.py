@@ -1,4 +1,4 @@
-"""Stage ingest: brings the sources' images into data/raw and describes each of them in the manifest."""
+"""Stage ingest: checks the sources' images, copies them into data/raw unless they are read in place, and describes each in the manifest."""
 
 import glob
 import json

@@ -1,4 +1,4 @@
-"""The sections of params.yaml that say where images come from and how they are brought in."""
+"""The sections of params.yaml for data: where images come from and how they are ingested."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -145,7 +145,7 @@ class Normalise(Section):
 
 
 class Ingest(Section):
-    """Bringing images into data/raw and describing each in the manifest."""
+    """Which images are accepted, and how they are stored and described in the manifest."""
 
     max_broken: Share = Field(description="share of unreadable files above which the stage stops")
     min_side: int = Field(gt=0, description="pixels; a smaller image is quarantined")

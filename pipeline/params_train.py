@@ -52,7 +52,7 @@ class Adversarial(Section):
 
 
 class Train(Section):
-    """The recipe."""
+    """The training recipe."""
 
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=1, description="images in a batch, half of them real, over all processes together")

@@ -35,7 +35,7 @@ class Runtime(Protocol):
     """Something that runs the network.
 
     Attributes:
-        name: with its precision and device.
+        name: shown to people, with precision and device.
         precision: what it computes in.
         batch: inputs at a time; more are no faster.
         shares_cores: whether it runs on the cores that decode pictures.

@@ -6,7 +6,7 @@ OVERRIDE = "gate_override"
 """Tag that lets a version be served without a passed gate: `who: why`."""
 
 SMOKE_TEST = "smoke_test"
-"""Tag: `passed`, or `failed: why` where the bento of the version did not give the package's answers."""
+"""Tag: `passed`, or `failed: why` if the bento of the version did not give the package's answers."""
 
 ADVICE = f"Move the alias `champion` to another version, or set the tag {OVERRIDE} to `who: why`"
 

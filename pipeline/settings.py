@@ -60,7 +60,7 @@ def preset(name: str, path: Path = PARAMS_FILE) -> dict[str, Any]:
     """The values of a preset, by dotted key.
 
     Raises:
-        ParamsError: naming the presets there are.
+        ParamsError: naming the presets that exist.
     """
     presets = parse(path.read_text(), str(path))["presets"]
     if name not in presets:
