@@ -1,7 +1,7 @@
-"""When and whether: Prefect flows around the pipeline.
+"""Prefect flows: they decide when and whether the pipeline runs.
 
-Three things of the tools are set here, before any of them is imported: no telemetry; few silent retries of MLflow's client, because
-Prefect retries where everyone can see it; and time for Prefect's own server to make its database, which a small machine needs.
+Three settings must be made before the tools are imported: no telemetry; few silent retries in MLflow's client, because Prefect's
+retries are visible; and enough time for Prefect's ephemeral server to create its database on a small machine.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The one automation: a drift starts a training."""
+"""The Prefect automation that starts a training when drift is found."""
 
 from datetime import timedelta
 from uuid import UUID
@@ -10,15 +10,15 @@ from flows.drift import DRIFT_EVENT, RESOURCE
 
 NAME = "retrain on drift"
 
-# A Jinja template gives a string; Prefect reads it as JSON here, so that the flow gets a dict.
+# A Jinja template yields a string; the JSON wrapper makes Prefect parse it, so that the flow gets a dict.
 EVIDENCE = {"__prefect_kind": "json", "value": {"__prefect_kind": "jinja", "template": "{{ event.payload | tojson }}"}}
 
 
 def retrain_on_drift(deployment_id: UUID) -> None:
-    """Make the automation, or bring the one that is there up to date. One that was switched off stays off.
+    """Create the automation, or update the existing one. One that was switched off stays off.
 
     Args:
-        deployment_id: of the flow `train`; it is run with the event's payload as `evidence`.
+        deployment_id: deployment of the flow `train`; it runs with the event's payload as `evidence`.
 
     Raises:
         httpx.HTTPError: if the Prefect server does not answer.

@@ -1,6 +1,6 @@
 """`unmask backup`: the state of a project as one archive.
 
-What lies in a bucket stays there: the artifacts of MLflow on S3, the data on a DVC remote. Their provider keeps the copies.
+Data in a bucket (MLflow artifacts on S3, a DVC remote) is not included: copies of it are its provider's job.
 """
 
 import fcntl
@@ -26,28 +26,28 @@ from pipeline.lineage import lineage
 
 FORMAT = 1
 INDEX = "backup.json"
-"""Last in the archive: one that was cut off has none."""
+"""Written last, so that a truncated archive has none."""
 
 ROOM = ".unmask-backup-"
-"""Prefix of the folder beside an archive in which it is made."""
+"""Prefix of the temporary folder, beside the archive, in which it is made."""
 
 MADE_AGAIN = ("cache", "checkpoints", "served")
-"""Folders of var that are left out: what they hold is made or downloaded again."""
+"""Folders of var that are left out, because their content can be made or downloaded again."""
 
 MADE_BY_SYSTEM = "lost+found"
 SQLITE = b"SQLite format 3\0"
 BESIDE = ("-wal", "-shm", "-journal")
-"""What SQLite keeps beside a database while somebody writes to it."""
+"""Suffixes of the files that SQLite keeps beside a database during writes."""
 
 
 def backup(file: Path) -> dict[str, Any]:
-    """Write the state into a new file that only its owner can read. The servers may go on meanwhile.
+    """Write the state to a new file that only its owner can read. The servers may keep running.
 
     Returns:
-        The index of the archive: `made`, `folder`, `git_commit`, `files`, `databases`, and `elsewhere`: what stays in a bucket.
+        The index of the archive: `format`, `made`, `folder`, `git_commit`, `databases`, `files`, and `elsewhere` (what stays in a bucket).
 
     Raises:
-        StageError: if the file exists or lies in what is backed up, a database does not answer, or `dvc push` fails.
+        StageError: if the file exists or is inside a folder that is backed up, a database does not answer, or `dvc push` fails.
     """
     state = here()
     if file.exists():
@@ -72,7 +72,7 @@ def backup(file: Path) -> dict[str, Any]:
     _sweep(file.parent)
     with tempfile.TemporaryDirectory(prefix=ROOM, dir=file.parent) as folder, _held(Path(folder)):
         part, copy = Path(folder) / "archive", Path(folder) / "copy"
-        # The compression is of little use, but its checksum tells a damaged archive from a whole one.
+        # Compression saves little here, but the checksum of gzip reveals a damaged archive.
         with tarfile.open(part, "w:gz", compresslevel=1, dereference=True) as archive:
             for name, url in state.databases.items():
                 postgres.dump(url, copy)
@@ -86,15 +86,15 @@ def backup(file: Path) -> dict[str, Any]:
 
 
 def _sweep(parent: Path) -> None:
-    """Delete what backups that were killed left there: each holds most of an archive, secrets included."""
+    """Delete what killed backups left there: each may hold most of an archive, secrets included."""
     for left in parent.glob(f"{ROOM}*/"):
-        with suppress(OSError), _held(left):  # another one is at work in it, or it is another user's
+        with suppress(OSError), _held(left):  # another backup is using it, or it belongs to another user
             shutil.rmtree(left)
 
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; raises BlockingIOError if another one does. The lock ends with its process, however that ends."""
+    """Lock a folder for this process. Raises BlockingIOError if another one has it. The lock ends with the process, even by `kill -9`."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -104,11 +104,11 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _add(archive: tarfile.TarFile, place: Path, name: str, copy: Path) -> None:
-    """Add a file, or a folder with what is in it. SQLite's databases are copied as they are between two transactions."""
+    """Add a file, or a folder with its content. SQLite databases are copied as consistent snapshots."""
     left_out = (MADE_BY_SYSTEM, *(MADE_AGAIN if name == "var" else ()))
     for path in [place, *(sorted(below(place, left_out)) if place.is_dir() else [])]:
         member = name if path == place else f"{name}/{path.relative_to(place).as_posix()}"
-        with suppress(FileNotFoundError):  # it went while we were at it
+        with suppress(FileNotFoundError):  # deleted in the meantime
             if path.is_file() and _is_sqlite(path):
                 with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as out:
                     source.backup(out)
@@ -120,11 +120,11 @@ def _add(archive: tarfile.TarFile, place: Path, name: str, copy: Path) -> None:
 
 
 def below(folder: Path, left_out: Collection[str] = ()) -> Iterator[Path]:
-    """What lies in a folder, behind links as well: somebody may have moved a part of it to a larger disk.
+    """Yield everything below a folder except SQLite's side files. Follows links, as part of it may have been moved to a larger disk.
 
     Args:
-        folder: is not among what is found.
-        left_out: names of entries of the folder itself.
+        folder: not yielded itself.
+        left_out: names of direct entries of the folder to skip.
 
     Raises:
         OSError: if a folder cannot be read.
@@ -143,7 +143,7 @@ def below(folder: Path, left_out: Collection[str] = ()) -> Iterator[Path]:
 
 
 def _unless_it_went(error: OSError) -> None:
-    """What cannot be read ends a backup: it would be missing in it, and nobody told."""
+    """Fail on an unreadable folder, which would otherwise be missing from the backup unnoticed; ignore a deleted one."""
     if not isinstance(error, FileNotFoundError):
         raise error
 

@@ -1,4 +1,4 @@
-"""`unmask`: status on one screen, rollback, forgetting, backup and restore. Everything else is done in MLflow, Prefect or with `make`."""
+"""`unmask`: status on one screen, rollback, forget, backup and restore. Everything else is done in MLflow, Prefect or with `make`."""
 
 import argparse
 import getpass
@@ -41,7 +41,7 @@ HISTORY = "Older versions of the data in DVC's cache and remote still have the i
 
 
 def status() -> dict[str, Any]:
-    """What there is and what is served, as the project's folder, MLflow and the service say it."""
+    """The state of the project, as reported by its folder, MLflow and the service."""
     newest, lines = registry.newest(), promotion.history()
     return {
         "data_version": lineage.lineage()["data_md5"],
@@ -56,7 +56,7 @@ def status() -> dict[str, Any]:
 
 
 def served() -> dict[str, Any]:
-    """What the service on SERVICE_PORT, or at SERVICE_URL, says it serves: `version`, None where it serves nothing, and `trouble`."""
+    """What the service on SERVICE_PORT, or at SERVICE_URL, reports: `version` (None if it serves nothing) and `trouble`."""
     here = f"http://{HOST}:{os.environ.get('SERVICE_PORT') or PORTS['SERVICE_PORT']}"
     url = f"{os.environ.get('SERVICE_URL') or here}/readyz"
     try:
@@ -95,7 +95,7 @@ def show(found: dict[str, Any]) -> str:
 
 
 def rollback() -> dict[str, Any]:
-    """Move `champion` back to the version before; the service follows within seconds. Raises StageError if there is none."""
+    """Move `champion` back to the previous version; the service follows within seconds. Raises StageError if there is none."""
     with promotion.alone():
         moved = promotion.roll_back(by := f"{_user()}, unmask rollback")
     notifications.send(
@@ -105,18 +105,18 @@ def rollback() -> dict[str, Any]:
 
 
 def forget(id: str) -> dict[str, int]:
-    """Delete what is kept of an answer: statements and image, numbers in the prediction log, copies in data/raw and put out for labelling.
+    """Delete what is stored about an answer: feedback and image, its row in the prediction log, copies in data/raw and for labelling.
 
     Returns:
         How many of each were deleted.
 
     Raises:
-        StageError: if nothing is known of it, or the record of feedback cannot be read.
+        StageError: if nothing is stored about it, or the record of feedback cannot be read.
     """
     var = var_folder()
     record = var / feedback.FOLDER
     images = feedback.alone(record, id)
-    # The record goes last: after a kill, or an error, it still says which images were to go.
+    # The record of feedback goes last: after a kill or an error, it still says which images have to be deleted.
     found = {
         "copies": copies.delete(images) + labelling.forget(var, images),
         "predictions": predictions.forget(var / predictions.FILE, {id}),
@@ -129,8 +129,8 @@ def forget(id: str) -> dict[str, int]:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Command line; `words` are those after `unmask`, by default what the process was called with."""
-    load_dotenv(".env")  # as `make` does it; what the environment says already stays
+    """Command line. `words` are the arguments after `unmask`, by default those of this process."""
+    load_dotenv(".env")  # as `make` does; variables that are set already stay as they are
     parser = argparse.ArgumentParser(prog="unmask", description="Show the state, roll back, forget an answer, back up and restore.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, text in VERBS.items():
@@ -171,7 +171,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _kept(found: dict[str, Any]) -> str:
-    """What an archive holds, and what it leaves where it is."""
+    """What an archive holds, and what stays elsewhere."""
     held = ", ".join([*(f"database {name}" for name in found["databases"]), *found["files"]])
     return "; ".join([held, *(f"{name} stays at {place}" for name, place in found["elsewhere"].items())])
 
@@ -190,7 +190,7 @@ def _line(found: dict[str, Any] | None) -> str:
 
 
 def _drift() -> dict[str, Any] | None:
-    """What the last check found; None before the first, and of a report as another release writes it, which the next check replaces."""
+    """Result of the last check; None before the first, or if another release wrote the report (the next check replaces it)."""
     path = var_folder() / DRIFT_REPORT
     try:
         report, checked = json.loads(path.read_text()), datetime.fromtimestamp(path.stat().st_mtime, UTC)
@@ -202,7 +202,7 @@ def _drift() -> dict[str, Any] | None:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
+    except (KeyError, OSError):  # a user in a container may have no name
         return f"user {os.getuid()}"
 
 

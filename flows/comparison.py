@@ -1,4 +1,4 @@
-"""A new version beside the champion: both judge the same images, and the version's page in MLflow shows what a person decides on."""
+"""Compares a new version with the champion on the same images, and shows the result on the version's page in MLflow."""
 
 import json
 import sys
@@ -23,20 +23,20 @@ COMPARED_WITH = "compared_with"
 """Tag of a version: the champion that it was compared with."""
 
 DIFFERENCE = "difference."
-"""Start of the tags that hold the differences."""
+"""Prefix of the tags that hold the differences."""
 
 MOST = 5000
-"""Characters of a description that MLflow's database has room for."""
+"""Characters that fit into a description in MLflow's database."""
 
 
 @task(name="compare with the champion", **retried)
 def compare_with_champion() -> dict[str, Any] | None:
-    """Compare the package of this run with the champion's, unless that was done before; needs the workspace's lock.
+    """Compare the package of this run with the champion's, unless that was done already. Call it with `workspace_lock` held.
 
-    A comparison that fails is logged and holds nothing up: the version is then registered without one, and not promoted by itself.
+    A failed comparison is only logged: the version is registered without one, and not promoted automatically.
 
     Returns:
-        Content of reports/comparison.json; None where there is no champion, or this is its package, or the comparison failed.
+        Content of reports/comparison.json; None if there is no champion, this is its package, or the comparison failed.
     """
     challenger, champion = package.verify(PACKAGE), find_champion.fn()
     if champion is not None and champion.digest != challenger.digest:
@@ -45,14 +45,14 @@ def compare_with_champion() -> dict[str, Any] | None:
         except (StageError, PackageError) as error:
             get_run_logger().warning("not compared with the champion, version %s: %s", champion.number, error)
     for stale in (compare.REPORT, compare.TABLE):
-        stale.unlink(missing_ok=True)  # reports/ goes into the record as a whole
+        stale.unlink(missing_ok=True)  # all of reports/ is logged to MLflow
     return None
 
 
 def note(version: Version, found: Package, comparison: dict[str, Any] | None) -> None:
-    """Show on a version what is known of it: the comparison as tags and table, where the reports are, and the model card.
+    """Document a version in MLflow: the comparison as tags and a table, where the reports are, and the model card.
 
-    A version that was compared before, and is not now, keeps what was noted then.
+    Without a new comparison, an earlier one is kept.
     """
     if comparison is None:
         if COMPARED_WITH not in version.tags:
@@ -71,7 +71,7 @@ def note(version: Version, found: Package, comparison: dict[str, Any] | None) ->
 
 
 def description(version: Version, found: Package, table: str | None = None) -> str:
-    """What a person reads in MLflow before moving the alias, as Markdown; cut where MLflow has no more room."""
+    """Markdown that a person reads in MLflow before moving the alias, cut to MOST characters."""
     where = [f"Reports: artifacts of run `{version.run_id}`, `reports/evaluation.html` and"]
     where.append("`reports/comparison.json`." if table else "`reports/validation.json`.")
     card = (found.path / "card.md").read_text() if (found.path / "card.md").is_file() else ""
@@ -83,7 +83,7 @@ def description(version: Version, found: Package, table: str | None = None) -> s
 
 
 def _known(challenger: Package, champion: Version) -> dict[str, Any] | None:
-    """The comparison that is there, if it is of these two packages on the images of now."""
+    """The existing comparison, if it is of these two packages on the current images."""
     if not compare.REPORT.is_file():
         return None
     found: dict[str, Any] = json.loads(compare.REPORT.read_text())
@@ -93,7 +93,7 @@ def _known(challenger: Package, champion: Version) -> dict[str, Any] | None:
 
 
 def _compare(champion: Version) -> dict[str, Any]:
-    """In a process of its own: flows do no machine learning. Raises StageError with what it said."""
+    """Compare in a subprocess, because flows do no machine learning. Raises StageError with its message."""
     with tempfile.TemporaryDirectory(prefix="unmask-champion-") as folder:
         try:
             there = registry.download(champion, Path(folder))

@@ -1,4 +1,4 @@
-"""Flow `deploy`: follows the alias `champion`. Refuses a version that may not be served; packs one that may, and records the promotion."""
+"""Flow `deploy`: follows the alias `champion`. Packs its version into a bento and records the promotion, or refuses the version."""
 
 import shutil
 import sys
@@ -31,19 +31,19 @@ PACKED = Path("models/champion")
 """Where bentofile.yaml takes the package from."""
 
 FRESH = ".champion-"
-"""Prefix of the folder beside it that the next package is downloaded into, before it takes its place."""
+"""Prefix of the temporary folder, beside PACKED, that the next package is downloaded into."""
 
 MOST = 400
-"""Characters of what a service said that go into a tag."""
+"""Characters of a failed smoke test's reason that go into a tag."""
 
 
 @flow(name="deploy", log_prints=False)
 def deploy(by: str | None = None) -> State[Any]:
-    """Build the champion's bento and try it out, unless that was done, and record that it is the champion.
+    """Build and smoke-test the champion's bento, unless that was done already, and record the promotion.
 
     Ends as Completed (named Cached if there was nothing to do, NoChampion if there is none, Superseded if the alias was moved
-    meanwhile), as Refused if the champion may not be served, or as StageFailed. A canary that the service ended is announced too.
-    The alias is never moved back: it says what a person wants, and the tag `refused` says why that cannot be.
+    meanwhile), as Refused if the champion may not be served, or as StageFailed. Also announces a canary that the service stopped.
+    The alias is never moved back: it is a person's decision, and the tag `refused` says why it cannot be followed.
 
     Args:
         by: who moved the alias, if that is known.
@@ -85,7 +85,7 @@ def _follow(by: str | None) -> State[Any]:
 
 @task(cache_policy=NO_CACHE)
 def refuse(version: Version, reason: str) -> None:
-    """Say once, on the version and in a notification, why the champion may not be served."""
+    """Tag the version and notify, once, why the champion may not be served."""
     if version.tags.get(promotion.REFUSED) == reason:
         return
     registry.tag(version, promotion.REFUSED, reason)
@@ -94,9 +94,9 @@ def refuse(version: Version, reason: str) -> None:
 
 @task(name="record the promotion", **retried)
 def note(version: Version, by: str | None) -> bool | None:
-    """Record the promotion, and say so, if it is new. Returns whether it is; None if the alias was moved meanwhile."""
+    """Record the promotion and notify, if it is new. Returns whether it is; None if the alias was moved meanwhile."""
     with promotion.alone():
-        now = find_champion.fn()  # again: what was built and tried out took minutes
+        now = find_champion.fn()  # again: build and smoke test took minutes
         if now is None or now.number != version.number:
             return None
         registry.untag(version, promotion.REFUSED)
@@ -114,23 +114,23 @@ def _notify(fact: Fact, message: str) -> None:
 
 
 def is_built(version: Version) -> bool:
-    """Whether the version's bento is in this machine's store."""
+    """Whether the version's bento is in this machine's BentoML store."""
     try:
         bentoml.get(version.tags[BENTO])
-    except (KeyError, ValueError, bentoml.exceptions.BentoMLException):  # no tag, one that is no bento's, or a bento that is not here
+    except (KeyError, ValueError, bentoml.exceptions.BentoMLException):  # no tag, an invalid one, or a bento that is not here
         return False
     return True
 
 
 @task(name="fetch the package", **retried)
 def fetch(version: Version) -> None:
-    """Put the version's package into models/champion.
+    """Download the version's package to models/champion.
 
     Raises:
-        PackageError: if what was downloaded is not whole; models/champion stays as it was.
+        PackageError: if the download is incomplete or damaged; models/champion stays as it was.
     """
     PACKED.parent.mkdir(parents=True, exist_ok=True)
-    for left in PACKED.parent.glob(f"{FRESH}*"):  # by a run that was killed: hundreds of megabytes that git does not know
+    for left in PACKED.parent.glob(f"{FRESH}*"):  # by killed runs: hundreds of megabytes, untracked by git
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=FRESH, dir=PACKED.parent) as folder:
         found = package.verify(registry.download(version, Path(folder)))
@@ -143,7 +143,7 @@ def build(version: Version) -> str:
     """Build the bento. Returns its tag.
 
     Raises:
-        StageError: with what BentoML said.
+        StageError: if BentoML fails, with its message.
     """
     lineage = package.verify(PACKED).meta.lineage
     labels = {
@@ -164,7 +164,9 @@ def build(version: Version) -> str:
 
 @task(name="smoke test", cache_policy=NO_CACHE)
 def try_out(version: Version, tag: str) -> str | None:
-    """Serve the bento on a spare port and ask it for the golden examples; note on the version how that went, and the bento if it went well.
+    """Serve the bento on a free port and check its answers to the golden examples.
+
+    The result becomes a tag of the version, and so does a bento that passed; one that failed is deleted.
 
     Returns:
         `failed: why`; None if it passed.

@@ -1,6 +1,6 @@
-"""Tells a Prefect server what there is to run: the work pool, the deployments of prefect.yaml and the automation. Safe to repeat.
+"""Registers the work pool, the deployments of prefect.yaml and the automation with a Prefect server. Safe to repeat.
 
-What a person paused stays so: this runs whenever a worker starts.
+It runs whenever a worker starts, so what somebody paused stays paused.
 """
 
 import os
@@ -16,17 +16,17 @@ from flows.ports import POOL
 from pipeline.params import load_params
 
 TRAIN_POOL = "UNMASK_TRAIN_POOL"
-"""The work pool of the flows that train, where those have machines of their own."""
+"""Environment variable: work pool of the flows that train, if they have their own machines."""
 
 WAIT_SECONDS = 180
 
 
 def main() -> None:
-    """Wait for the server that PREFECT_API_URL names, then deploy everything to it."""
+    """Wait for the server at PREFECT_API_URL, then deploy everything to it."""
     _wait()
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     subprocess.run([*prefect, "work-pool", "create", POOL, "--type", "process", "--overwrite"], check=True)
-    # prefect.yaml takes these from the environment, so that there is one place where each is set.
+    # prefect.yaml reads these from the environment, so that each is set in one place only.
     settings = {"UNMASK_DRIFT_CRON": load_params().drift.cron, TRAIN_POOL: os.environ.get(TRAIN_POOL) or POOL}
     with get_client(sync_client=True) as client:
         before = client.read_deployments()
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _pause_again(client: SyncPrefectClient, known: DeploymentResponse) -> None:
-    """Pause what was paused before it was deployed once more, the deployment or its schedule."""
+    """Pause the deployment or its schedules again, if they were paused before it was deployed again."""
     if known.paused:
         client.pause_deployment(known.id)
     if known.schedules and not any(schedule.active for schedule in known.schedules):

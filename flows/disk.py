@@ -1,14 +1,14 @@
-"""Says that a disk is full where something failed for that."""
+"""Names a full disk as the likely cause of a failure."""
 
 import shutil
 from pathlib import Path
 
 LEAST = 100 * 2**20
-"""Bytes: what fails with less than this left most likely failed for that. What was half written may be gone again when one looks."""
+"""Bytes. With less than this free, a full disk is the likely cause. More than 0, because a partly written file may be deleted by now."""
 
 
 def full() -> str | None:
-    """What to tell a person, if this folder's disk is full; None if it is not."""
+    """Message for the user if this folder's disk is full, else None."""
     free = shutil.disk_usage(Path.cwd()).free
     if free >= LEAST:
         return None

@@ -1,4 +1,4 @@
-"""Flow `drift`: does what the champion is asked still look like what it was judged on? If not, an event says so."""
+"""Flow `drift`: checks whether the champion's traffic still looks like the data it was evaluated on, and emits an event if not."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def drift() -> State[Any]:
 def _look() -> State[Any]:
     params = load_params()
     settings = params.drift
-    if WORKSPACE in at_work():  # it may read what would go, and for hours more, which no check should wait
+    if WORKSPACE in at_work():  # it may read images that would be deleted, and take hours, too long to wait
         get_run_logger().info("a run is at work in this folder: kept pictures that have expired go with the first check after it")
     else:
         with workspace_lock():
@@ -86,23 +86,23 @@ def _look() -> State[Any]:
 
 
 def let_expire(days: float | None) -> None:
-    """Delete what users let us keep, and every copy of it, after these days; None keeps it. Raises as `feedback.read`."""
+    """Delete images that users let us keep, and all copies, after this many days; None keeps them. Raises like `feedback.read`."""
     if days is None:
         return
     var, end = var_folder(), datetime.now(UTC) - timedelta(days=days)
     images = feedback.expired(var / feedback.FOLDER, end)
     copies.delete(images)
     labelling.forget(var, images)
-    feedback.expire(var / feedback.FOLDER, end)  # last: after a kill, or an error, the record still says whose copies were to go
+    feedback.expire(var / feedback.FOLDER, end)  # last: after a kill or an error, the record still says which copies to delete
 
 
 @task(name="fetch the package", **retried)
 def fetch_package(version: Version) -> Package:
-    """The package of a version, which is downloaded unless a whole one is there; other versions' packages are dropped.
+    """The package of a version, downloaded unless there is an intact copy. Before a download, other versions' packages are deleted.
 
     Raises:
         StageError: if the version was not registered by the flow `train`.
-        PackageError: if what was downloaded is not whole.
+        PackageError: if the download is incomplete or damaged.
     """
     if not version.digest:
         raise StageError(f"version {version.number} of {registry.MODEL} has no tag `{registry.DIGEST}`: register it with the flow `train`")
@@ -117,7 +117,7 @@ def fetch_package(version: Version) -> Package:
 
 
 def check(known: list[pd.DataFrame], window: pd.DataFrame, settings: Drift) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The nearest reference, and the test's report with the kind of drift, which is None without one, and the estimated share of fakes."""
+    """The nearest reference, and the test's report with the kind of drift (None without drift) and the estimated share of fakes."""
     reference, report = nearest(known, window, settings)
     return reference, report | {
         "kind": diagnosis.kind(reference, window, report, settings) if report["drift"] else None,
@@ -126,7 +126,7 @@ def check(known: list[pd.DataFrame], window: pd.DataFrame, settings: Drift) -> t
 
 
 def f1(found: Package, reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any], labels: dict[str, int]) -> dict[str, Any]:
-    """F1 of the window: `expected` without labels, `measured` where users gave some, and `tested`, that of the test part."""
+    """F1 of the window: `expected` without labels and `measured` on what users labelled; and `tested`, the F1 of the test part."""
     threshold, probabilities = found.meta.thresholds.f1, window["probability_fake"].to_numpy(np.float64)
     chances = None
     if report["drift"] and report["kind"]["kind"] == "share of fakes":
@@ -139,19 +139,19 @@ def f1(found: Package, reference: pd.DataFrame, window: pd.DataFrame, report: di
 
 
 def announce(report: dict[str, Any], newest: str) -> str | None:
-    """Emit a drift's event, unless the same answers were announced before, and tell of it when it begins or becomes one of another kind.
+    """Emit the drift event, unless the same answers were announced before. Notify people only if the drift is new or of another kind.
 
-    The event asks for a training, which may have been refused the last time; people were told.
+    The event is repeated, because the training it asks for may have been refused last time.
 
     Returns:
-        The newest answer announced so far.
+        Id of the newest answer announced so far.
     """
     last: dict[str, Any] = json.loads(report_file().read_text()) if report_file().is_file() else {}
     before: str | None = last.get("announced")
     if not report["drift"] or newest == before:
         return before
     kind = report["kind"]["kind"]
-    # With `get`: other releases' reports have other fields, and a check that ended here would never write the next one.
+    # `get`, because reports of other releases have other fields, and a check that failed here would never write the next one.
     if not (last.get("drift") and (last.get("version"), (last.get("kind") or {}).get("kind")) == (report["version"], kind)):
         send("drift found", sentence(report))
     payload = {name: report[name] for name in ("p_value", "window", "version")}
@@ -160,7 +160,7 @@ def announce(report: dict[str, Any], newest: str) -> str | None:
 
 
 def sentence(report: dict[str, Any]) -> str:
-    """What was found."""
+    """The result in words."""
     found = "differ from" if report["drift"] else "look like"
     text = f"the newest {report['window']} answers of version {report['version']} {found} its reference (p = {report['p_value']:.2g})"
     if report["drift"]:
@@ -171,7 +171,7 @@ def sentence(report: dict[str, Any]) -> str:
 
 
 def show(report: dict[str, Any]) -> str:
-    """Say how it ended, in the log and as artifacts. Returns the sentence."""
+    """Report the result in the log and as artifacts. Returns the sentence."""
     text = sentence(report)
     (get_run_logger().warning if report["drift"] else get_run_logger().info)(text)
     table = [{name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()} for row in report["statistics"]]
@@ -184,5 +184,5 @@ def show(report: dict[str, Any]) -> str:
 
 
 def report_file() -> Path:
-    """What the last check found."""
+    """Path of the last check's report."""
     return var_folder() / DRIFT_REPORT

@@ -1,4 +1,4 @@
-"""Whether a model is good enough: figures of reports/evaluation.json against the bounds in params.yaml."""
+"""Quality gates: figures of reports/evaluation.json against the bounds in params.yaml."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether the figure is there and within the bounds; a figure on a bound passes."""
+        """Whether the figure exists and is within the bounds, inclusive."""
         if self.value is None:
             return False
         return (self.min is None or self.value >= self.min) and (self.max is None or self.value <= self.max)
@@ -34,12 +34,12 @@ def judge(gates: Mapping[str, Bound], evaluation: Mapping[str, Any]) -> list[Ver
     """The verdict of each gate.
 
     Args:
-        gates: dotted path of a figure in the evaluation and its bounds, e.g. `test.f1.low`, `robustness.jpeg40.drop`,
-            `slices.generator.swap.auc.low`. A path that ends at a figure with an interval means its value: `calibration.ece`.
+        gates: dotted path of a figure in the evaluation -> its bounds, e.g. `test.f1.low`, `robustness.jpeg40.drop`,
+            `slices.generator.swap.auc.low`. The path of a figure with an interval means its value: `calibration.ece`.
         evaluation: reports/evaluation.json.
 
     Raises:
-        StageError: naming a path that does not lead to a figure, and the paths there are.
+        StageError: if a path does not lead to a figure, with the paths that come close.
     """
     there = dict(_figures(evaluation))
     verdicts = []
@@ -51,7 +51,7 @@ def judge(gates: Mapping[str, Bound], evaluation: Mapping[str, Any]) -> list[Ver
 
 
 def _figures(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
-    """Dotted path and value of each figure; one with an interval stands under its own name and under value, low and high."""
+    """Dotted path and value of each figure; one with an interval appears under its own name and as value, low and high."""
     for name, found in content.items():
         path = f"{prefix}{name}"
         if isinstance(found, Mapping):
@@ -65,7 +65,7 @@ def _figures(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _near(path: str, there: Mapping[str, Any]) -> list[str]:
-    """The paths that begin as the wrong one does, as far as any does; of all of them only those of the test part."""
+    """The paths that share the longest prefix with the wrong one; if none does, those of the test part and the short ones."""
     parts = path.split(".")
     for length in range(len(parts) - 1, 0, -1):
         start = ".".join(parts[:length]) + "."

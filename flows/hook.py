@@ -1,6 +1,6 @@
 """Receives MLflow's webhook when an alias is moved, and starts the flow `deploy` at once instead of within a minute.
 
-Prefect's own webhooks are a feature of its cloud. MLflow signs what it sends; nothing that is not signed, or is old, is listened to.
+Prefect's own webhooks exist only in Prefect Cloud. MLflow signs its messages; unsigned and old ones are refused.
 """
 
 import base64
@@ -28,10 +28,10 @@ from pipeline.tracking import MODEL, connect
 
 NAME = "unmask-deploy"
 OLDEST = 300.0
-"""Seconds: what was signed longer ago may have been recorded by somebody and sent again."""
+"""Seconds. A message that was signed longer ago may be a replay."""
 
 LARGEST = 100_000
-"""Bytes of a message."""
+"""Bytes of a message; larger ones are refused."""
 
 EVENTS: list[WebhookEventStr | WebhookEvent] = [
     WebhookEvent(WebhookEntity.MODEL_VERSION_ALIAS, action) for action in (WebhookAction.CREATED, WebhookAction.DELETED)
@@ -40,7 +40,7 @@ log = logging.getLogger("unmask.hook")
 
 
 def signed(headers: Mapping[str, str], body: bytes, secret: str) -> bool:
-    """Whether MLflow sent this, knowing the secret, within the last minutes."""
+    """Whether the message was signed with the secret, at most OLDEST seconds ago."""
     sent = headers.get(WEBHOOK_TIMESTAMP_HEADER, "")
     if not sent.isdecimal() or abs(time.time() - int(sent)) > OLDEST:
         return False
@@ -50,7 +50,7 @@ def signed(headers: Mapping[str, str], body: bytes, secret: str) -> bool:
 
 
 def app(secret: str) -> Starlette:
-    """One route: POST / answers 202 if the flow was started, 204 if the message is about something else, 401 if it is not signed."""
+    """One route: POST / answers 202 if it started the flow, 204 for other messages, 401 if unsigned, 413 if too large."""
 
     async def receive(request: Request) -> Response:
         if int(request.headers.get("content-length", LARGEST + 1)) > LARGEST:
@@ -69,7 +69,7 @@ def app(secret: str) -> Starlette:
 
 
 def subscribe(url: str, secret: str) -> None:
-    """Register this receiver with MLflow, or bring its registration up to date."""
+    """Register this receiver with MLflow, or update its registration."""
     connect()
     client = MlflowClient()
     for known in client.list_webhooks():
@@ -80,7 +80,7 @@ def subscribe(url: str, secret: str) -> None:
 
 
 def mlflow_environment(secret: str) -> dict[str, str]:
-    """What a MLflow server on this machine needs to reach the receiver: it takes only https and public addresses by itself."""
+    """Settings that let an MLflow server on this machine reach the receiver: by default it accepts only https and public addresses."""
     key = base64.urlsafe_b64encode(hashlib.sha256(f"mlflow {secret}".encode()).digest()).decode()
     return {
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
@@ -90,7 +90,7 @@ def mlflow_environment(secret: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """Subscribe, and listen on the port that the one argument names."""
+    """Subscribe, and listen on the port given as the only argument."""
     secret = os.environ.get(HOOK_SECRET, "")
     if not secret:
         sys.exit(f"error: {HOOK_SECRET} is not set: choose a secret that only MLflow and this receiver share")

@@ -1,4 +1,4 @@
-"""Flow `leave-one-out`: how the recipe of params.yaml does on each kind of forgery when it was not shown that kind."""
+"""Flow `leave-one-out`: how well the recipe of params.yaml detects each kind of forgery without training on it."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipeline.params import ParamsError
 
 @flow(name="leave-one-out", log_prints=False)
 def leave_one_out() -> State[Any]:
-    """Train once without each generator, or go on with what was cut short. Ends as Completed with the figures, or as StageFailed."""
+    """Train once without each generator; an interrupted run resumes. Ends as Completed with the figures, or as StageFailed."""
     try:
         found = study("leave_one_out")
     except (StageError, ParamsError) as error:

@@ -1,4 +1,4 @@
-"""Brings the files up to date with `dvc repro`, one DVC stage a Prefect task run. The order of the stages is DVC's."""
+"""Brings the files up to date with `dvc repro`, one Prefect task run per DVC stage, in the order that DVC says."""
 
 import fcntl
 import json
@@ -25,23 +25,23 @@ from pipeline.var import var_folder
 DVC = [sys.executable, "-m", "dvc"]
 CACHED = ("Stage '{}' didn't change, skipping", "Stage '{}' is cached - skipping run, checking out outputs")
 NOTE = Path(".dvc/tmp/rwlock")
-"""Where DVC notes which processes are at work on which files."""
+"""DVC's lock file: which processes read or write which files."""
 
 WORKSPACE = "materialise"
-"""Name of the lock that is held while stages run, and what they made is registered."""
+"""Name of the lock that is held while stages run and their results are registered."""
 
 NODE = re.compile(r'^"(?P<stage>[^"]+)"(?: -> "(?P<after>[^"]+)")?;$', re.MULTILINE)
 
 
 def materialise(last: str | None = None, again: str | None = None) -> None:
-    """Run every stage of dvc.yaml that is out of date. To be called in a flow, with `workspace_lock` held.
+    """Run every stage of dvc.yaml that is out of date. Call it in a flow, with `workspace_lock` held.
 
     Args:
         last: stop after this stage.
-        again: a stage to run even if nothing that DVC knows of changed.
+        again: a stage to run even if DVC sees no change.
 
     Raises:
-        StageError: naming the stage that failed, with its own message.
+        StageError: if a stage fails, with its name and message.
     """
     forget_the_dead()
     states: dict[str, State] = {}
@@ -74,7 +74,7 @@ def reproduce(stage: str, force: bool) -> State:
 
 
 def stages() -> dict[str, list[str]]:
-    """Each stage of dvc.yaml and the stages that it comes after.
+    """Each stage of dvc.yaml -> the stages it depends on.
 
     Raises:
         StageError: if DVC cannot read its graph.
@@ -92,16 +92,16 @@ def stages() -> dict[str, list[str]]:
 
 
 def forget_the_dead() -> None:
-    """Remove DVC's note if none of the processes in it lives.
+    """Remove DVC's lock file if none of the processes in it is alive.
 
-    DVC takes whatever has the number of a killed process for that process, and refuses to work beside it: after a restart of the
-    machine, and all the more of a container, some other process has it.
+    DVC goes by the process id alone. After a restart of the machine, and even more so of a container, another process may have the
+    id of a killed one, and DVC would refuse to work.
     """
     try:
         written, noted = NOTE.stat().st_mtime, json.loads(NOTE.read_text())
     except FileNotFoundError:
         return
-    except ValueError:  # cut off by a kill
+    except ValueError:  # truncated by a kill
         noted = {}
     holders = [holder for held in noted.values() for found in held.values() for holder in (found if isinstance(found, list) else [found])]
     if not any(_lived(holder["pid"], written) for holder in holders):
@@ -109,22 +109,22 @@ def forget_the_dead() -> None:
 
 
 def _lived(pid: int, time: float) -> bool:
-    """Whether the process that has this number now was there at that time."""
+    """Whether the process that has this id now existed at that time."""
     try:
-        return psutil.Process(pid).create_time() <= time + 1  # the two clocks are not the same one
+        return psutil.Process(pid).create_time() <= time + 1  # the times come from different clocks
     except psutil.NoSuchProcess:
         return False
 
 
 @contextmanager
 def workspace_lock(name: str = WORKSPACE, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold this folder's files for one flow at a time: from the first stage to the registration of what it made.
+    """Reserve this folder's files for one flow at a time, from the first stage to the registration of the results.
 
-    The lock is the operating system's and ends with the process, however that ends.
+    The lock is the operating system's and ends with the process, even by `kill -9`.
 
     Args:
-        name: locks of other names are for other files.
-        say: told where one has to wait; the run's log, unless given.
+        name: locks with other names are for other files.
+        say: gets a message if there is a wait; by default the run's log.
     """
     path = var_folder() / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def workspace_lock(name: str = WORKSPACE, say: Callable[[str], None] | None = No
 
 
 def at_work() -> list[str]:
-    """Names of the locks that runs in this folder hold now."""
+    """Names of the locks that are held in this folder now."""
     held = []
     for path in sorted(var_folder().glob("*.lock")):
         with path.open() as file:
@@ -150,6 +150,6 @@ def at_work() -> list[str]:
 
 
 def _complaint(ended: Ended) -> str:
-    """The stage's own message; DVC's, if the stage did not come to run. And that the disk is full, where it is."""
+    """The stage's own message, or DVC's if the stage did not start; and a note if the disk is full."""
     own = [line for line in ended.tail if not re.match("ERROR: failed to reproduce .*: failed to run:", line)]
     return " ".join(filter(None, [Ended(ended.returncode, own).message(), disk.full()]))

@@ -1,4 +1,4 @@
-"""The record of drift checks: an experiment of MLflow beside that of the trainings, one run a check."""
+"""Records drift checks in MLflow: one run per check, in a separate experiment from the trainings."""
 
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ MONITORING = f"{EXPERIMENT}-monitoring"
 
 @task(name="record the check", **retried)
 def record(report: dict[str, Any], folder: Path) -> str:
-    """Log a report's figures, and report.json and report.html of the folder. Returns the id of the run."""
+    """Log a report's figures, and the folder's report.json and report.html. Returns the id of the run."""
     experiment, f1 = connect(MONITORING), report["f1"]
     figures = {"p_value": report["p_value"], "window": report["window"], "share_of_fakes": report["share_of_fakes"]}
     figures |= {f"f1_{name}": f1[name]["value"] for name in f1 if f1[name] is not None}
@@ -27,7 +27,7 @@ def record(report: dict[str, Any], folder: Path) -> str:
         figures |= {"challenger_agreement": report["challenger"]["agreement"], "challenger_answers": report["challenger"]["n"]}
     kind = report["kind"]["kind"] if report["drift"] else "none"
     client, now = MlflowClient(), int(time.time() * 1000)
-    for left in client.search_runs([experiment], "attributes.status = 'RUNNING'"):  # by a try that MLflow ended, or by a kill
+    for left in client.search_runs([experiment], "attributes.status = 'RUNNING'"):  # by an attempt that MLflow failed, or by a kill
         client.set_terminated(left.info.run_id, "FAILED")
     run = client.create_run(experiment, tags={"version": str(report["version"]), "drift": kind}).info.run_id
     client.log_batch(run, [Metric(name, value, now, 0) for name, value in figures.items() if value is not None])

@@ -1,4 +1,4 @@
-"""One message for each fact that a person has to know, through the block of Prefect that params.yaml names."""
+"""Notifications about what people need to know, sent through the Prefect block that params.yaml names."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ Fact = Literal["gate failed", "drift found", "promotion", "refusal", "roll-back"
 
 
 def send(fact: Fact, message: str) -> None:
-    """Tell the fact, if there is a block to tell it through. A message that cannot be sent is logged and holds nothing up."""
+    """Send a notification, if a block is set. If it cannot be sent, that is only logged."""
     try:
         name = load_params().notifications.block
         if name is None:
@@ -21,5 +21,5 @@ def send(fact: Fact, message: str) -> None:
         if not isinstance(block, NotificationBlock):
             raise TypeError("it is no notification block")
         block.notify(message, subject=f"Unmask: {fact}")  # type: ignore[unused-coroutine]
-    except Exception as error:  # a roll-back must not wait for a mail server, whatever that does
+    except Exception as error:  # whatever a mail server does, a roll-back must go on
         get_logger("unmask").warning("not sent, notifications.block of params.yaml: %s: %s", error, message)

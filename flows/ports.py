@@ -1,4 +1,4 @@
-"""Where the servers and the worker find each other: ports, from the environment, and the names that several of them use."""
+"""Ports of the servers, from the environment, and names that servers and worker share."""
 
 import os
 import socket
@@ -8,24 +8,24 @@ from urllib.parse import urlsplit
 
 HOST = "127.0.0.1"
 PORTS = {"MLFLOW_PORT": 5000, "PREFECT_PORT": 4200, "SERVICE_PORT": 3000}
-"""Environment variable -> port without it."""
+"""Environment variable -> default port."""
 
 ADDRESSES = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "SERVICE_URL")
-"""Environment variables that name a server which listens elsewhere than PORTS say: on another port, or on another host."""
+"""Environment variables with the URL of a server that is on another port or host than PORTS say."""
 
 HTTP = {"http": 80, "https": 443}
-"""Scheme of such an address -> port where it names none."""
+"""Scheme of such a URL -> default port."""
 
 HOOK = {"HOOK_PORT": 3100}
-"""The same for the receiver of MLflow's webhooks, which runs where HOOK_SECRET is set."""
+"""Like PORTS, for the receiver of MLflow's webhooks, which runs only if HOOK_SECRET is set."""
 
 HOOK_SECRET = "UNMASK_WEBHOOK_SECRET"  # noqa: S105 - the name of the variable that holds it
 POOL = "unmask"
-"""The work pool of every deployment, unless `train` has one of its own."""
+"""The work pool of every deployment, unless those that train have their own."""
 
 
 def number(name: str) -> int:
-    """The port that the variable names. Ends the process with a message if it is no port."""
+    """The port that the variable sets, or its default. Exits with a message if it is not a port."""
     value = os.environ.get(name) or str((PORTS | HOOK)[name])
     if not value.isdecimal() or not 0 < int(value) < 65536:
         sys.exit(f"error: {name}={value} is not a port: a number from 1 to 65535")
@@ -33,7 +33,7 @@ def number(name: str) -> int:
 
 
 def free(name: str) -> int:
-    """The same, and ends the process with a message if the port is taken."""
+    """Like `number`; also exits with a message if the port is taken."""
     port = number(name)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -45,14 +45,14 @@ def free(name: str) -> int:
 
 
 def running() -> dict[str, str]:
-    """Variable -> HOST:PORT of each server that the settings name and that takes connections now."""
+    """Variable -> HOST:PORT of each server that the settings name and that accepts connections now."""
     places = {name: (HOST, number(name)) for name in PORTS}
     for name in ADDRESSES:
         try:
             address = urlsplit(os.environ.get(name) or "")
             if address.hostname and address.scheme in HTTP:
                 places[name] = (address.hostname, address.port or HTTP[address.scheme])
-        except ValueError:  # whose words would show the password
+        except ValueError:  # its message would show the password
             sys.exit(f"error: {name} is no address like http://{HOST}:5000")
     found = {}
     for name, place in places.items():

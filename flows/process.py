@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 BAR_SECONDS = 10.0
-"""A progress bar is on the terminal all the time; in the log it is written this often."""
+"""How often a progress bar is logged; the terminal shows it all the time."""
 TAIL = 200
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -29,7 +29,7 @@ class Ended:
     tail: list[str]
 
     def message(self) -> str:
-        """What the process itself said was wrong: what follows its last `error:`, otherwise its last line."""
+        """The process's own error message: what follows its last `error:`, otherwise its last line."""
         lines = [line for line in self.tail if line.strip()]
         for number in reversed(range(len(lines))):
             if lines[number].lower().startswith("error:"):
@@ -38,15 +38,15 @@ class Ended:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment with this Python first on the path, output not held back, and `more`."""
+    """This process's environment with this Python first on PATH, unbuffered output, and `more`."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **more}
 
 
 def stream(command: Sequence[str], log: Callable[[str], None], env: Mapping[str, str] | None = None) -> Ended:
-    """Run a command in a process group of its own; give each line it prints to `log`, and its progress bars to the terminal.
+    """Run a command in its own process group; pass each line it prints to `log`, and its progress bars to the terminal.
 
-    The group is killed when this call is left by an exception, and when this process dies in whatever way.
+    What is left of the group is killed when this call ends, even by an exception, and when this process dies, even by `kill -9`.
     """
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, start_new_session=True
@@ -65,7 +65,7 @@ def stream(command: Sequence[str], log: Callable[[str], None], env: Mapping[str,
 def leash(pid: int) -> Iterator[None]:
     """While this is open, `kill -9` of this process also kills `pid`, or the whole process group if it is negative.
 
-    A shell waits for the pipe from this process to close: nothing in this process could act after SIGKILL.
+    A shell does that once the pipe from this process closes, because nothing in this process could act after SIGKILL.
     """
     guard = subprocess.Popen(
         ["sh", "-c", 'read -r _ || kill -KILL "$1"', "leash", str(pid)],
@@ -80,7 +80,7 @@ def leash(pid: int) -> Iterator[None]:
 
 
 def _relay(pipe: IO[bytes], log: Callable[[str], None]) -> Iterable[str]:
-    """Yield each whole line after logging it. What follows a carriage return replaces what was before it, as on a terminal."""
+    """Log and yield each complete line. As on a terminal, text after a carriage return replaces the text before it."""
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     rest, logged = "", time.monotonic()
     while chunk := os.read(pipe.fileno(), 65536):
@@ -104,12 +104,12 @@ def _relay(pipe: IO[bytes], log: Callable[[str], None]) -> Iterable[str]:
 
 
 def _visible(text: str) -> str:
-    """What a terminal would show of a line at last."""
+    """What a terminal would finally show of a line."""
     return next((part for part in reversed(text.split("\r")) if part.strip()), "").rstrip()
 
 
 def _terminal(bar: str) -> None:
-    """Show a progress bar in the terminal's last line, in place of the one before."""
+    """Show a progress bar in the terminal's last line, replacing the previous one."""
     if sys.stderr.isatty():
         sys.stderr.write("\r\x1b[K" + bar[: shutil.get_terminal_size().columns - 1])
         sys.stderr.flush()

@@ -1,6 +1,6 @@
-"""Which version may be served, which takes the champion's place by itself, and the record of which did.
+"""Which version may be served, which is promoted automatically, and the record of promotions.
 
-MLflow keeps no history of its aliases: the record is an append-only file of JSON lines, and the alias `previous` follows from it.
+MLflow keeps no history of its aliases, so the record is an append-only file of JSON lines; the alias `previous` is derived from it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,13 +21,13 @@ from pipeline.servable import ADVICE, OVERRIDE
 from pipeline.var import var_folder
 
 REFUSED = "refused"
-"""Tag of a version that was promoted and may not be served: why."""
+"""Tag of a version that was promoted but may not be served: the reason."""
 
 BENTO = "bento"
 """Tag of a version: the bento it was packed into."""
 
 ROLL_BACK = "roll_back"
-"""In the record: whether the version took the place of one that somebody went back from."""
+"""Field of the record: whether the promotion was a roll-back."""
 
 SOMEBODY = "unknown: the alias was moved in MLflow"
 
@@ -38,13 +38,13 @@ def obstacle(version: Version) -> str | None:
 
 
 def earned(settings: Promotion, comparison: Mapping[str, Any] | None, version: Version) -> str | None:
-    """Why a version takes the champion's place by itself; None if it does not.
+    """Why a version is promoted automatically; None if it is not.
 
     Args:
         settings: the policy.
         comparison: reports/comparison.json; without one nothing is promoted.
-        version: the challenger, which has to have passed its gate. One that was the champion before is left to a person: somebody took it
-            back. So is one that was compared with a version which is not the champion any more: somebody moved the alias meanwhile.
+        version: the challenger, which must have passed its gate. Left to a person if it was the champion before, because somebody took
+            it back, or if it was compared with a version that is no longer the champion, because somebody moved the alias meanwhile.
     """
     if settings.auto == "never" or comparison is None or not version.passed or any(_is(line, version) for line in history()):
         return None
@@ -60,22 +60,22 @@ def earned(settings: Promotion, comparison: Mapping[str, Any] | None, version: V
 
 
 def is_first(version: Version) -> bool:
-    """Whether a version that passed its gate comes before there ever was a champion: where somebody took the alias away, it stays away."""
+    """Whether the version passed its gate and there never was a champion. If somebody removed the alias, it stays removed."""
     return version.passed and not history() and registry.holder(CHAMPION) is None
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Hold alias and record for one at a time; `record`, `promote` and `roll_back` want it held.
+    """Lock alias and record. Hold it when you call `record`, `promote` or `roll_back`.
 
-    A run that records what a person goes back from meanwhile would leave a record of which the next roll-back goes forth.
+    Otherwise a run could record a version while somebody rolls back from it, and the next roll-back would lead to that version again.
     """
-    with workspace_lock("promotions", lambda _: None):  # of milliseconds: nobody needs to be told
+    with workspace_lock("promotions", lambda _: None):  # a wait of milliseconds: nobody needs to be told
         yield
 
 
 def record(version: Version, by: str | None = None, back: bool = False) -> dict[str, Any] | None:
-    """Note that a version has become the champion, and put `previous` on the one before; nothing if that was noted already.
+    """Record that a version became the champion, and set `previous` to the one before, unless that was done already.
 
     Args:
         version: the champion, which may be served.
@@ -83,7 +83,7 @@ def record(version: Version, by: str | None = None, back: bool = False) -> dict[
         back: whether it was a roll-back.
 
     Returns:
-        The new line of the record.
+        The new line of the record; None if there was nothing to do.
     """
     lines = history()
     if lines and _is(lines[-1], version):
@@ -105,7 +105,7 @@ def record(version: Version, by: str | None = None, back: bool = False) -> dict[
 
 
 def promote(version: Version) -> None:
-    """Put `champion` on a version. The flow `deploy` records it; what was moved in MLflow and not followed yet is recorded first."""
+    """Set `champion` to a version; the flow `deploy` records it. A move made in MLflow that is not recorded yet is recorded first."""
     champion = registry.holder(CHAMPION)
     if champion is not None and obstacle(champion) is None:
         record(champion)
@@ -113,13 +113,13 @@ def promote(version: Version) -> None:
 
 
 def roll_back(by: str) -> dict[str, int | None]:
-    """Put `champion` back on the version that was served before; one that somebody went back from counts only if it was promoted since.
+    """Set `champion` back to the version served before. Skips versions that were rolled back from, unless promoted again since.
 
     Args:
-        by: who does it.
+        by: who rolls back.
 
     Returns:
-        `from` and `to`, numbers of versions.
+        Version numbers `from` (None if there was no champion) and `to`.
 
     Raises:
         StageError: if there is no such version, or it may not be served any more.
@@ -127,7 +127,7 @@ def roll_back(by: str) -> dict[str, int | None]:
     champion = registry.holder(CHAMPION)
     lines = history()
     left = _left(lines)
-    if champion is None and lines:  # somebody took the alias away from it: the way back does not lead there
+    if champion is None and lines:  # somebody removed the alias from it: do not go back there
         left.add(_key(lines[-1]))
     target = _before(champion, [line for line in lines if _key(line) not in left]) or registry.holder(PREVIOUS)
     if target is None or target == champion or (target.number, target.digest) in left:
@@ -148,17 +148,17 @@ def history() -> list[dict[str, Any]]:
 
 
 def _before(version: Version | None, lines: list[dict[str, Any]]) -> Version | None:
-    """The newest other version of the record that is still registered."""
+    """The newest other version in the record that is still registered."""
     for line in reversed(lines):
         if version is None or not _is(line, version):
             found = registry.known(line["version"])
-            if found is not None and _is(line, found):  # a registry that was made anew counts from 1 again
+            if found is not None and _is(line, found):  # a recreated registry counts from 1 again
                 return found
     return None
 
 
 def _left(lines: list[dict[str, Any]]) -> set[tuple[int, str]]:
-    """Number and digest of the versions that somebody went back from and that were not promoted since."""
+    """Number and digest of the versions that were rolled back from and not promoted since."""
     left: set[tuple[int, str]] = set()
     for before, line in pairwise(lines):
         left.discard(_key(line))

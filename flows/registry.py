@@ -1,7 +1,7 @@
-"""MLflow behind a few verbs: find, register, put an alias on, look up an alias, download.
+"""A small interface to MLflow's registry: find, register and download versions, set and look up aliases.
 
-A package is registered once. Its digest, as a tag, is what the run and the version are found by, so that a run which was killed
-anywhere, or whose files came from DVC's cache, ends in the same one version when it is started again.
+A package is registered once. Its run and version are found by its digest, which is a tag, so a run that was killed anywhere, or
+whose files came from DVC's cache, leads to the same version when it is started again.
 """
 
 import json
@@ -45,7 +45,7 @@ class Version:
 
     @property
     def digest(self) -> str:
-        """What `Package.digest` is for its package."""
+        """`Package.digest` of its package; empty if it has no such tag."""
         return self.tags.get(DIGEST, "")
 
     @property
@@ -57,15 +57,15 @@ class Version:
 def register(
     package: Package, settings: Params, evaluation: Mapping[str, Any], verdicts: Sequence[Verdict], because: Mapping[str, str]
 ) -> Version:
-    """Record the package, its figures and its verdicts, unless that was done before; then put `challenger` on the newest that passed.
+    """Register the package with its figures and verdicts, unless that was done before; then set `challenger` to the newest that passed.
 
-    A package that is registered already keeps its version; its verdicts become the ones given, because the gates may have changed.
+    A package that is registered already keeps its version but gets the new verdicts, because the gates may have changed.
 
     Args:
-        package: whose training run is in reports/train.json. A training that this store does not know, or that has another package
-            already, gets a new run made from the reports.
+        package: its training run is named in reports/train.json. If this store does not know that run, or the run has another package
+            already, a new run is made from the reports.
         evaluation: reports/evaluation.json.
-        because: tags that say where it comes from: the Prefect flow run, the reason of the training and its evidence.
+        because: tags that tell its origin: Prefect flow run, reason of the training and evidence.
 
     Raises:
         MlflowException: if MLflow cannot be reached.
@@ -98,12 +98,12 @@ def register(
 
 
 def find(digest: str) -> Version | None:
-    """The version of a package."""
+    """The version of the package with this digest, if there is one."""
     return newest(f"tags.`{DIGEST}` = '{digest}'")
 
 
 def holder(alias: str) -> Version | None:
-    """The version that an alias is on."""
+    """The version that has the alias, if there is one."""
     if not reach():
         return None
     try:
@@ -127,7 +127,7 @@ def known(number: int) -> Version | None:
 
 
 def newest(*conditions: str) -> Version | None:
-    """The version that was registered last, of those that meet the conditions, which are filters of MLflow's search."""
+    """The newest version that meets all conditions (filters of MLflow's search), if there is one."""
     if not reach():
         return None
     condition = " and ".join([f"name = '{MODEL}'", *conditions])
@@ -136,7 +136,7 @@ def newest(*conditions: str) -> Version | None:
 
 
 def last_run() -> dict[str, str | None]:
-    """The run that was started last: run_id, status, and when it was started, in UTC; all None if there is none."""
+    """The latest run: `run_id`, `status`, and when it `started`, in UTC; all None if there is none."""
     experiment = MlflowClient().get_experiment_by_name(EXPERIMENT) if reach() else None
     ids = [experiment.experiment_id] if experiment else []
     runs = MlflowClient().search_runs(ids, order_by=["attributes.start_time DESC"], max_results=1) if ids else []
@@ -151,7 +151,7 @@ def last_run() -> dict[str, str | None]:
 
 
 def move(alias: str, version: Version) -> None:
-    """Put an alias on a version, and take it from the one that has it."""
+    """Move an alias to a version."""
     MlflowClient().set_registered_model_alias(MODEL, alias, str(version.number))
 
 
@@ -167,7 +167,7 @@ def untag(version: Version, key: str) -> None:
 
 
 def describe(version: Version, text: str, *reports: Path) -> None:
-    """Give a version its description, and add files to the reports of its run."""
+    """Set a version's description, and add files to the reports of its run."""
     client = MlflowClient()
     for path in reports:
         client.log_artifact(version.run_id, str(path), REPORTS.name)
@@ -175,7 +175,7 @@ def describe(version: Version, text: str, *reports: Path) -> None:
 
 
 def download(version: Version, target: Path) -> Path:
-    """Copy a version's package into the folder `target`. Returns the folder of the package."""
+    """Download a version's package into the folder `target`. Returns the folder of the package."""
     target.mkdir(parents=True, exist_ok=True)
     return Path(mlflow.artifacts.download_artifacts(f"models:/{MODEL}/{version.number}", dst_path=str(target)))
 
@@ -196,7 +196,7 @@ def figures_table(evaluation: Mapping[str, Any]) -> str:
 
 
 def _run_of(package: Package, settings: Params) -> str:
-    """The one run of a package: found by its tag, or the run of the training if that has no package yet, or a new one."""
+    """The run of a package: the one tagged with its digest, else its training run if that has no package yet, else a new one."""
     client, experiment = MlflowClient(), connect()
     known = client.search_runs([experiment], f"tags.`{DIGEST}` = '{package.digest}'", max_results=1)
     if known:
@@ -227,7 +227,7 @@ def _replay(package: Package, settings: Params, report: Mapping[str, Any]) -> st
 
 
 def _complete(client: MlflowClient, run_id: str, package: Package, evaluation: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-    """Add to a run what is known only after the evaluation. Doing it twice changes nothing, because the time stays the same."""
+    """Add to a run what is known only after the evaluation. Idempotent, because the timestamp stays the same."""
     made = int(datetime.fromisoformat(package.meta.created).timestamp() * 1000)
     metrics = [
         Metric(f"{part}_{name}" + ("" if bound == "value" else f"_{bound}"), figure[bound], timestamp=made, step=0)
@@ -239,7 +239,7 @@ def _complete(client: MlflowClient, run_id: str, package: Package, evaluation: M
     client.log_batch(run_id, metrics=metrics, tags=[RunTag(key, value) for key, value in tags.items()])
     client.log_artifacts(run_id, str(REPORTS), "reports")
     client.log_artifacts(run_id, str(package.path), "package")
-    if client.get_run(run_id).info.status != "FINISHED":  # MLflow was away when the training ended
+    if client.get_run(run_id).info.status != "FINISHED":  # MLflow was down when the training ended
         client.set_terminated(run_id)
 
 

@@ -1,4 +1,4 @@
-"""`unmask restore`: what `unmask backup` wrote takes the place of the state that is here, all of it or nothing."""
+"""`unmask restore`: replaces the state of this project with that of a backup, all or nothing."""
 
 import filecmp
 import gzip
@@ -23,24 +23,24 @@ from flows.state import State, here
 from pipeline.errors import StageError
 
 ROOM = ".restore-"
-"""Prefix of the folders in which new files wait to take their place, and old ones until they may go."""
+"""Prefix of the temporary folders that hold new files before they are moved into place, and old ones until the restore succeeds."""
 
 IN_GIT = ("params.yaml", "dvc.lock")
 
 
 def restore(file: Path, force: bool = False) -> dict[str, Any]:
-    """Put the state of an archive in place of what is here. If that fails, what was here is put back.
+    """Replace the state that is here with that of an archive. If that fails, the old state is put back.
 
     Args:
-        file: what `backup` wrote. Whoever wrote it is trusted: it holds what Prefect will run.
-        force: whether state that is here may go.
+        file: archive that `backup` wrote. Its author is trusted: it holds what Prefect will run.
+        force: whether state that is here may be replaced.
 
     Returns:
         The index of the archive.
 
     Raises:
-        StageError: if a server or a run is at work, the archive is not whole or does not fit the settings, there is state already, or a
-            database does not answer.
+        StageError: if a server or a run is active, the archive is incomplete or does not fit the settings, there is state already and
+            no `force`, or a database does not answer.
     """
     state = here()
     _check_idle()
@@ -53,7 +53,7 @@ def restore(file: Path, force: bool = False) -> dict[str, Any]:
         if "mlflow.db" in index["files"]:
             relocate(staging / "mlflow.db", Path(index["folder"]), Path.cwd())
         rooms = {}
-        for name in index["files"]:  # into its own folder, which may be a mounted disk: from there it takes its place in no time
+        for name in index["files"]:  # to the target's own disk, which may be a mount: from there, a rename is instant
             folder = state.files[name] if (staging / name).is_dir() else state.files[name].parent
             rooms[name] = _room(folder, tidy)
             shutil.move(staging / name, rooms[name] / "new")
@@ -81,7 +81,7 @@ def _check_idle() -> None:
 
 
 def _room(folder: Path, tidy: ExitStack) -> Path:
-    """A new folder inside of `folder`, until `tidy` is closed."""
+    """A new temporary folder inside `folder`, deleted when `tidy` closes."""
     folder.mkdir(parents=True, exist_ok=True)
     room = Path(tempfile.mkdtemp(prefix=ROOM, dir=folder))
     tidy.callback(shutil.rmtree, room, ignore_errors=True)
@@ -89,7 +89,7 @@ def _room(folder: Path, tidy: ExitStack) -> Path:
 
 
 def _put_databases(index: dict[str, Any], state: State, staging: Path, undo: ExitStack) -> None:
-    """Each step leaves behind in `undo` how it is taken back."""
+    """Load the databases. Each step adds its reversal to `undo`."""
     for name in index["databases"]:
         url, old = state.databases[name], staging / f"old-{name}.dump"
         postgres.dump(url, old)
@@ -98,7 +98,7 @@ def _put_databases(index: dict[str, Any], state: State, staging: Path, undo: Exi
 
 
 def _put_files(rooms: dict[str, Path], state: State, undo: ExitStack) -> None:
-    """The same for files: what is here goes into the folder `old` of each room, what is in `new` comes out."""
+    """The same for files: what is here moves into the folder `old` of each room, and what is in `new` takes its place."""
 
     def move(source: Path, target: Path) -> None:
         source.rename(target)
@@ -107,7 +107,7 @@ def _put_files(rooms: dict[str, Path], state: State, undo: ExitStack) -> None:
     for name, room in rooms.items():
         place, new, old = state.files[name], room / "new", room / "old"
         old.mkdir()
-        if new.is_dir():  # entry by entry: a disk that is mounted here cannot be moved
+        if new.is_dir():  # entry by entry: a mount point cannot be moved
             for entry in list(place.iterdir()):
                 if entry != room and entry.name != MADE_BY_SYSTEM:
                     move(entry, old / entry.name)
@@ -121,7 +121,7 @@ def _put_files(rooms: dict[str, Path], state: State, undo: ExitStack) -> None:
 
 
 def _unpack(file: Path, folder: Path) -> dict[str, Any]:
-    """Unpack the whole archive into a new folder, and nothing outside of it. Returns its index."""
+    """Unpack the whole archive into a new folder, and nothing outside it. Returns its index."""
     try:
         with gzip.open(file) as packed:
             with tarfile.open(fileobj=packed, mode="r|") as archive:
@@ -143,18 +143,18 @@ def _unpack(file: Path, folder: Path) -> dict[str, Any]:
 
 
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """What the filter "data" of tarfile does, which Python has from 3.11.4 on and Debian 12 has not. Raises tarfile.ReadError."""
+    """Like tarfile's filter "data", which came with Python 3.11.4, too late for Debian 12. Raises tarfile.ReadError."""
     target = folder / member.name
     if not (member.isfile() or member.isdir()) or ".." in Path(member.name).parts or not target.is_relative_to(folder):
         raise tarfile.ReadError(f"it holds {member.name!r}, which is no plain file or folder below where it is unpacked")
-    archive.extract(member, folder, set_attrs=False)  # nobody else's ownership
+    archive.extract(member, folder, set_attrs=False)  # the owner in the archive does not count
     if member.isfile():
         target.chmod(member.mode & 0o755 | 0o600)
         os.utime(target, (member.mtime, member.mtime))
 
 
 def relocate(database: Path, old: Path, new: Path) -> None:
-    """Without a server MLflow notes the whole path of each artifact: have it name the folder that the project is in now."""
+    """Change artifact paths in MLflow's database to the project's current folder: without a server, MLflow stores absolute paths."""
     before, after = f"{old.as_uri()}/", f"{new.as_uri()}/"
     columns = "SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table'"
     with closing(sqlite3.connect(database)) as connection, connection:
@@ -175,7 +175,7 @@ def _check_fit(index: dict[str, Any], state: State, file: Path) -> None:
 
 
 def _taken(index: dict[str, Any], state: State, new: Path) -> Iterator[str]:
-    """What a restore would overwrite, and git does not keep."""
+    """What a restore would overwrite and git could not bring back."""
     for name in index["databases"]:
         if postgres.tables(state.databases[name]):
             yield f"database {name}"

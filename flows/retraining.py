@@ -1,4 +1,4 @@
-"""Trainings that nobody asked for: whether one may start, and what to label where it would have nothing new to learn from."""
+"""Automatic trainings: whether one may start, and what to label if there is nothing new to learn from."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -17,13 +17,13 @@ from pipeline.params_loop import Retrain
 from pipeline.var import var_folder
 
 AUTOMATIC = ("drift",)
-"""Reasons that are not a person's: params.yaml: retrain bounds these runs."""
+"""Reasons of automatic runs, which `retrain` in params.yaml limits."""
 
 
 def held_back(settings: Retrain) -> str | None:
-    """Why no training may start by itself now; None if one may."""
+    """Why no automatic training may start now; None if one may."""
     now = datetime.now(UTC)
-    # What was noted while the clock was ahead says nothing about when it was: it would hold trainings back until that time comes.
+    # Times in the future were recorded while the clock was ahead; they would block trainings until then.
     begun = [time for line in history() if (time := datetime.fromisoformat(line["time"])) <= now]
     if begun and now < (free := max(begun) + timedelta(hours=settings.cooldown_hours)):
         return f"the last one began {max(begun):%Y-%m-%d %H:%M} UTC, retrain.cooldown_hours ends {free:%Y-%m-%d %H:%M}"
@@ -34,26 +34,26 @@ def held_back(settings: Retrain) -> str | None:
 
 
 def begin(reason: str, evidence: Mapping[str, Any] | None) -> None:
-    """Note that one starts."""
+    """Record that an automatic training starts."""
     journal.append(_file(), {"reason": reason, "evidence": evidence})
 
 
 def history() -> list[dict[str, Any]]:
-    """Those that began, oldest first."""
+    """The automatic trainings so far, oldest first."""
     return journal.read(_file())
 
 
 def nothing_new() -> registry.Version | None:
-    """The newest version, if it was trained on the very data that there is now."""
+    """The newest version, if it was trained on exactly the current data."""
     newest = registry.newest()
     return newest if newest and newest.tags.get("data_md5") == lineage()["data_md5"] else None
 
 
 def label_next(params: Params) -> Path | None:
-    """Put out what is best to label next, into var/labelling, a folder a day. Returns the folder; None if there is nothing to label."""
+    """Export the images that are best labelled next to var/labelling, a folder a day. Returns it; None if there is nothing to label."""
     folder = var_folder() / labelling.FOLDER / f"{datetime.now(UTC):%Y-%m-%d}"
     if folder.is_dir():
-        return folder  # somebody may be at work in it
+        return folder  # somebody may be labelling in it
     kept = var_folder() / feedback.FOLDER
     statements, distances = feedback.read(kept), {}
     champion = registry.holder(CHAMPION)

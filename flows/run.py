@@ -1,4 +1,4 @@
-"""`make run`: the whole loop once, without a server: train, register, promote the very first version, pack it, say what came out."""
+"""`make run`: the whole loop once, without a server: train, register, promote the very first version, pack it, print a summary."""
 
 import os
 import sys
@@ -25,18 +25,18 @@ from pipeline.servable import failed_gates
 
 
 def main() -> None:
-    """Run the loop. Ends with 1 if a stage or the gate failed."""
-    with workspace_lock("run", print), _server():  # two servers of Prefect that make one database at once lock each other out of it
+    """Run the loop. Exits with 1 if a stage or the gate failed."""
+    with workspace_lock("run", print), _server():  # two Prefect servers that create one database at once lock each other out
         run()
 
 
 @contextmanager
 def _server() -> Iterator[None]:
-    """Prefect's server for this run alone, which is gone when the run is, even by `kill -9`; none where PREFECT_API_URL names one."""
+    """A Prefect server for this run alone, unless PREFECT_API_URL names one. It ends with the run, even by `kill -9`."""
     if PREFECT_API_URL.value():
         yield
         return
-    from prefect.server.api.server import SubprocessASGIServer  # seconds, which a run that asks another server does not wait
+    from prefect.server.api.server import SubprocessASGIServer  # takes seconds, which other runs need not wait
 
     server = SubprocessASGIServer()
     server.start()
@@ -46,7 +46,7 @@ def _server() -> Iterator[None]:
 
 
 def run() -> None:
-    """Run the loop in a folder in which no other one is at work; ends as `main` does."""
+    """Run the loop in a folder with no other run; exits like `main`."""
     ended = train(reason="make run", return_state=True)
     if not ended.is_completed() and ended.name != "GateFailed":
         sys.exit(f"error: {ended.message}")

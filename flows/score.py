@@ -13,12 +13,12 @@ from flows.process import environment, stream
 
 @flow(name="score", log_prints=False)
 def score(paths: list[str], out: str = "reports/scores.csv", package: str | None = None) -> State[Any]:
-    """Write one row an image, as `python -m pipeline.score` does.
+    """Write one row per image, as `python -m pipeline.score` does.
 
     Args:
         paths: images, or folders of images.
         out: CSV file to write.
-        package: folder of the model package; by default that of the command, which is the model that ships before one is made.
+        package: folder of the model package; by default the one trained last, else the starter model.
     """
     command = [sys.executable, "-m", "pipeline.score", *paths, "--out", out, *(["--package", package] if package else [])]
     ended = stream(command, get_run_logger().info, environment())

@@ -1,4 +1,4 @@
-"""A bento is served once, on a spare port, and asked for the pictures whose answers are known, before anybody relies on it."""
+"""Smoke test of a bento: served once on a free port, it must give the golden examples their recorded answers."""
 
 import os
 import signal
@@ -23,13 +23,13 @@ def smoke(bento: Path, package: Package) -> str | None:
 
     Args:
         bento: its folder in BentoML's store.
-        package: what was packed.
+        package: the package inside it.
     """
     with socket.socket() as spare:
         spare.bind((HOST, 0))
         port = spare.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="unmask-smoke-") as folder:
-        # BentoML empties a folder of metrics there, which another service of this user may count in.
+        # BentoML empties a metrics folder in its home, which another service of this user may be using.
         own = {"BENTOML_HOME": folder, "UNMASK_VAR": folder}
         env = {name: value for name, value in environment().items() if not name.startswith(("UNMASK_", "PROMETHEUS_"))} | own
         log = Path(folder) / "log"
@@ -43,7 +43,7 @@ def smoke(bento: Path, package: Package) -> str | None:
                 answer = _ready(client, process)
                 if answer is None:
                     return f"it does not come up: {Ended(process.returncode or 0, log.read_text().splitlines()).message()}"
-                # It looks at its package before it listens, so that a `no` is its last word.
+                # It checks its package before it listens, so an error is final.
                 return _differs(client, package) if answer.is_success else f"it serves nothing: {answer.json()['error']['message']}"
         except httpx.HTTPError as error:
             return f"it stopped answering: {error}"
@@ -58,7 +58,7 @@ def smoke(bento: Path, package: Package) -> str | None:
 
 
 def _ready(client: httpx.Client, process: "subprocess.Popen[bytes]") -> httpx.Response | None:
-    """Its first answer; None if it ended or took too long."""
+    """Its first answer; None if it exited or took too long."""
     end = time.monotonic() + READY_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:

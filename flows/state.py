@@ -1,4 +1,4 @@
-"""What the state of a project is and where it lies, by the same settings that the servers read."""
+"""What the state of a project consists of and where it is, from the same settings that the servers read."""
 
 import os
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pipeline.var import var_folder
 BACKEND = "MLFLOW_BACKEND_STORE_URI"
 ARTIFACTS = "MLFLOW_ARTIFACTS_DESTINATION"
 PREFECT = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
-"""Prefect's two names of one setting."""
+"""Prefect's two names for one setting."""
 
 PROJECT = ("params.yaml", "dvc.lock", "reports")
 
@@ -26,7 +26,7 @@ class State:
 
     Attributes:
         databases: name -> a Postgres database.
-        files: name -> a file or folder, whether it is there or not. MLflow's database comes before the artifacts that it names.
+        files: name -> a file or folder, which may not exist. MLflow's database comes before the artifacts that it names.
         elsewhere: name -> the bucket that holds it.
         remote: name of DVC's default remote, None without one.
     """
@@ -52,7 +52,7 @@ def here() -> State:
     }
     try:
         urls = {name: make_url(uri) for name, uri in uris.items()}
-    except (ArgumentError, ValueError):  # whose words would show the password
+    except (ArgumentError, ValueError):  # its message would show the password
         raise StageError(f"one of {BACKEND} and {PREFECT[1]} is no address like postgresql://USER:PASSWORD@HOST/NAME") from None
     for name, url in urls.items():
         if url.get_backend_name() not in ("sqlite", "postgresql"):
@@ -66,7 +66,7 @@ def here() -> State:
     files |= {"var": var, "cache": cache} | {name: Path(name) for name in PROJECT}
     return State(
         databases={name: url for name, url in urls.items() if url.get_backend_name() == "postgresql"},
-        # What lies in var goes with it.
+        # What is inside var is part of it.
         files={name: path for name, path in files.items() if name == "var" or not path.resolve().is_relative_to(var.resolve())},
         elsewhere={"mlartifacts": artifacts} if bucket else {},
         remote=remote,

@@ -1,4 +1,4 @@
-"""Tasks that ask MLflow, tried again only where MLflow itself is the trouble."""
+"""Tasks that use MLflow, retried only if MLflow itself is the problem."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ UNREACHABLE = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEE
 
 
 TROUBLE = (MlflowException, OSError, SQLAlchemyError)
-"""What MLflow raises where a server, a disk or its database is the trouble; the last while it makes its tables."""
+"""What MLflow raises if the server, the disk or its database (while it creates its tables) is the problem."""
 
 
 def trouble(error: Exception) -> str:
-    """What to tell a person where the disk is full or MLflow did not answer. Raises the error again if neither is what happened."""
+    """Message for the user if the disk is full or MLflow did not answer; raises any other error again."""
     said = without_secrets(str(error).partition("\n")[0])
     if (full := disk.full()) is not None:
         return f"{full} ({said})"
@@ -34,7 +34,7 @@ def trouble(error: Exception) -> str:
 
 
 def infrastructure_failed(_: Any, __: Any, state: State[Any]) -> bool:
-    """Whether a task failed because MLflow did not answer, so that trying again may help."""
+    """Whether a task failed because MLflow did not answer, so that a retry may help."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, MlflowException) and error.error_code in UNREACHABLE
 
@@ -45,12 +45,12 @@ retried: dict[str, Any] = {
     "retry_delay_seconds": RETRY_SECONDS,
     "retry_condition_fn": infrastructure_failed,
 }
-"""Settings of a task that asks MLflow."""
+"""Settings of a task that uses MLflow."""
 
 
 @task(name="find the store", **retried)
 def find_store() -> None:
-    """Fail before the work, not after it, where MLflow does not answer."""
+    """Fail before the work, not after it, if MLflow does not answer."""
     registry.connect()
 
 

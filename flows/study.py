@@ -1,4 +1,4 @@
-"""Trainings that are not for serving: a module of the pipeline on the split data, whose report is for a person to read."""
+"""Runs a study: a pipeline module that trains on the split data for a report, not for serving."""
 
 import json
 import sys
@@ -15,10 +15,10 @@ from pipeline.params import load_params
 
 
 def study(module: str) -> dict[str, Any]:
-    """Run `pipeline.<module>`, or go on with what was cut short of it, and return its report. To be called in a flow.
+    """Run `pipeline.<module>`, or resume it if it was interrupted, and return its report. Call it in a flow.
 
     Raises:
-        StageError: with the message of the module, or of a stage before it.
+        StageError: if the module or a stage before it fails, with its message.
         ParamsError: if params.yaml is wrong.
     """
     load_params()

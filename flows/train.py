@@ -1,4 +1,4 @@
-"""Flow `train`: bring the files up to date, judge the model, record it. By default a person decides whether it is served."""
+"""Flow `train`: brings the files up to date, checks the gates, registers the model. By default a person decides whether it is served."""
 
 import json
 from typing import Any
@@ -24,20 +24,20 @@ from pipeline.package import PACKAGE, PackageError
 from pipeline.params import Params, ParamsError, load_params
 
 TOLD = "told"
-"""Tag of a version: the last message that was sent about its gate. A run that finds the same version again has nothing new to tell."""
+"""Tag of a version: the last message that was sent about its gate. A run that ends in the same version again does not repeat it."""
 
 
 @flow(name="train", log_prints=False)
 def train(reason: str = "manual", evidence: dict[str, Any] | None = None) -> State[Any]:
-    """Train if anything changed, compare what comes out with the champion, and register it.
+    """Train if anything changed, compare the model with the champion, and register it.
 
-    Promotes it only where params.yaml: promotion says so.
+    Promotes it only if `promotion` in params.yaml says so.
     Ends as Completed, as GateFailed (registered, but neither challenger nor champion), as StageFailed, or as Completed with the name
-    Skipped: a run that no person started is bound by params.yaml: retrain.
+    Skipped: automatic runs are limited by `retrain` in params.yaml.
 
     Args:
-        reason: why the run was started: a person's words, or `drift`. It becomes a tag of the run and the version.
-        evidence: what the reason rests on, e.g. figures of a drift report; a tag as well.
+        reason: why the run was started: free text, or `drift`. It becomes a tag of the run and the version.
+        evidence: supports the reason, e.g. figures of a drift report; also a tag.
     """
     get_run_logger().info("started because: %s %s", reason, evidence or "")
     try:
@@ -67,7 +67,7 @@ def train(reason: str = "manual", evidence: dict[str, Any] | None = None) -> Sta
 
 
 def skipped(settings: Params) -> str | None:
-    """Why a run that no person started has nothing to do; None if it has. Brings the data up to date to find out."""
+    """Why an automatic run is skipped; None if it is not. May bring the data up to date to find out."""
     why = retraining.held_back(settings.retrain)
     if why is not None or settings.retrain.on == "always":
         return why
@@ -82,7 +82,7 @@ def skipped(settings: Params) -> str | None:
 
 
 def _watched_by_nobody(settings: Params) -> str | None:
-    """The stage that has to look for itself: DVC does not watch what users say."""
+    """The stage to run even if DVC sees no change: DVC does not watch users' feedback."""
     return "ingest" if any(source.kind == "feedback" for source in settings.data.sources) else None
 
 
@@ -104,7 +104,7 @@ def gate(settings: Params, evaluation: dict[str, Any]) -> list[Verdict]:
 def register(
     settings: Params, evaluation: dict[str, Any], verdicts: list[Verdict], comparison: dict[str, Any] | None, because: dict[str, str]
 ) -> Version:
-    """Put the package into MLflow, once, and on its version what a person needs to decide."""
+    """Register the package in MLflow, once, and add to its version what a person needs to decide."""
     found = package.verify(PACKAGE)
     version = registry.register(found, settings, evaluation, verdicts, because)
     note(version, found, comparison)
@@ -113,14 +113,14 @@ def register(
 
 @task(**retried)
 def promote(version: Version) -> None:
-    """Move the alias, because params.yaml: promotion says so."""
+    """Move the alias `champion`, as `promotion` in params.yaml demands."""
     with promotion.alone():
         promotion.promote(version)
 
 
 @task(cache_policy=NO_CACHE)
 def notify(version: Version, verdicts: list[Verdict], evaluation: dict[str, Any], comparison: dict[str, Any] | None, reason: str) -> str:
-    """Say how it ended, in the log and as an artifact. Returns the sentence."""
+    """Report the result in the log, as an artifact and, if the gate failed, as a notification. Returns the sentence."""
     failed = [f"{verdict.name} {verdict}" for verdict in verdicts if not verdict.passed]
     sentence = f"version {version.number} of {registry.MODEL} is registered; gate {'failed: ' + '; '.join(failed) if failed else 'passed'}"
     (get_run_logger().error if failed else get_run_logger().info)(sentence)

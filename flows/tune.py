@@ -1,4 +1,4 @@
-"""Flow `tune`: searches better settings of training. What it finds is for a person to take over; nothing is trained for serving here."""
+"""Flow `tune`: searches for better training settings. A person decides whether to adopt them; no model is trained for serving."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from pipeline.params import ParamsError
 
 @flow(name="tune", log_prints=False)
 def tune() -> State[Any]:
-    """Run the search of params.yaml's section `tune`, or go on with one that was cut short.
+    """Run the search that `tune` in params.yaml describes, or resume one that was interrupted.
 
-    Ends as Completed with the command that takes the best values over, or as StageFailed.
+    Ends as Completed with the command that adopts the best values, or as StageFailed.
     """
     try:
         found = study("sweep")

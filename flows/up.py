@@ -23,15 +23,15 @@ prefect deployment run train/default
 DEFAULTS = {
     BACKEND: "sqlite:///mlflow.db",
     ARTIFACTS: "./mlartifacts",
-    # Jobs are a feature of MLflow that nothing here uses; their workers would take 2 GB.
+    # Nothing here uses MLflow's jobs, whose workers would take 2 GB.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    # In memory, a server that starts anew would know nothing of the runs that hold a place: they would be ended, or hold it for ever.
+    # In memory, concurrency leases would be lost when the server restarts: runs would be ended, or hold their slot for ever.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-    # `deploy` looks every minute: of its runs alone Prefect's database would grow by tens of megabytes a day, for ever.
+    # `deploy` runs every minute: its runs alone would grow Prefect's database by tens of megabytes a day, for ever.
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(14 * 24 * 3600),
 }
-"""Where the servers keep things, unless the environment says otherwise."""
+"""Settings of the servers, unless the environment says otherwise."""
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     stores = {name: os.environ.get(name) or value for name, value in DEFAULTS.items()}
     env = environment(**stores, **uris)
     if secret:
-        from flows.hook import mlflow_environment  # with Prefect and MLflow, for which nobody should wait who asks for nothing of it
+        from flows.hook import mlflow_environment  # slow: imports Prefect and MLflow
 
         env |= mlflow_environment(secret)
     manager = Manager()
@@ -50,17 +50,17 @@ def main() -> None:
         manager.add_process(name, command, env=env)
     print(WELCOME.format(host=HOST, **ports), flush=True)
     manager.loop()
-    sys.exit(0 if manager.returncode in (0, 130, 143) else manager.returncode)  # stopped by the user is no failure
+    sys.exit(0 if manager.returncode in (0, 130, 143) else manager.returncode)  # being stopped by the user is not a failure
 
 
 def commands(ports: Mapping[str, int]) -> dict[str, str]:
     """Name of each process -> its shell command."""
     python = shlex.quote(sys.executable)
-    # MLflow takes some seconds to start: its client tries again, waiting twice as long each time.
+    # MLflow takes some seconds to start: its client retries, with exponential backoff.
     receiver = f"MLFLOW_HTTP_REQUEST_MAX_RETRIES=7 exec {python} -m flows.hook {ports['HOOK_PORT']}" if "HOOK_PORT" in ports else None
     return ({"hook": receiver} if receiver else {}) | {
-        # Where it keeps things is in its environment: a command line with a password is seen by everybody on the machine.
-        # The service asks for the alias once a second, which is not worth a line of the log each.
+        # Its stores are set in its environment: everybody on the machine can see a command line, and with it a password.
+        # The service polls the alias once a second, which would fill the log.
         "mlflow": f"exec {python} -m mlflow server --host {HOST} --port {ports['MLFLOW_PORT']} --workers 1 "
         "--uvicorn-opts '--log-level warning'",
         "prefect": f"exec {python} -m prefect server start --host {HOST} --port {ports['PREFECT_PORT']}",
