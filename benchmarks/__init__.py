@@ -1,1 +1,1 @@
-"""Speed and size, measured: each figure beside a peer in the same run. Nothing here is a test; `results/` says what was seen where."""
+"""Benchmarks, each beside a peer measured in the same run. They are not tests; `results/` has the figures and the machines."""

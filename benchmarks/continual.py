@@ -1,10 +1,10 @@
-"""The loop on its own, from one family of forgeries to two: `python -m benchmarks.continual`. The result is docs/continual.md.
+"""The automatic loop, from one family of forgeries to two: `python -m benchmarks.continual`. The result is docs/continual.md.
 
-A model learns one family. It is served; traffic brings another; the drift check says so; users' labels arrive. Trained on those alone it
-forgets the first family, and a gate on the first family's figure refuses it. Trained on them beside what it knew it passes, is better
-than the champion on the same images, takes its place by params.yaml: promotion, and the service follows. The next check is quiet.
-All of it runs in a folder of its own with DVC, MLflow, Prefect and BentoML as they are used otherwise; what happened is read from their
-records and from the service. How good each version is at each family is measured on pictures that no training ever sees.
+A model learns one family and is served. Traffic brings another, the drift check reports it, and users' labels arrive. Trained on those
+alone, a model forgets the first family, and a gate on that family's figure refuses it. Trained on old and new, it passes, beats the
+champion on the same images, is promoted as `promotion` in params.yaml says, and the service follows. The next check finds no drift.
+All of it runs in its own folder with DVC, MLflow, Prefect and BentoML as in production; what happened is read from their records and
+from the service. Each version is measured on images of each family that no training ever sees.
 """
 
 import argparse
@@ -32,29 +32,29 @@ from pipeline.sources import procedural
 
 OLD, NEW = "resynthesis", "swap"
 PAIRS = 720
-"""Reals, and as many fakes, of each family that are trained on."""
+"""Reals, and as many fakes, of each family in the training data."""
 
 JUDGED = 250
-"""Pairs of each family that every version is judged on."""
+"""Test pairs of each family, for every version."""
 
 SIDE, QUALITY = 64, (90, 98)
 CLIENTS = 4
 
 
 def old(seed: int, pairs: int) -> ProceduralSource:
-    """Faces of which half are fakes of the first family."""
+    """Faces, half of them fakes of the first family."""
     return ProceduralSource(kind="procedural", name="old", reals=pairs, size=SIDE, jpeg_quality=QUALITY, generators={OLD: 1.0}, seed=seed)
 
 
 def settings() -> dict[str, Any]:
-    """What params.yaml says here and does not elsewhere."""
+    """Settings that differ from params.yaml."""
     return {
         "data.sources": [
             old(7, PAIRS).model_dump(mode="json"),
             {"kind": "feedback", "name": "users", "path": "var/feedback", "a_day": 10_000},
         ],
         "split.holdout_generators": [],
-        # Of 360 images, which .15 would be, the interval of a difference of .05 reaches from 0 to .1: to promote would be luck.
+        # With .15 (360 images), the interval of a difference of .05 would reach from 0 to .1: promotion would be luck.
         "split.shares": {"train": 0.6, "val": 0.15, "test": 0.25},
         "train.epochs": 12,
         "evaluate.bootstrap": 200,
@@ -71,7 +71,7 @@ def settings() -> dict[str, Any]:
 
 
 def scenario(folder: Path) -> dict[str, Any]:
-    """Run the loop in an empty folder. Returns what was seen, in the order in which it happened, and the figures of each version."""
+    """Run the loop in an empty folder. Returns what happened, in order, and the figures of each version."""
     begun = time.monotonic()
     project, seen = folder / "project", []
     pictures = {name: _render(folder / "pictures", name, seed, pairs) for name, seed, pairs in _renderings()}
@@ -145,7 +145,7 @@ def page(result: dict[str, Any]) -> str:
 
 
 def _renderings() -> list[tuple[str, int, int]]:
-    """Name, seed, pairs: no two share a picture."""
+    """Name, seed and pairs of each rendering; no two share an image."""
     names = ["old traffic", "old traffic, second", "old traffic, later", "new traffic", "new traffic, later"]
     return [(name, 100 + number, PAIRS if name == "new traffic" else PAIRS // 2) for number, name in enumerate(names)] + [
         ("old test", 200, JUDGED),
@@ -160,19 +160,19 @@ def _render(folder: Path, name: str, seed: int, pairs: int) -> pd.DataFrame:
 
 
 def _ask(client: httpx.Client, table: pd.DataFrame) -> pd.DataFrame:
-    """Send the pictures. Returns the table with the `id` of each answer."""
+    """Send the images. Returns the table with the `id` of each answer."""
 
     def one(file: str) -> str:
         return str(client.post("/predict", files={"image": Path(file).read_bytes()}).raise_for_status().json()["id"])
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         found = table.assign(id=list(pool.map(one, table["file"])))
-    time.sleep(2)  # until the last of them are in the log
+    time.sleep(2)  # until the last answers are in the prediction log
     return found
 
 
 def _label(client: httpx.Client, answers: pd.DataFrame) -> int:
-    """Say what the pictures are, and let them be kept. Returns how many."""
+    """Label the images through the service and allow it to keep them. Returns how many."""
 
     def one(row: Any) -> None:
         said = {"id": row.id, "label": row.label, "keep_image": "true"}
@@ -187,7 +187,7 @@ def _version(client: httpx.Client) -> str:
 
 
 def _keep(project: Path, folder: Path, number: int) -> Path:
-    """The package of the training that has just ended, kept."""
+    """Copy the package of the training that has just ended. Returns the copy."""
     return Path(shutil.copytree(project / "models/package", folder / f"version-{number}"))
 
 
@@ -197,7 +197,7 @@ def _gate(project: Path) -> str:
 
 
 def _judged(package: Path, table: pd.DataFrame) -> Figure:
-    """AUC of a package, with the interval over groups."""
+    """AUC of a package, with its bootstrap interval over groups."""
     detector = Detector.load(package, "cpu")
     found = detector.predict([read(Path(file)) for file in table["file"]])
     probabilities, labels = np.array([answer.probability_fake for answer in found]), table["label"].map(LABEL2ID).to_numpy()

@@ -1,4 +1,4 @@
-"""Speed and size of the data side: `python -m benchmarks.data ingest|scale`. Results go to benchmarks/results/data.json."""
+"""Speed and memory of the data stages: `python -m benchmarks.data ingest|scale`. Results: benchmarks/results/data.json and data.png."""
 
 import argparse
 import hashlib
@@ -27,11 +27,11 @@ from pipeline.settings import apply, folder_source
 
 SIDE, LABELS = 256, ("real", "fake")
 PEER_ROWS = 20_000
-"""Where brute force over all pairs is the peer."""
+"""Images for the comparison with brute force over all pairs."""
 
 
 def make_images(folder: Path, count: int) -> None:
-    """JPEG files of 256 px, about as large as photographs of faces are (20 kB)."""
+    """JPEG files of 256 px, about as large as photographs of faces (20 kB)."""
     for label in LABELS:
         (folder / label).mkdir(parents=True)
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -43,7 +43,7 @@ def _make_image(folder: Path, number: int) -> None:
 
 
 def plain_loop(folder: Path) -> int:
-    """What one would write first: Pillow decodes, hashlib and imagehash name each file."""
+    """The obvious implementation: Pillow decodes each file, hashlib and imagehash hash it."""
     import imagehash
 
     rows = []
@@ -55,7 +55,7 @@ def plain_loop(folder: Path) -> int:
 
 
 def ingest_stage(folder: Path, workspace: Path, in_place: bool) -> int:
-    """The stage, with everything it does: hashes, quality columns, manifest and, unless the folder is read in place, copies."""
+    """The whole stage: hashes, quality columns, manifest and, unless the folder is read in place, copies."""
     root = Path.cwd()
     workspace.mkdir()
     shutil.copy(root / "params.yaml", workspace)
@@ -67,7 +67,7 @@ def ingest_stage(folder: Path, workspace: Path, in_place: bool) -> int:
 
 
 def bench_ingest(counts: list[int]) -> dict[str, Any]:
-    """Against the plain loop, and memory while the number of images grows."""
+    """The stage against the plain loop, and its memory as the number of images grows."""
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         everything = Path(name) / "images"
@@ -90,7 +90,7 @@ def bench_ingest(counts: list[int]) -> dict[str, Any]:
 
 
 def _first(images: Path, count: int, folder: Path) -> Path:
-    """A folder with links to the first images."""
+    """A folder with hard links to the first images."""
     for path in sorted(images.rglob("*.jpg"), key=lambda path: path.name)[:count]:
         link = folder / path.relative_to(images)
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def _first(images: Path, count: int, folder: Path) -> Path:
 
 
 def bench_scale(rows: list[int], images: Path, radius: int) -> dict[str, Any]:
-    """Near-duplicates, split, validation and manifest, while the number of images grows; near-duplicates against brute force."""
+    """Near-duplicates, split, validation and manifest as the number of images grows; near-duplicates also against brute force."""
     real = real_hashes(images, 3000)
     found: dict[str, Any] = {}
     few = simulate(real, PEER_ROWS)
@@ -132,7 +132,7 @@ def all_pairs(hashes: np.ndarray, radius: int) -> set[tuple[int, int]]:
 
 
 def brute_force(hashes: np.ndarray, radius: int) -> set[tuple[int, int]]:
-    """Every pair within the radius, by comparing all."""
+    """Every pair within the radius, by comparing all pairs."""
     found: set[tuple[int, int]] = set()
     for index in range(len(hashes) - 1):
         near = np.flatnonzero(np.bitwise_count(hashes[index + 1 :] ^ hashes[index]) <= radius)
@@ -141,12 +141,12 @@ def brute_force(hashes: np.ndarray, radius: int) -> set[tuple[int, int]]:
 
 
 def find_clusters(hashes: np.ndarray, radius: int) -> int:
-    """What the pipeline does with the hashes; the number of clusters."""
+    """Number of clusters that the pipeline finds in the hashes."""
     return clusters(pd.DataFrame({"phash": [f"{value:016x}" for value in hashes.tolist()]}), radius).nunique()
 
 
 def write_people(hashes: np.ndarray, workspace: Path) -> None:
-    """Put a manifest into the workspace, and its first nine tenths as the last accepted version."""
+    """Write a manifest into the workspace, and its first nine tenths as the last accepted version."""
     table = people(hashes)
     manifest.write(table, workspace / manifest.MANIFEST)
     manifest.write(table.head(len(table) * 9 // 10), workspace / manifest.ACCEPTED)

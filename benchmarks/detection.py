@@ -1,7 +1,7 @@
-"""What each part of a recipe buys: one network, one step more a row, judged on forgeries it was shown and on those it was not.
+"""Ablation of the training recipe: one network, each row adds one step, tested on forgeries it was trained on and on unseen ones.
 
-`python -m benchmarks.detection FACES... --model NAME --unseen FOLDER --reals FOLDER` needs hours on a CPU; a row that was finished is not
-run again, one that was cut short goes on. Rows can run side by side: `--rows plain paired` in one terminal, `--rows lora` in another.
+`python -m benchmarks.detection FACES... --model NAME --unseen FOLDER --reals FOLDER` takes hours on a CPU. A finished row is not repeated,
+an interrupted one resumes. Rows can run in parallel: `--rows plain paired` in one terminal, `--rows lora` in another.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from pipeline.settings import apply, pairs, preset
 from pipeline.training.dataset import pixels
 
 LENGTH = {"train.epochs": 2, "train.ema": 0.99}
-"""Of a training in the table; `--set` says otherwise."""
+"""How long each row trains; `--set` overrides it."""
 BLENDED = {"share": 0.35, "methods": {"self_blend": 1.0}}
 ROWS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "plain": ("full fine-tune, no pairs, flips alone", ("probe",), {"pairing": False, "rank_weight": 0.0}),
@@ -47,7 +47,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "layernorm": ("the same, norm layers alone", ("robust", "layernorm"), {}),
     "lora": ("the same, LoRA", ("robust", "lora"), {}),
 }
-"""Row -> what it adds to the one before, presets, and values of `train`."""
+"""Row -> what it adds to the previous one, presets, and values of `train`."""
 COLUMNS = {
     "test": "test AUC",
     "jpeg40_half": "JPEG 40 at half size",
@@ -58,12 +58,12 @@ COLUMNS = {
 
 
 def values(row: str, chosen: dict[str, Any]) -> dict[str, Any]:
-    """What a row writes into params.yaml, dotted key -> value; `chosen` holds for every row."""
+    """Settings of a row: dotted key of params.yaml -> value; `chosen` applies to every row."""
     _, presets, train = ROWS[row]
-    # `prepare` wrote which network it is.
+    # `prepare` has set the network.
     found = {key: value for key, value in preset("finetune", ROOT / "params.yaml").items() if not key.startswith("model.")}
     for name in presets:
-        # Of `probe` a row takes pictures that stay as they are, and flips them.
+        # From `probe` a row takes only the augmentation, which is none, and adds flips.
         found |= {key: value for key, value in preset(name, ROOT / "params.yaml").items() if name != "probe" or key.startswith("augment.")}
         found |= {"augment.flip": 0.5}
     return found | LENGTH | {f"train.{key}": value for key, value in train.items()} | chosen
@@ -83,7 +83,7 @@ def prepare(work: Path, faces: list[Path], network: str) -> None:
 
 
 def train(work: Path, row: str, chosen: dict[str, Any]) -> Path:
-    """The workspace of a row whose model is trained."""
+    """Train the model of a row. Returns the row's workspace."""
     folder = work / "rows" / row
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "data").exists():
@@ -138,7 +138,7 @@ def _stage(name: str, folder: Path) -> None:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """The rows in Markdown."""
+    """The rows as a Markdown table."""
     lines = ["| recipe | " + " | ".join(COLUMNS.values()) + " | moved weights | minutes |", "| --- |" + " --- |" * (len(COLUMNS) + 2)]
     for name, (title, _, _) in ROWS.items():
         if found := rows.get(name):

@@ -1,7 +1,7 @@
-"""How often drift checks are wrong, what they can find, and how long they take: `python -m benchmarks.drift alarms|power|f1|time`.
+"""False alarms, power, F1 estimates and run time of drift checks: `python -m benchmarks.drift alarms|power|f1|time`.
 
-Results go to benchmarks/results/drift.json, the power curves also to docs/drift.svg. The answers are simulated: embeddings with the
-spread of a network's (its directions differ in strength), calibrated probabilities, and the six statistics of pictures.
+Results go to benchmarks/results/drift.json, the power curves also to docs/drift.svg. The answers are simulated: embeddings whose variance
+differs between directions, as in a real network; calibrated probabilities; and the six image statistics.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pipeline.params_loop import Drift
 
 SETTINGS = Drift(min_window=100, max_window=10_000, alpha=0.01, permutations=199, cron="0 * * * *")
 REFERENCE = 500
-"""Images, as params.yaml: export.reference has it."""
+"""Images, as `export.reference` in params.yaml."""
 
 WINDOWS = 1000
 SIZES = (200, 1000, 5000)
@@ -38,13 +38,13 @@ SHIFTS: dict[str, tuple[str, tuple[float, ...]]] = {
     "fakes": ("share of fakes more than the reference's 50%", (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)),
     "no_face": ("share of pictures with the warning", (0.01, 0.02, 0.04, 0.06, 0.08, 0.1)),
 }
-"""Name -> unit, sizes that are tried."""
+"""Name -> unit, sizes to try."""
 
 DIMENSIONS, SEPARATION = 128, 1.0
 
 
 def answers(rng: np.random.Generator, rows: int, fakes: float = 0.5, dimensions: int = DIMENSIONS) -> tuple[pd.DataFrame, np.ndarray]:
-    """Answers of a calibrated model, and the labels."""
+    """Simulated answers of a calibrated model, and the labels."""
     labels = (rng.random(rows) < fakes).astype(int)
     scores = rng.normal(SEPARATION * (2 * labels - 1), 1)
     embeddings = rng.standard_normal((rows, dimensions), np.float32) / np.sqrt(1 + np.arange(dimensions, dtype=np.float32))
@@ -52,12 +52,12 @@ def answers(rng: np.random.Generator, rows: int, fakes: float = 0.5, dimensions:
     probabilities = expit(2 * SEPARATION * scores)
     verdicts = np.where(probabilities > 0.6, "fake", np.where(probabilities < 0.4, "real", "uncertain"))
     table = {"verdict": verdicts, "warnings": [[]] * rows, "probability_fake": probabilities, "embedding": list(embeddings)}
-    common = rng.normal(size=rows)  # the statistics of a picture hang together
+    common = rng.normal(size=rows)  # the statistics of an image are correlated
     return pd.DataFrame(table | {name: 100 + 15 * (0.6 * common + 0.8 * rng.normal(size=rows)) for name in STATISTICS}), labels
 
 
 def shift(table: pd.DataFrame, name: str, size: float, rng: np.random.Generator) -> pd.DataFrame:
-    """The answers, changed."""
+    """The answers with a shift of the given kind and size."""
     if name == "brightness":
         return table.assign(brightness=table["brightness"] + 15 * size)
     if name == "embedding":
@@ -71,7 +71,7 @@ def shift(table: pd.DataFrame, name: str, size: float, rng: np.random.Generator)
 
 
 def alarms() -> dict[str, Any]:
-    """Of WINDOWS clean windows, each with a reference of its own: how many are called drift."""
+    """False alarms in WINDOWS windows without drift, each with its own reference."""
     rng = np.random.default_rng(0)
     found = sum(compare(answers(rng, REFERENCE)[0], answers(rng, SIZES[0])[0], SETTINGS, seed=number)["drift"] for number in range(WINDOWS))
     interval = binomtest(found, WINDOWS, SETTINGS.alpha).proportion_ci(method="exact")
@@ -79,7 +79,7 @@ def alarms() -> dict[str, Any]:
 
 
 def power() -> dict[str, Any]:
-    """For each kind of shift, its size and that of the window: the share of windows in which drift is found."""
+    """The share of windows in which drift is found, for each kind of shift, its size and the window's."""
     rng, curves = np.random.default_rng(1), {}
     for name, (unit, sizes) in SHIFTS.items():
         by_window = {}
@@ -140,7 +140,7 @@ def f1() -> dict[str, Any]:
 
 
 def check(window: int, reference: int) -> tuple[float, float]:
-    """Seconds, and seconds of a processor, of a comparison with as many permutations as params.yaml has."""
+    """Wall-clock and CPU seconds of a comparison, with as many permutations as in params.yaml."""
     rng = np.random.default_rng(3)
     before, now = (answers(rng, rows, dimensions=768)[0] for rows in (reference, window))
     started, worked = time.perf_counter(), time.process_time()
@@ -149,7 +149,7 @@ def check(window: int, reference: int) -> tuple[float, float]:
 
 
 def seconds() -> dict[str, Any]:
-    """Of one check: 10,000 answers of 768 dimensions against 100,000, and what params.yaml has. Beside the load of the machine."""
+    """Cost of a check with 768 dimensions, and the machine's load: 10,000 answers against 100,000, and the sizes in params.yaml."""
     found: dict[str, Any] = {"load": round(os.getloadavg()[0], 1)}
     for window, reference in ((10_000, 100_000), (5000, REFERENCE)):
         run: Measured = measured(check, window, reference)

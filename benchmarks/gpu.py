@@ -1,7 +1,7 @@
-"""How a GPU runs the network of a package: `python -m benchmarks.gpu --package DIR`. And how busy it is kept.
+"""Throughput of a package's network on a GPU: `python -m benchmarks.gpu --package DIR`. Also measures GPU utilisation for other benchmarks.
 
-Images a second for each size of batch: 32 and 16 bits, kernel by kernel, compiled, and recorded as a CUDA graph, which is what the service
-does. With the copy to the GPU and back. Results: benchmarks/results/gpu.json.
+Images per second for each batch size: eager in 32 and 16 bits, compiled, and as a CUDA graph, as in the service. Copies to and from the
+GPU are included. Results: benchmarks/results/gpu.json.
 """
 
 import argparse
@@ -26,10 +26,10 @@ BATCHES = (1, 4, 16, 64)
 
 
 class Gpu:
-    """Share of the time in which the GPU computed anything, while this is open: NVML's figure, ten times a second.
+    """GPU utilisation as NVML reports it, sampled ten times a second while this is open.
 
     Attributes:
-        busy: percent; None where there is no GPU.
+        busy: mean in percent; None without a GPU.
     """
 
     def __init__(self) -> None:
@@ -50,13 +50,13 @@ class Gpu:
     def _watch(self) -> None:
         seen = []
         while not self._end.wait(0.1):
-            with suppress(Exception):  # a driver that does not tell
+            with suppress(Exception):  # not every driver reports it
                 seen.append(torch.cuda.utilization())
         self.busy = round(float(np.mean(seen)), 1) if seen else None
 
 
 def rate(work: Callable[[np.ndarray], Any], values: np.ndarray, seconds: float) -> float:
-    """Images a second of a piece of work on a batch."""
+    """Images per second of a function on a batch, from its median time."""
     for _ in range(3):
         work(values)
     passed = []
@@ -69,7 +69,7 @@ def rate(work: Callable[[np.ndarray], Any], values: np.ndarray, seconds: float) 
 
 
 def plain(folder: Path, kind: torch.dtype, compiled: bool = False) -> Callable[[np.ndarray], Any]:
-    """The network without a recording."""
+    """The network without a CUDA graph."""
     network = WithEmbedding.load(folder).to("cuda", kind)
     run = torch.compile(network) if compiled else network
 

@@ -1,4 +1,4 @@
-"""Files that were made to break a decoder, from a seed: damaged ones, liars, bombs, and two kinds of file in one."""
+"""Reproducible files made to break a decoder: damaged ones, false headers, decompression bombs, and two formats in one file."""
 
 import io
 import random
@@ -12,11 +12,11 @@ from benchmarks.load import photograph
 from pipeline.images import FORMATS
 
 LOOP = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x69\x87\x04\0\x01\0\0\0\x08\0\0\0\x08\0\0\0"
-"""A directory whose next page, and whose only entry, is itself."""
+"""An EXIF directory whose next page and only entry both point back to it."""
 
 
 def damaged(count: int, seed: int = 0) -> Iterator[bytes]:
-    """Valid files of every format, each cut off, with bytes changed anywhere or in its header, or with another file behind it."""
+    """Files of every format, each truncated, with bytes changed anywhere or in its header, or with a part of itself appended."""
     rng = random.Random(seed)  # noqa: S311 - nothing secret
     image = Image.open(io.BytesIO(photograph(96, seed)))
     files = [_saved(image, kind) for kind in FORMATS]
@@ -25,7 +25,7 @@ def damaged(count: int, seed: int = 0) -> Iterator[bytes]:
 
 
 def special() -> dict[str, bytes]:
-    """What -> a file that is one."""
+    """Description -> file."""
     small = Image.new("RGB", (8, 8), "gray")
     jpeg, png = _saved(small, "JPEG"), _saved(small, "PNG")
     exif = Image.Exif()
@@ -61,12 +61,12 @@ def special() -> dict[str, bytes]:
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """A piece of a PNG file."""
+    """A chunk of a PNG file."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def png_of(width: int, height: int, rows: bytes) -> bytes:
-    """A PNG file, 8-bit RGB, with this header and these compressed rows, whether or not the two belong together."""
+    """An 8-bit RGB PNG with this size in its header and these compressed rows, whether or not they match."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
@@ -83,12 +83,12 @@ def _jpeg_claiming(data: bytes, width: int, height: int) -> bytes:
 
 
 def _jpeg_scanned(data: bytes, times: int) -> bytes:
-    """A progressive JPEG with its last scan so many times more."""
+    """A progressive JPEG with its last scan repeated this many times more."""
     return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * times + data[-2:]
 
 
 def _tiff_tiled(kind: int, side: int) -> bytes:
-    """A gray TIFF of 16 x 16 in one tile, whose side is written in a type of number: 4 has 32 bits, 17 has 64."""
+    """A gray TIFF of 16 x 16 in one tile, whose side is stored as TIFF type `kind`: 4 has 32 bits, 17 has 64."""
     packed = zlib.compress(bytes(side * side), 9)
     tags = {256: (4, 16), 257: (4, 16), 258: (3, 8), 259: (3, 8), 262: (3, 1), 273: (4, 0), 277: (3, 1), 278: (4, 16)}
     tags |= {279: (4, len(packed)), 284: (3, 1), 322: (kind, side), 323: (kind, side), 324: (4, 0), 325: (4, len(packed))}

@@ -1,4 +1,4 @@
-"""Clients that send pictures without a pause, and what became of their requests. One process, so that little is taken from the service."""
+"""Load generator: clients that send images without a pause. One process, so that it takes little CPU from the service."""
 
 import asyncio
 import io
@@ -15,13 +15,13 @@ BOUNDARY = b"unmask-benchmark"
 
 @dataclass
 class Load:
-    """What a number of clients saw.
+    """What the clients saw.
 
     Attributes:
         seconds: how long they sent.
-        latencies: seconds of each answer with status 200, by the name of what was sent.
+        latencies: name of the request -> seconds of each answer with status 200.
         statuses: HTTP status, or 0 for a broken connection -> how often.
-        all: answers with status 200, of the warm-up and after the end too.
+        all: answers with status 200, including those of the warm-up and after the end.
     """
 
     seconds: float
@@ -41,17 +41,17 @@ class Load:
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """Answers per second."""
         return self.answered / self.seconds
 
     def percentile(self, percent: float, name: str | None = None) -> float:
-        """Of the latencies, in milliseconds; not a number where there are none."""
+        """Percentile of the latencies in milliseconds; NaN if there are none."""
         found = self.latencies.get(name, []) if name else [value for values in self.latencies.values() for value in values]
         return float(np.percentile(found, percent)) * 1000 if found else float("nan")
 
 
 def photograph(side: int, seed: int, quality: int = 90) -> bytes:
-    """A square JPEG with edges, texture and noise, about as large as a photograph of its size is."""
+    """A square JPEG with edges, texture and noise, about as many bytes as a photograph of that size."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     noisy = np.asarray(coarse, np.int16) + rng.normal(0, 6, (side, side, 1)).astype(np.int16)
@@ -61,7 +61,7 @@ def photograph(side: int, seed: int, quality: int = 90) -> bytes:
 
 
 def upload(port: int, data: bytes, path: str = "/predict") -> bytes:
-    """A whole HTTP request with a file in the field `image` of a form."""
+    """A complete HTTP request with a file in the form field `image`."""
     head = b'--%s\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n' % BOUNDARY
     body = head + data + b"\r\n--%s--\r\n" % BOUNDARY
     lines = (
@@ -74,19 +74,19 @@ def upload(port: int, data: bytes, path: str = "/predict") -> bytes:
 
 
 def send(port: int, clients: Sequence[Callable[[int], tuple[str, bytes]]], seconds: float, warm_up: float = 0) -> Load:
-    """Let clients send for a while, each the next request as soon as the last one is answered.
+    """Let clients send for a while, each its next request as soon as the last one is answered.
 
     Args:
         port: on this machine.
-        clients: for each, a function from the number of its request to its name and bytes (see `upload`).
-        seconds: that count.
-        warm_up: seconds before, that do not count.
+        clients: for each, a function from the number of a request to its name and bytes (see `upload`).
+        seconds: how long to measure.
+        warm_up: seconds before that, which do not count.
     """
     return asyncio.run(_send(port, clients, seconds, warm_up))
 
 
 def status(port: int, content: bytes) -> int:
-    """The status that one request gets, 0 if there is no answer."""
+    """The status of one request, 0 if there is no answer."""
 
     async def ask() -> int:
         return (await asyncio.wait_for(_exchange(*await asyncio.open_connection("127.0.0.1", port), content), 60))[0]

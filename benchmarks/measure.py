@@ -1,4 +1,4 @@
-"""Time and memory of a piece of work in a process of its own, and what machine it ran on."""
+"""Measures time and memory of a function in its own process, and describes the machine."""
 
 import json
 import multiprocessing
@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Measured:
-    """What a piece of work returned, how long it took, and the most memory it and its children had at a time (sum of their shares)."""
+    """What a function returned, how long it took, and the peak memory of its process and children (proportional set size)."""
 
     result: Any
     seconds: float
@@ -49,7 +49,7 @@ def measured(function: Callable[..., Any], *arguments: Any) -> Measured:
 
 
 def memory(process: psutil.Process) -> float:
-    """Megabytes of a process and its children; what they share counts once (proportional set size). None of those that have ended."""
+    """Megabytes of a process and its children; shared memory counts once (proportional set size). Ended processes have none."""
     total = 0
     with suppress(psutil.NoSuchProcess):
         for one in (process, *process.children(recursive=True)):
@@ -74,7 +74,7 @@ def machine() -> dict[str, Any]:
 
 
 def record(name: str, results: dict[str, Any]) -> Path:
-    """Put results beside those that are there, in results/<name>.json."""
+    """Add results to results/<name>.json, or replace those with the same keys. Returns the file."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(path.read_text()) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""A project of its own beside this one, with a Prefect server and a service: what a demonstration of the whole loop works on."""
+"""A separate copy of this project with its own Prefect server and service, for demonstrations of the whole loop."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ FLOW = "from flows.{name} import {name}; state = {name}({arguments}return_state=
 
 
 def make(project: Path, settings: dict[str, Any]) -> None:
-    """A copy of this project with other settings, in a git and DVC repository of its own."""
+    """Copy this project, with other settings, into its own git and DVC repository."""
     project.mkdir(parents=True)
     for name in ("pipeline", "flows", "serving", "web"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -37,7 +37,7 @@ def make(project: Path, settings: dict[str, Any]) -> None:
 
 @contextmanager
 def prefect(folder: Path) -> Iterator[dict[str, str]]:
-    """A Prefect server; yields the environment of everything that runs here."""
+    """Run a Prefect server; yields the environment for everything that uses it."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "UNMASK_", "PREFECT_"))}
     inherited |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
     inherited |= {"PREFECT_HOME": str(folder / "prefect"), "BENTOML_HOME": str(folder / "bentoml")}
@@ -50,7 +50,7 @@ def prefect(folder: Path) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def service(project: Path, environment: dict[str, str]) -> Iterator[httpx.Client]:
-    """`bentoml serve`, following MLflow's champion."""
+    """Run `bentoml serve`, which follows MLflow's champion; yields a client."""
     port = free_port()
     url = f"http://{HOST}:{port}"
     with _started(project, "service", environment, "-m", "bentoml", "serve", "service:Unmask", "--host", HOST, "--port", str(port)):
@@ -82,7 +82,7 @@ def flow(project: Path, environment: dict[str, str], name: str, **arguments: str
 
 
 def call(project: Path, environment: dict[str, str], *arguments: str) -> str:
-    """Run this Python in the project. Returns what it printed; raises RuntimeError with that if it fails."""
+    """Run this Python in the project. Returns its output; raises RuntimeError with the output if it fails."""
     done = subprocess.run(
         [sys.executable, *arguments], cwd=project, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -92,7 +92,7 @@ def call(project: Path, environment: dict[str, str], *arguments: str) -> str:
 
 
 def answers(url: str) -> bool:
-    """Whether something says there that it is well."""
+    """Whether a server answers there with success."""
     try:
         return httpx.get(url).is_success
     except httpx.TransportError:
@@ -100,7 +100,7 @@ def answers(url: str) -> bool:
 
 
 def wait(condition: Callable[[], bool], seconds: float) -> None:
-    """Until a condition holds. Raises RuntimeError if that takes longer."""
+    """Wait until a condition holds. Raises RuntimeError if that takes longer."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

@@ -1,6 +1,6 @@
-"""Speed of the service beside what one would write first: `python -m benchmarks.serving --package DIR --seconds N`.
+"""Speed of the service compared with obvious implementations: `python -m benchmarks.serving --package DIR --seconds N`.
 
-Every service is asked alone, on the same machine, with the same network and the same pictures; the clients are one more process there.
+Services are loaded one at a time, on the same machine, with the same network and images; the clients are one more process there.
 Results: benchmarks/results/serving.json and serving.md.
 """
 
@@ -44,12 +44,12 @@ PEERS = {
     "Starlette, micro-batches": [*UVICORN, "benchmarks.peers.starlette_batches:app"],
     "Unmask": ["-m", "bentoml", "serve", "service:Unmask", "--host", "127.0.0.1", "--port", "{port}"],
 }
-"""Name -> arguments of Python."""
+"""Name -> arguments for Python."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """A service that answers: where, and its first process."""
+    """A running service: its port and its first process."""
 
     port: int
     process: psutil.Process
@@ -61,12 +61,12 @@ class Running:
 
     @property
     def cpu(self) -> float:
-        """Seconds of processor time so far."""
+        """CPU seconds so far."""
         return sum(used.user + used.system for used in (process.cpu_times() for process in self.tree))
 
     @property
     def memory(self) -> float:
-        """Megabytes; what processes share counts once."""
+        """Megabytes; shared memory counts once."""
         return memory(self.process)
 
 
@@ -74,7 +74,7 @@ class Running:
 def running(
     arguments: list[str], package: Path, question: Callable[[int], bytes] | None = None, workers: int = 1, **environment: str
 ) -> Iterator[Running]:
-    """A service of its own, until the block ends; it begins when a picture, or what `question` asks of the port, gets a 200."""
+    """Run a service until the block ends. The block starts when an image, or the request that `question` makes, gets a 200."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         own = {"PACKAGE": str(package), "UNMASK_PACKAGE": str(package), "UNMASK_VAR": folder, "BENTOML_HOME": f"{folder}/bentoml"}
@@ -94,7 +94,7 @@ def running(
 
 
 def wait_until_ready(port: int, process: subprocess.Popen[bytes], content: bytes) -> None:
-    """Until a service answers a request. Raises RuntimeError if it ends before, or if that takes too long."""
+    """Wait until a service answers a request with 200. Raises RuntimeError if it exits first or takes too long."""
     end = time.monotonic() + READY_SECONDS
     while process.poll() is None and time.monotonic() < end:
         if status(port, content) == 200:
@@ -104,7 +104,7 @@ def wait_until_ready(port: int, process: subprocess.Popen[bytes], content: bytes
 
 
 def loaded(service: Running, clients: int, seconds: float) -> dict[str, Any]:
-    """A row of the table: so many clients with small pictures."""
+    """A row of the table: this many clients that send small images."""
     requests = [upload(service.port, photograph(SIDE, seed)) for seed in range(PICTURES)]
     makers = [_turns(requests, "small", first) for first in range(clients)]
     send(service.port, makers, 2)
@@ -117,9 +117,9 @@ def loaded(service: Running, clients: int, seconds: float) -> dict[str, Any]:
 
 
 def in_turns(names: list[str], package: Path, clients: Sequence[int], seconds: float, turns: int, workers: int) -> dict[str, Any]:
-    """Rows of several services that are all up and asked one after the other, forth and back: the medians, and `rates` of each turn.
+    """Rows of several running services, loaded in turns, in reverse order every other turn: the medians, and `rates` of each turn.
 
-    A machine that is shared changes its speed within minutes, which one turn each would call a difference between the services.
+    The speed of a shared machine changes within minutes; with one turn each, that would look like a difference between the services.
     """
     found: dict[str, dict[str, list[dict[str, Any]]]] = {name: {str(many): [] for many in clients} for name in names}
     with ExitStack() as stack:
@@ -138,7 +138,7 @@ def _medians(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def mixed(service: Running, seconds: float) -> dict[str, Any]:
-    """Small pictures of eight clients alone, and beside two clients with pictures of 12 megapixels."""
+    """Latency of small images from eight clients, alone and beside two clients with images of 12 megapixels."""
     small = [upload(service.port, photograph(SIDE, seed)) for seed in range(PICTURES)]
     large = [upload(service.port, photograph(LARGE_SIDE, seed)) for seed in range(2)]
     eight = [_turns(small, "small", first) for first in range(8)]
@@ -154,7 +154,7 @@ def mixed(service: Running, seconds: float) -> dict[str, Any]:
 
 
 def in_process(package: Path, seconds: float) -> dict[str, Any]:
-    """The package without any HTTP: the graph alone, and from bytes to verdicts, in batches, with decoding in threads."""
+    """The package without HTTP, in batches: the graph alone, and from bytes to verdicts, with decoding in threads."""
     detector = Detector.load(package)
     files = [photograph(SIDE, seed) for seed in range(BATCH)]
     pixels = np.stack([detector.prepare(decode(data)).parts[0].pixels for data in files])
@@ -174,7 +174,7 @@ def in_process(package: Path, seconds: float) -> dict[str, Any]:
 
 
 def _rate(work: Callable[[], Any], seconds: float) -> dict[str, float]:
-    """Images a second and processor time of each, of a piece of work on a batch."""
+    """Images per second, and CPU milliseconds per image, of a function on a batch."""
     for _ in range(3):
         work()
     begin, cpu, batches = time.perf_counter(), time.process_time(), 0
@@ -199,7 +199,7 @@ def _figures(load: Load) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results in Markdown."""
+    """The results as Markdown."""
     raw = results["in process"]
     gpu = any("gpu_busy" in row for rows in results["services"].values() for row in rows.values())
     lines = [
@@ -214,7 +214,7 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| in process, batches of {BATCH}: {what} | | {raw[name]['rate']} | | | | {raw[name]['cpu_ms']} |{rest}")
     lines += ["", *(f"{name}: not measured, {why}." for name, why in results["left out"].items())]
     ours, most = results["services"].get("Unmask", {}), str(max(CLIENTS))
-    if "turns" in results:  # which took minutes: what was measured after them is no measure for them
+    if "turns" in results:  # these take minutes, so what is measured after them is not comparable
         lines.append(f"Medians of {results['turns']} alternate turns.")
     elif most in ours:
         lines.append(f"At {most} clients: {ours[most]['rate'] / raw['whole']['rate']:.2f} of the rate in process from bytes to verdicts,")
@@ -260,7 +260,7 @@ def main() -> None:
                 print(name, clients, rows[str(clients)], flush=True)
             if name == "Unmask" and not arguments.no_mixed:
                 results["mixed"] = mixed(service, arguments.seconds)
-    # Right after ours, which it is held against: a machine that is shared changes its speed within minutes.
+    # Right after Unmask, which it is compared with: the speed of a shared machine changes within minutes.
     results["in process"] = in_process(package, arguments.seconds)
     print(table(results))
     record(arguments.name, results)

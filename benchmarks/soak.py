@@ -1,7 +1,7 @@
-"""The service at saturation for as long as it takes to see a leak: `python -m benchmarks.soak --package DIR --minutes 30`.
+"""Soak test: the service at saturation, long enough to see a leak: `python -m benchmarks.soak --package DIR --minutes 30`.
 
-One request in twenty carries a file that was made to break a decoder. Results: benchmarks/results/soak.json and soak.png, the memory
-over time. Ends with status 1 if there was an answer of 500 or above, or if the memory rises by more than MOST a hour.
+One request in twenty carries a file made to break a decoder. Results: benchmarks/results/soak.json and soak.png (memory over time).
+Exits with 1 if a connection broke, a status was 500 or above, or memory grows by significantly more than 60 MB an hour.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from benchmarks.serving import PEERS, SIDE, Running, running
 
 CLIENTS, ONE_IN = 32, 20
 WARM_UP = 0.25
-"""Of the time: what is set up on the way (threads, arenas, the log's pages) does not count as a leak."""
+"""Share of the time that is left out: what is set up then (threads, arenas, the log's pages) is not a leak."""
 
 MOST = 60.0
-"""Megabytes a hour. Less than that is below what a run of half an hour can tell from noise."""
+"""Megabytes an hour. A run of half an hour cannot tell less than that from noise."""
 
 
 def turns(normal: list[bytes], hostile: list[bytes], first: int) -> Callable[[int], tuple[str, bytes]]:
-    """What a client sends: a hostile file every ONE_IN requests, each client beginning elsewhere."""
+    """What a client sends: a hostile file every ONE_IN requests; each client starts at a different file."""
 
     def turn(number: int) -> tuple[str, bytes]:
         place = first * 7 + number
@@ -41,7 +41,7 @@ def turns(normal: list[bytes], hostile: list[bytes], first: int) -> Callable[[in
 
 
 def soak(service: Running, seconds: float) -> dict[str, Any]:
-    """Load the service, and watch its memory once a second."""
+    """Load the service, and record its memory once a second."""
     normal = [upload(service.port, photograph(SIDE, seed)) for seed in range(64)]
     hostile = [upload(service.port, data) for data in (*special().values(), *damaged(280))]
     memory: list[tuple[float, float]] = []
@@ -75,7 +75,7 @@ def soak(service: Running, seconds: float) -> dict[str, Any]:
 
 
 def _slope(hours: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    """Least squares, and its standard error from the means of ten parts: neighbouring seconds are not independent."""
+    """Least-squares slope and standard error, over the means of ten parts because neighbouring seconds are not independent."""
     parts = [
         (float(part.mean()), float(size.mean())) for part, size in zip(np.array_split(hours, 10), np.array_split(sizes, 10), strict=True)
     ]

@@ -1,7 +1,7 @@
-"""How soon the service is ready, what memory a ViT-base takes, how light the page is: `python -m benchmarks.startup`.
+"""Startup time of the service, memory with a ViT-base, size of the page: `python -m benchmarks.startup`.
 
-The ViT-base has random weights and is made on the spot. Memory is the most that a process had resident: of the worker, and the sum over
-all processes, which counts shared pages more than once. Results: benchmarks/results/startup.json. Ends with status 1 if a bound is missed.
+The ViT-base is made on the spot, with random weights. Memory is peak resident memory: of the worker, and the sum over all processes,
+which counts shared pages more than once. Results: benchmarks/results/startup.json. Exits with 1 if a bound is missed.
 """
 
 import re
@@ -19,7 +19,7 @@ from benchmarks.serving import PEERS, SIDE, Running, running
 from tests.package_helpers import untrained_package
 
 READY_SECONDS, WORKER_MB, PAINT_BYTES = 15.0, 1500, 100_000
-"""What is promised."""
+"""The bounds."""
 
 STARTS, REQUESTS, CLIENTS = 3, 100, 32
 
@@ -30,14 +30,14 @@ def readiness(port: int) -> bytes:
 
 
 def peak(service: Running) -> dict[str, int]:
-    """Megabytes of the worker and of all processes: see above."""
+    """Peak megabytes of the worker (the largest process) and of all processes."""
     lines = [line for process in service.tree for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()]
     sizes = [int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM:")]
     return {"worker": round(max(sizes)), "all": round(sum(sizes))}
 
 
 def used(service: Running, path: str, requests: int) -> tuple[int, float]:
-    """How many of so many requests were answered, by many clients at a time, and the seconds of the slowest."""
+    """Send this many requests, CLIENTS at a time. Returns how many were answered, and the seconds of the slowest."""
 
     def ask(seed: int) -> tuple[bool, float]:
         content = upload(service.port, photograph(SIDE, seed), path=path)
@@ -50,7 +50,7 @@ def used(service: Running, path: str, requests: int) -> tuple[int, float]:
 
 
 def first_paint(port: int) -> dict[str, int]:
-    """File -> bytes, of everything that the page loads before a picture is chosen."""
+    """File -> bytes, of everything that the page loads before an image is chosen."""
     sizes: dict[str, int] = {}
     waiting = [""]
     while waiting:

@@ -1,4 +1,4 @@
-"""Manifests that exist on paper only, with hashes that cluster as those of real pictures do."""
+"""Synthetic manifests, with perceptual hashes that cluster like those of real images."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ COPIES = 0.3
 NOISE = 0.35
 
 SCENES, ALIKE = 100, 0.4
-"""Pictures share a pose and a light with others: how many of these there are, and their share of the variance."""
+"""Images share pose and light with others: number of such scenes, and their share of the variance."""
 
 
 def real_hashes(folder: Path, limit: int) -> np.ndarray:
-    """Perceptual hashes, bool (images, 64), of a sample of the pictures under a folder."""
+    """Perceptual hashes, bool (images, 64), of a sample of the images under a folder."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})
     chosen = np.random.default_rng(0).permutation(len(paths))[:limit]
     hashes = [describe(paths[index].read_bytes(), Limits())[0]["phash"] for index in chosen]
@@ -28,12 +28,12 @@ def real_hashes(folder: Path, limit: int) -> np.ndarray:
 
 
 def simulate(real: np.ndarray, rows: int) -> np.ndarray:
-    """Hashes that cluster as real ones do, uint64 (rows,).
+    """Simulated hashes that cluster like real ones, uint64 (rows,).
 
-    A Gaussian copula with the frequencies and correlations of the real bits, of which the 32 highest are set in each row, as the
-    perceptual hash cuts at the median. Rows share scenes, without which pairs at 10 to 16 bits would be rarer than they are. COPIES of
-    the rows are the row before them with noise of up to NOISE standard deviations on the Gaussian: as scaling, JPEG and a swapped face
-    do, it flips the bits that are near the cut.
+    A Gaussian copula with the frequencies and correlations of the real bits. In each row the 32 highest values become set bits, because
+    the perceptual hash cuts at the median. Rows share scenes; without them, pairs at 10 to 16 bits would be too rare. A share COPIES of
+    the rows are copies of the last other row, with noise of up to NOISE standard deviations on the Gaussian: like scaling, JPEG or a
+    swapped face, it flips the bits near the cut.
 
     Args:
         real: bool (images, 64).
@@ -66,7 +66,7 @@ def simulate(real: np.ndarray, rows: int) -> np.ndarray:
 
 
 def people(hashes: np.ndarray) -> pd.DataFrame:
-    """A manifest with these hashes: a third reals, fakes of eight generators made from them, persons of 1 to 3 pictures."""
+    """A manifest with these hashes: a third reals, fakes made from them by eight generators, 1 to 3 reals a person."""
     rng = np.random.default_rng(1)
     rows = len(hashes)
     ids = pd.Series(rng.permutation(rows)).map("{:064x}".format)

@@ -1,8 +1,7 @@
-"""Whether training waits for anything but the network: seconds a step of the stage `train`, with its data and on one batch again and again,
-beside a bare PyTorch loop of the same network.
+"""Overhead of training: seconds per step of the stage `train`, with its data and on one repeated batch, against a bare PyTorch loop.
 
-`python -m benchmarks.training FACES --model NAME`. They take turns in one process, and the median of the steps counts. Results:
-benchmarks/results/training.json.
+`python -m benchmarks.training FACES --model NAME`. All three train the same network, in turns in one process; the median step counts.
+Results: benchmarks/results/training.json, or training-gpu.json.
 """
 
 import argparse
@@ -37,7 +36,7 @@ WARM_UP = 3
 
 
 class Clock(TrainerCallback):
-    """When each step ended."""
+    """Records when each step ended."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -48,23 +47,23 @@ class Clock(TrainerCallback):
 
 
 class OneBatch(PairTrainer):
-    """Waits for no data: its first batch, which lies on the device already, is every batch."""
+    """Never waits for data: every batch is its first one, which is on the device already."""
 
     def get_train_dataloader(self) -> Any:
-        """The first batch, as often as there are batches."""
+        """The first batch, repeated for as many batches as there are."""
         loader = super().get_train_dataloader()
         return [next(iter(loader))] * len(loader)
 
 
 def now() -> float:
-    """Seconds, when all work that was given to a GPU is done."""
+    """Time in seconds, once all work queued on a GPU is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.monotonic()
 
 
 def bare(params: Params, steps: int) -> list[float]:
-    """Seconds of each step of a loop that has its batch already."""
+    """Seconds of each step of a loop that already has its batch."""
     torch.manual_seed(0)
     network, processor = model.build(params.model)
     tuning.prepare(network, params.train)
@@ -94,7 +93,7 @@ def bare(params: Params, steps: int) -> list[float]:
 
 
 def ours(params: Params, steps: int) -> list[float]:
-    """Seconds of each step of the stage `train`, with decoded images, pairs, augmentation and what is written down."""
+    """Seconds of each step of the stage `train`, with decoding, pairs, augmentation and logging."""
     parts = manifest.read_parts()
     reals = parts["train"][parts["train"]["label"] == "real"].head(steps * params.train.batch_size // 2)
     parts["train"] = parts["train"][parts["train"]["group"].isin(reals["group"])]

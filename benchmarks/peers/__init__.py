@@ -1,1 +1,1 @@
-"""What one would write first, each in a page: the services that ours is compared with. All read the package's folder from PACKAGE."""
+"""The services that ours is compared with: obvious implementations, each about a page. PACKAGE names the folder of the package."""

@@ -1,4 +1,4 @@
-"""Plain FastAPI: uvicorn, PyTorch, an image a request, in FastAPI's threads."""
+"""Plain FastAPI: uvicorn, PyTorch, one image per request, in FastAPI's thread pool."""
 
 from fastapi import FastAPI, UploadFile
 

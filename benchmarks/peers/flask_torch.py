@@ -1,4 +1,4 @@
-"""Plain Flask: gunicorn with one process and eight threads, PyTorch, an image a request."""
+"""Plain Flask: gunicorn with eight threads per process, PyTorch, one image per request."""
 
 from flask import Flask, request
 

@@ -27,7 +27,7 @@ class Unmask(litserve.LitAPI):
         self.network = torch.nn.Module.to(model.load(PACKAGE / "model"), device)
 
     def decode_request(self, request: Request) -> np.ndarray:
-        """The network's input, of a form that LitServe has read already: the annotation is its way of being told so."""
+        """The network's input, from a form that LitServe has parsed already: it does so because of the type annotation."""
         return self.preprocess.pixels(Image.open(io.BytesIO(request["image"].file.read())).convert("RGB"))
 
     def predict(self, batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Plain Starlette: decoding in threads, micro-batches of up to 16 within 5 ms, our graph in the same bits; nothing but a number."""
+"""Plain Starlette: decoding in threads, micro-batches of up to 16 within 5 ms, our graph at the same precision; answers only a number."""
 
 import asyncio
 import io
@@ -36,7 +36,7 @@ async def predict(request: Request) -> JSONResponse:
 
 
 async def batches(waiting: asyncio.Queue) -> None:
-    """Judge what waits."""
+    """Run the network on waiting images, in batches."""
     while True:
         batch = [await waiting.get()]
         end = asyncio.get_running_loop().time() + WAIT
@@ -52,7 +52,7 @@ async def batches(waiting: asyncio.Queue) -> None:
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    """The task that batches."""
+    """Run the batching task as long as the app."""
     app.state.waiting = asyncio.Queue()
     task = asyncio.create_task(batches(app.state.waiting))
     yield

@@ -1,4 +1,4 @@
-"""The network through PyTorch in float32, an image at a time, as most services run it."""
+"""The network in PyTorch, float32, one image at a time, as most services run it."""
 
 import io
 import os
