@@ -22,10 +22,10 @@ from pipeline.settings import apply, folder_source
 from tests.data_helpers import picture
 
 ROOT = Path(__file__).parent.parent
-# Not the folders of the runs that somebody made here. BentoML goes on with the one that its process began with.
+# Not the folders of the user's own runs. BentoML keeps the one that its process started with.
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="unmask-prefect-")
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="unmask-bentoml-")
-# Three files are tested at a time on what may be two cores: threads that wait for each other would cost more than they bring.
+# Three files are tested at a time, perhaps on two cores: more threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SMALL = {
@@ -38,7 +38,7 @@ SMALL = {
     "validate.shortcut.refuse": 1.0,
     "model.config": {"image_size": 48, "patch_size": 8, "stem_width": 8}
     | {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
-    # Of half of the patches, and in small steps, so that there is something to be killed between two checkpoints.
+    # Half of the patches and small steps, so that there is time for a kill between two checkpoints.
     "train.epochs": 4,
     "train.batch_size": 4,
     "train.checkpoints_per_epoch": 2,
@@ -51,13 +51,13 @@ SMALL = {
     "export.golden": 2,
     "gates": {"test.f1.value": {"min": 0.0}},
 }
-"""params.yaml for a run of seconds."""
+"""Settings for a run of seconds."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start what takes longest first, and do nothing that waits for it until it is ready.
+    """Start with the files that make the first run, which takes longest, and with those that wait for it only later.
 
-    The last file alone would keep a worker busy for minutes after the others are done.
+    Otherwise the last file would keep a worker busy for minutes after the others are done.
     """
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def make_workspace() -> Callable[[Path], Path]:
-    """A function that makes a folder a copy of the project in a git and DVC repository of its own, with small settings."""
+    """A function that copies the project, with small settings, into its own git and DVC repository in a folder."""
 
     def make(folder: Path) -> Path:
         project.make(folder, SMALL)
@@ -88,16 +88,16 @@ def make_workspace() -> Callable[[Path], Path]:
 def first_run(
     make_workspace: Callable[..., Path], prefect_home: Callable[[], Path], tmp_path_factory: pytest.TempPathFactory, worker_id: str
 ) -> Path:
-    """A folder of what is made once for all processes that test.
+    """A folder that is made once for all test processes.
 
-    `run` is a workspace whose first `make run` was killed during training, and whose second came to its end; `printed` is what that
-    said and `bentoml` where it built its bento. `finished` is a copy from before anything else was done with it.
+    `run` is a workspace whose first `make run` was killed during training, and whose second finished; `printed` is the output of the
+    second, and `bentoml` the store of its bento. `finished` is a copy of the workspace from before anything else was done with it.
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "first-run"
     with FileLock(folder.with_suffix(".lock")), pytest.MonkeyPatch.context() as patch:
         if not (folder / "finished").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # what another process failed to make
+            shutil.rmtree(folder, ignore_errors=True)  # left by a process that failed to make it
             patch.setenv("PREFECT_HOME", str(prefect_home()))
             patch.setenv("BENTOML_HOME", str(folder / "bentoml"))
             patch.delenv("PREFECT_API_URL", raising=False)
@@ -112,13 +112,13 @@ def first_run(
 
 @pytest.fixture(scope="session")
 def finished(first_run: Path) -> Path:
-    """A workspace in which everything was made and nothing is recorded. Tests that change anything take a copy."""
+    """A workspace after a whole run, but without its records. Tests that change anything take a copy."""
     return first_run / "finished"
 
 
 @pytest.fixture(scope="session")
 def copy_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
-    """A function that copies a workspace with all that was made in it, but for the record of its trainings."""
+    """A function that copies a workspace with all that was made in it, except the MLflow store."""
 
     def copy(origin: Path) -> Path:
         folder = tmp_path_factory.mktemp("copy") / "workspace"
@@ -130,7 +130,7 @@ def copy_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path],
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model package of an untrained network, for a file's tests together."""
+    """A model package of an untrained network, shared by the tests of a file."""
     from tests.package_helpers import tiny_package
 
     return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
@@ -138,7 +138,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow store in which nothing is."""
+    """An empty MLflow store."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     mlflow.MlflowClient(f"sqlite:///{path}").search_registered_models()
     return path
@@ -146,13 +146,13 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def new_store(tmp_path: Path, empty_store: Path) -> Callable[..., str]:
-    """A function that gives the address of an MLflow store of the test's own: making one takes seconds, copying it none."""
+    """A function that returns the URI of a new MLflow store: a copy, because making one takes seconds."""
     return lambda name="mlflow": f"sqlite:///{shutil.copyfile(empty_store, tmp_path / f'{name}.db')}"
 
 
 @pytest.fixture
 def store(tmp_path, monkeypatch, new_store) -> str:
-    """An empty MLflow of the test's own, in its folder."""
+    """The test's own empty MLflow store, in its folder, which becomes the working directory."""
     uri = new_store()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -163,7 +163,7 @@ def store(tmp_path, monkeypatch, new_store) -> str:
 
 @pytest.fixture(scope="session")
 def prefect_home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[], Path]:
-    """A function that returns a new PREFECT_HOME whose database has its tables: making them takes Prefect more than ten seconds."""
+    """A function that returns a new PREFECT_HOME with a complete database: a copy, because making one takes more than ten seconds."""
     base = tmp_path_factory.getbasetemp()
     made = (base if worker_id == "master" else base.parent) / "prefect-home"
     with FileLock(made.with_suffix(".lock")):
@@ -181,7 +181,7 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Ca
 
 @pytest.fixture(scope="module")
 def prefect_server(prefect_home: Callable[[], Path]) -> Iterator[None]:
-    """A Prefect server of its own for flows that a test calls itself."""
+    """A Prefect server for flows that the tests of a file call directly."""
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
@@ -192,12 +192,12 @@ def prefect_server(prefect_home: Callable[[], Path]) -> Iterator[None]:
         with temporary_settings({PREFECT_API_URL: server.api_url}):
             yield
         server.stop()
-    # Prefect's own would be run in every process that is forked off from here on (a DataLoader's), fail, and end it with 1.
+    # Every process forked from now on (by a DataLoader) would run Prefect's exit hooks, which fail there, and exit with 1.
     threading._threading_atexits[:] = before  # type: ignore[attr-defined]
 
 
 def kill_when_training(command: tuple[str, ...], folder: Path) -> None:
-    """Start a command in the folder, `kill -9` it when a training of its has written two checkpoints, and wait for what it started."""
+    """Start a command in the folder, `kill -9` it once its training has written two checkpoints, and wait until its children ended."""
     pattern = "var/checkpoints/*/checkpoint-*/trainer_state.json"
     before = set(folder.glob(pattern))
     with (folder / "killed.log").open("w+") as log:
@@ -224,7 +224,7 @@ def at_work_in(folder: Path) -> list[int]:
 
 
 def run(folder: Path, *command: str, check: bool = True) -> str:
-    """Run a command in the folder with this Python first on the path; return what it printed."""
+    """Run a command in the folder with this Python first on PATH; return its output."""
     done = subprocess.run(command, cwd=folder, env=_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0 or not check, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}"
     return done.stdout
@@ -247,7 +247,7 @@ def faces(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def prepare(tmp_path: Path, faces: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Params]:
-    """A function that makes a workspace for the folder of faces and gives its settings."""
+    """A function that makes a workspace for the folder of faces and returns its settings."""
 
     def make(**values: object) -> Params:
         folder = tmp_path / "workspace"

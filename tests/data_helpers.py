@@ -1,4 +1,4 @@
-"""Pictures and planted trouble for the tests of the data side."""
+"""Images and a reader of the quarantine list, for the tests of the data stages."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Answers of a service that exists on paper only, and their record."""
+"""Simulated answers of a service, and a prediction log of them."""
 
 import uuid
 from pathlib import Path
@@ -15,7 +15,7 @@ SETTINGS = Drift(min_window=50, max_window=1000, alpha=0.01, permutations=199, c
 
 
 def sample(rng: np.random.Generator, rows: int) -> pd.DataFrame:
-    """What `measures` gives of pictures of one source: some columns are continuous, some have ties, one is constant."""
+    """Simulated output of `measures` for images of one source: some columns are continuous, some have ties, one is constant."""
     return pd.DataFrame(
         {
             "probability_fake": rng.beta(0.5, 0.5, rows),
@@ -31,7 +31,7 @@ def sample(rng: np.random.Generator, rows: int) -> pd.DataFrame:
 
 
 def record(path: Path, package: str, rows: pd.DataFrame) -> PredictionLog:
-    """Write rows as the service does. They get ids, unless they have some."""
+    """Log rows as the service does. Those without an id get one."""
     log = PredictionLog(path)
     for row in rows.to_dict("records"):
         statistics = {name: row[name] for name in STATISTICS}

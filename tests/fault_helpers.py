@@ -1,4 +1,4 @@
-"""A workspace with the servers of `make up`, each of which can be killed and started again alone."""
+"""A workspace with the servers of `make up`, each of which can be killed and restarted alone."""
 
 import json
 import os
@@ -23,11 +23,11 @@ from tests.conftest import ROOT, at_work_in
 from tests.service_helpers import free_port, wait_for
 
 LONGER = {"train.epochs": 6, "train.checkpoints_per_epoch": 2, "train.batch_size": 4}
-"""A training of some seconds, with checkpoints to be killed between."""
+"""Settings for a training of some seconds, with checkpoints between which to kill it."""
 
 
 class Machine:
-    """What `make up` starts, on ports of its own. Its logs are in the workspace's folder `var`."""
+    """What `make up` starts, on its own ports. Logs are in the workspace's folder `var`."""
 
     def __init__(self, folder: Path, homes: Path) -> None:
         self.folder, self.ports = folder, {name: free_port() for name in PORTS}
@@ -47,12 +47,12 @@ class Machine:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         deployments = YAML().load((ROOT / "prefect.yaml").read_text())
         for deployment in deployments["deployments"]:
-            deployment.pop("schedules", None)  # a flow every minute would be at work beside what is tested
+            deployment.pop("schedules", None)  # a flow that runs every minute would interfere with the tests
         with (folder / "prefect.yaml").open("w") as file:
             YAML().dump(deployments, file)
 
     def start(self, *names: str) -> None:
-        """Start servers, one after the other, and wait until each answers."""
+        """Start servers one by one, and wait until each answers."""
         ready = {
             "mlflow": lambda: answers(f"{self.store}/health"),
             "prefect": lambda: answers(f"{self.api}/health"),
@@ -68,13 +68,13 @@ class Machine:
             wait_for(ready[name], self.processes[name], str(self._log(name)), seconds=600)
 
     def kill(self, name: str) -> None:
-        """`kill -9` of a server; of the worker alone, and not of what it started."""
+        """`kill -9` a server; of the worker, only itself and not what it started."""
         process = self.processes.pop(name)
         (os.kill if name == "worker" else os.killpg)(process.pid, signal.SIGKILL)
         process.wait()
 
     def power_off(self) -> None:
-        """`kill -9` of the servers and of all that works in the folder."""
+        """`kill -9` the servers and every process that works in the folder."""
         for name in tuple(self.processes):
             self.kill(name)
         while found := at_work_in(self.folder):
@@ -83,7 +83,7 @@ class Machine:
                     os.kill(number, signal.SIGKILL)
 
     def run(self, *command: str, check: bool = True) -> str:
-        """Run a command in the folder; returns what it printed."""
+        """Run a command in the folder; returns its output."""
         done = subprocess.run(command, cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert done.returncode == 0 or not check, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}"
         return done.stdout
@@ -93,7 +93,7 @@ class Machine:
         return client.create_flow_run_from_deployment(client.read_deployment_by_name(deployment).id).id
 
     def ended(self, client: SyncPrefectClient, run: UUID, seconds: float = 900) -> FlowRun:
-        """The run when it has come to its end."""
+        """Wait for the run to end, and return it."""
         wait_for(lambda: _final(client.read_flow_run(run)), log=str(self._log("worker")), seconds=seconds)
         return client.read_flow_run(run)
 
@@ -106,7 +106,7 @@ class Machine:
         wait_for(lambda: len(self.checkpoints() - before) >= 2, log=str(self._log("worker")), seconds=900)
 
     def checkpoints(self) -> set[Path]:
-        """Those of all trainings so far."""
+        """The checkpoints of all trainings so far."""
         return set(self.folder.glob("var/checkpoints/*/checkpoint-*/trainer_state.json"))
 
     def _log(self, name: str) -> Path:
@@ -114,7 +114,7 @@ class Machine:
 
 
 def registered_once(folder: Path, store: str) -> mlflow.entities.model_registry.ModelVersion:
-    """The one version of the package in the folder, with the one run of its training; and no run is in the record that has no version."""
+    """Check that the folder's package has exactly one version, with the one run of its training, and that every run has a version."""
     package, client = verify(folder / "models/package"), mlflow.MlflowClient(store, store)
     versions = list(client.search_model_versions("name='unmask'"))
     (version,) = (found for found in versions if found.tags["package"] == package.digest)

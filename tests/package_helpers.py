@@ -1,4 +1,4 @@
-"""A model package of a second, made on the spot: an untrained network with everything that a package holds."""
+"""A complete model package of an untrained network, made in a second."""
 
 import json
 from pathlib import Path
@@ -47,12 +47,12 @@ CARD = """# Unmask: model card
 
 
 def tiny_package(folder: Path, **meta: object) -> Path:
-    """Make a package in the folder; `meta` takes the place of items of META."""
+    """Make a package in the folder; `meta` replaces items of META."""
     return untrained_package(folder, CONFIG, **meta)
 
 
 def untrained_package(folder: Path, config: dict[str, Any], **meta: object) -> Path:
-    """The same with a ViT of any shape: `config` has what differs from a ViT-base with pictures of 224 pixels."""
+    """The same with a ViT of any shape: `config` has what differs from a ViT-base for images of 224 pixels."""
     network, processor = model.build(params.Model(name="vit", init="scratch", config=config))
     (folder / "model").mkdir(parents=True)
     model.save(network, processor, folder / "model")

@@ -1,4 +1,4 @@
-"""A workspace with all servers running, in which the runbook's blocks are executed as somebody would type them."""
+"""A workspace with all servers running, in which the runbook's code blocks are executed."""
 
 import re
 import shutil
@@ -38,7 +38,7 @@ prefect() {  # a worker that stays takes the terminal too
 
 
 class Site:
-    """The workspace with its servers, and who looks after it."""
+    """The workspace with its servers, and its operator."""
 
     def __init__(self, machine: Machine, url: str, messages: list[dict[str, str]]) -> None:
         self.machine, self.folder, self.var, self.messages = machine, machine.folder, machine.folder / "var", messages
@@ -76,7 +76,7 @@ class Site:
         return done.stdout
 
     def train(self) -> None:
-        """Register what the settings give."""
+        """Train with the current settings, and register the result."""
         self.bash("prefect deployment run train/default --watch")
 
     def served(self) -> str | None:
@@ -101,11 +101,11 @@ class Site:
         self.up.unlink(missing_ok=True)
 
     def alias(self, name: str, version: int) -> None:
-        """Move it, as a person does."""
+        """Move an alias, as a person does."""
         client(self.machine.store).set_registered_model_alias("unmask", name, str(version))
 
     def lose(self, *names: str) -> None:
-        """Delete files and folders while the servers are off, and what Prefect knows."""
+        """Stop the servers, and delete files, folders and Prefect's state."""
         self.stop()
         for name in names:
             for lost in self.folder.glob(name):

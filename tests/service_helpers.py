@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 @contextmanager
 def served(folder: Path, target: str = "service:Unmask", python: str | Path = sys.executable, **environment: str) -> Iterator[httpx.Client]:
-    """`bentoml serve` of a target from a folder with the service's sources, until the block ends. Yields a client for it."""
+    """Run `bentoml serve` in a folder with the service's sources until the block ends. Yields a client for it."""
     for name in ("service.py", "serving", "web", "pipeline"):
         if not (folder / name).exists() and target == "service:Unmask":
             (folder / name).symlink_to(ROOT / name)
@@ -66,7 +66,7 @@ def versions(store: str, package: Path, *gates: str) -> None:
 
 
 def client(store: str) -> mlflow.MlflowClient:
-    """For the store with this URI."""
+    """A client for the store with this URI."""
     return mlflow.MlflowClient(store, store)
 
 
@@ -81,7 +81,7 @@ def promote(uri: str, version: str) -> None:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None, log: str = "", seconds: float = 60) -> None:
-    """Wait until a condition holds; fail if the process ends or the time is over."""
+    """Wait until a condition holds; fail if the process ends or time runs out."""
     end = time.monotonic() + seconds
     while not condition():
         assert process is None or process.poll() is None, Path(log).read_text()

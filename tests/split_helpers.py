@@ -1,4 +1,4 @@
-"""Tables of images that exist on paper only."""
+"""Tables of images that do not exist."""
 
 import hashlib
 from typing import Any
@@ -13,13 +13,13 @@ SETTINGS = Split(shares={"train": 0.7, "val": 0.15, "test": 0.15}, duplicate_rad
 
 
 def params(**values: Any) -> Params:
-    """The project's settings, with changes to those of the split."""
+    """The project's settings, with SETTINGS and changes for the split."""
     settings = Split.model_validate(SETTINGS.model_dump() | values)
     return load_params(ROOT / "params.yaml").model_copy(update={"split": settings})
 
 
 def image(name: str, **columns: Any) -> dict[str, Any]:
-    """A row of the manifest, unlike every other one: hashes far from each other (for fewer than some ten thousand images)."""
+    """A row of the manifest whose hashes are far from those of all others (for up to some ten thousand images)."""
     digest = hashlib.sha256(name.encode()).hexdigest()
     empty = {column: "" if kind == "str" else 0 for column, kind in COLUMNS.items()}
     own = {"image_id": digest, "path": name, "label": "real", "generator": "none", "group": name, "source": "a", "format": "JPEG"}

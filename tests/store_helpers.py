@@ -1,4 +1,4 @@
-"""A real Postgres of the tests' own, as Debian packs it."""
+"""A real Postgres server for the tests, as packaged by Debian."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from tests.service_helpers import free_port
 
 FOUND = [*Path("/usr/lib/postgresql").glob("*/bin"), *([Path(found).parent] if (found := shutil.which("initdb")) else [])]
 BIN = FOUND[0] if FOUND and shutil.which("pg_dump") else None
-"""Where the server's programs are; Debian keeps them off the path. None without them."""
+"""Folder of the server's programs, which Debian does not put on PATH; None if they are not installed."""
 
 PASSWORD = "correct:horse@battery/staple"
 QUOTED = "correct%3Ahorse%40battery%2Fstaple"
@@ -23,7 +23,7 @@ QUOTED = "correct%3Ahorse%40battery%2Fstaple"
 
 @contextmanager
 def postgres(*databases: str) -> Iterator[str]:
-    """A server until the block ends, with these databases of the user `unmask`. Yields `unmask:PASSWORD@HOST:PORT`, to put into a URL."""
+    """Run a server until the block ends, with these databases of the user `unmask`. Yields `unmask:PASSWORD@HOST:PORT`, for a URL."""
     assert BIN
     user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
     folder, port = Path(tempfile.mkdtemp(prefix="unmask-postgres-")), str(free_port())
@@ -52,7 +52,7 @@ def postgres(*databases: str) -> Iterator[str]:
 
 
 def sql(url: URL, *statements: str) -> None:
-    """Run statements as one transaction."""
+    """Run statements in one transaction."""
     with create_engine(url).begin() as connection:
         for statement in statements:
             connection.execute(text(statement))

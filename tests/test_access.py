@@ -1,4 +1,4 @@
-"""Who is answered, and how much: keys, this machine alone, rates, queues."""
+"""Access control: keys, loopback only, rate limits, queues."""
 
 import asyncio
 import io
@@ -120,7 +120,7 @@ def test_the_log_holds_no_key_and_no_picture(locked, folder):
 
 def test_without_keys_only_this_machine_is_answered(opened, alone):
     assert opened.get("/model").is_success
-    # A proxy on this machine passes on who asked; a page whose name was made to point here has another host.
+    # Requests that a proxy on this machine forwards, and DNS rebinding, where the host is another name.
     for headers in ({"X-Forwarded-For": "203.0.113.9"}, {"Host": "evil.example"}, {"Host": "192.0.2.1:3000"}, {"Host": "["}):
         assert refusal(opened.get("/model", headers=headers)) == (403, "loopback_only"), headers
         assert refusal(opened.get("/", headers=headers)) == (403, "loopback_only"), headers
@@ -143,7 +143,7 @@ def test_a_wrong_start_ends_at_once_and_takes_nothing_from_who_runs(opened, alon
     assert "unmask_predictions_total{" in counted
     command = [sys.executable, "-m", "bentoml", "serve", "service:Unmask", *host, "--port", str(free_port())]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("UNMASK_")} | settings
-    environment["BENTOML_HOME"] = str(alone / "bentoml")  # of the one that runs: both are one user's
+    environment["BENTOML_HOME"] = str(alone / "bentoml")  # that of the running service, as both belong to one user
     ended = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=60)
     assert ended.returncode and message in " ".join(ended.stderr.split()) and "Traceback" not in ended.stderr
     assert opened.get("/metrics").text == counted
@@ -158,7 +158,7 @@ def test_another_sites_page_is_refused_and_gets_no_cors(opened):
     foreign = {"Origin": "https://evil.example"}
     for headers in (foreign, {"Origin": "http://["}, {"Origin": "null"}, {"Origin": "https://evil.example", "Host": "["}):
         assert refusal(opened.post("/predict", files={"image": png()}, headers=headers)) == (403, "cross_origin")
-    assert "Host" in opened.post("/predict", headers=foreign).json()["error"]["hint"]  # which a proxy may have to pass on
+    assert "Host" in opened.post("/predict", headers=foreign).json()["error"]["hint"]  # a proxy may have to pass it on
     asked = opened.options("/predict", headers=foreign | {"Access-Control-Request-Method": "POST"})
     assert not asked.is_success and "access-control-allow-origin" not in asked.headers
     own = {"Origin": str(opened.base_url).rstrip("/")}
@@ -180,7 +180,7 @@ def test_what_fails_outside_the_routes_is_answered_and_logged(caplog):
 
     answer = asyncio.run(asked())
     assert refusal(answer) == (500, "internal") and counted == ["internal"]
-    assert answer.headers["connection"] == "close"  # which is what the server does then
+    assert answer.headers["connection"] == "close"  # and the server does close it
     assert "it broke" in caplog.text
 
 
@@ -200,7 +200,7 @@ def test_a_full_queue_is_answered_at_once(opened):
     slow = [socket.create_connection(address) for _ in range(2)]
     for connection in slow:
         connection.sendall(head)
-    time.sleep(1)  # a request that comes before them would take the place of one
+    time.sleep(1)  # a request that arrived before them would take one of their places
 
     def full() -> bool:
         answer = opened.post("/predict", files={"image": png()})

@@ -1,4 +1,4 @@
-"""The API beside /predict: batches, feedback, the model's card, the description of it all, and both kinds of Python client."""
+"""The API except /predict: batches, feedback, the model card, the OpenAPI description, and both kinds of Python client."""
 
 import io
 import json
@@ -112,7 +112,7 @@ def test_feedback_that_makes_no_sense_is_refused(client):
     assert refusal(client.post("/feedback", files={"id": (None, answer["id"])})) == (400, "wrong_field")
     form = {"id": (None, answer["id"]), "label": (None, "real"), "keep_image": (None, "true"), "image": ("a.png", b"hello")}
     assert refusal(client.post("/feedback", files=form)) == (415, "not_an_image")
-    unknown = form | {"id": (None, b"\xed\xa0\x80")}  # whose image is not looked at
+    unknown = form | {"id": (None, b"\xed\xa0\x80")}  # the image is not even read
     assert refusal(client.post("/feedback", files=unknown)) == (404, "unknown_id")
 
 
@@ -135,7 +135,7 @@ def test_feedback_ends_where_its_room_does(client, workspace):
         form = {"id": (None, answer["id"]), "label": (None, "real"), "keep_image": (None, "true"), "image": ("a.png", png(seed))}
         return client.post("/feedback", files=form)
 
-    answers = [told(100 + seed) for seed in range(5)]  # of 24 KB each, in 100 KB
+    answers = [told(100 + seed) for seed in range(5)]  # 24 KB each, with room for 100 KB
     assert answers[0].is_success and refusal(answers[-1]) == (507, "no_room")
     assert feedback.size(workspace / "var" / "feedback") <= 100_000
 
@@ -201,7 +201,7 @@ def test_the_description_names_every_address_and_every_error(client, document):
                 for name, example in response["content"].get("application/json", {}).get("examples", {}).items():
                     assert set(example["value"]["error"]) == {"code", "message", "hint"} and str(STATUS[name]) == status
                     seen[name] = method
-    assert set(seen) == set(STATUS) - {"not_found"}  # which is what other addresses answer
+    assert set(seen) == set(STATUS) - {"not_found"}  # the answer of unknown addresses
     assert "504" in document["paths"]["/feedback"]["post"]["responses"]
 
 

@@ -1,4 +1,4 @@
-"""Attacks that evaluation makes on the model it judges, on pictures as people have them."""
+"""Adversarial attacks that evaluation runs on the model, on images that are not square."""
 
 from pathlib import Path
 
@@ -31,12 +31,12 @@ def test_an_attack_that_transfers_is_on_the_part_that_is_judged(tmp_path: Path, 
     network, processor = model.build(Model(name="vit", init="scratch", config=CONFIG))
     with torch.no_grad():
         for weight in network.parameters():
-            weight *= 8  # so that what is an attack on one picture is none on another
+            weight *= 8  # so that an attack on one image does not work on another
     model.save(network, processor, tmp_path / "trained")
     network, preprocess = model.load(tmp_path / "trained"), Preprocess(size=SIDE, keep_aspect=True)
     table, _ = describe_folder(tmp_path / "faces")
     subject = Subject(network, runtime(WithEmbedding(network).eval(), SIDE), preprocess, 1.0, Thresholds.model_construct(f1=0.5))
     settings = load_params(ROOT / "params.yaml").evaluate.model_copy(update={"attack_images": 16, "transfer_from": tmp_path / "trained"})
     found = attacked(subject, table, settings)
-    # The same weights make the same attack, whatever shape their own preprocessing would give a picture.
+    # The same weights give the same attack, even if their own preprocessing would give an image another shape.
     assert found["transfer_pgd10"] == found["pgd10"]

@@ -1,4 +1,4 @@
-"""What training does to pictures: each change does something, the same to both of a pair, and nothing where it is off."""
+"""Augmentation: each change has an effect, the same on both images of a pair, and none if it is off."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_a_change_does_the_same_to_both_pictures_of_a_pair(name: str):
     real, fake = changed([picture(), picture()], settings)
     assert real.shape == picture().shape and real.dtype == np.uint8
     assert np.array_equal(real, fake) and not np.array_equal(real, picture())
-    assert np.array_equal(real, changed([picture()], settings)[0])  # the draw is the seed's
+    assert np.array_equal(real, changed([picture()], settings)[0])  # the seed determines the draw
     assert any(not np.array_equal(real, changed([picture()], settings, seed)[0]) for seed in range(2, 9)) or name in ("flip", "grayscale")
 
 
@@ -74,7 +74,7 @@ def test_a_pair_still_differs_in_its_forgery_after_all_changes():
 
 
 def test_what_is_off_draws_nothing():
-    """So that the figures of a training do not change when settings are added that it does not use."""
+    """A new setting must not change the figures of trainings that do not use it."""
     rng, other = np.random.default_rng(3), np.random.default_rng(3)
     augment([picture()], DEFAULT, rng)
     augment([picture()], DEFAULT.model_copy(update={"webp_quality": (1, 2), "cutout_side": (0.5, 0.6)}), other)

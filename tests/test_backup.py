@@ -1,4 +1,4 @@
-"""Everything is made, copied, wiped and put back: what people see afterwards is what they saw before."""
+"""Backup and restore: after everything is made, backed up, wiped and restored, people see what they saw before."""
 
 import fcntl
 import io
@@ -63,7 +63,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Its copy, of a test's own."""
+    """A copy of it for each test."""
     folder = shutil.copytree(origin, tmp_path / "project")
     relocate(folder / "mlflow.db", origin, folder)
     monkeypatch.chdir(folder)
@@ -77,10 +77,10 @@ def project(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing in the environment says where the state lies."""
+    """Nothing in the environment says where the state is."""
     for name in ("MLFLOW_BACKEND_STORE_URI", "UNMASK_VAR", "PREFECT_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # and not taken away: MLflow's client sets it, and that has to be undone
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # not deleted: MLflow's client sets it, which must be undone
 
 
 def registered(folder: Path, scratch: Path) -> None:
@@ -124,13 +124,13 @@ def test_what_was_wiped_is_as_before(project: Path, tmp_path: Path):
     with closing(sqlite3.connect("var/prefect/prefect.db")) as server:
         server.execute("INSERT INTO flow_run VALUES ('committed')")
         server.commit()
-        server.execute("INSERT INTO flow_run VALUES ('half done')")  # a server that is at work
+        server.execute("INSERT INTO flow_run VALUES ('half done')")  # a server in the middle of a transaction
         made_of = backup(file)
     assert made_of["elsewhere"] == {} and file.stat().st_mode & 0o077 == 0
     assert [entry.name for entry in file.parent.iterdir()] == [file.name]
 
     wipe(project)
-    nothing = unmask("status")  # which makes nothing that a restore would have to let go
+    nothing = unmask("status")  # it creates nothing that a restore would have to overwrite
     assert nothing["champion"] is None and nothing["last_run"]["run_id"] is None and not (project / "mlflow.db").exists()
     unmask("restore", str(file))
     assert unmask("status") == before
@@ -316,6 +316,6 @@ def test_what_was_moved_to_another_disk_is_backed_up(project: Path, tmp_path: Pa
 
 
 def content(folder: Path) -> dict[Path, bytes]:
-    """Every file, but for what git and DVC keep for themselves."""
+    """Every file, except the internals of git and DVC."""
     paths = {path: path.relative_to(folder).parts for path in folder.rglob("*") if path.is_file()}
     return {path: path.read_bytes() for path, parts in paths.items() if parts[0] != ".git" and parts[:2] != (".dvc", "tmp")}

@@ -1,4 +1,4 @@
-"""Which pictures go through the network together."""
+"""Which images share a batch."""
 
 import asyncio
 from pathlib import Path
@@ -15,7 +15,7 @@ from serving.batches import Batches
 
 
 class Watched(OpenVinoRuntime):
-    """Notes how many inputs it gets at a time."""
+    """Records the size of each batch."""
 
     def __init__(self, graph: Path, shares_cores: bool) -> None:
         super().__init__(graph)
@@ -27,12 +27,12 @@ class Watched(OpenVinoRuntime):
 
 
 async def two(runtime: Watched, package: Path) -> list[int]:
-    """Sizes of the batches of two pictures, the second of which is still decoded when the first could be judged."""
+    """Batch sizes for two images, the second of which is still being decoded when the first is ready."""
     detector, batches = Detector(verify(package), runtime), Batches()
     prepared = detector.prepare(Picture(Image.new("RGB", (80, 80), "grey"), "PNG"))
     with batches.coming():
         first = asyncio.create_task(batches.judge(detector, prepared))
-        for _ in range(4):  # turns of the event loop, in which a batch would begin
+        for _ in range(4):  # turns of the event loop, enough for a batch to begin
             await asyncio.sleep(0)
         second = asyncio.create_task(batches.judge(detector, prepared))
         await asyncio.sleep(0)
@@ -53,7 +53,7 @@ def test_a_picture_that_takes_long_to_decode_does_not_hold_up_the_others(package
     async def beside() -> list[int]:
         runtime = Watched(package / GRAPH, shares_cores=True)
         detector, batches = Detector(verify(package), runtime), Batches()
-        with batches.coming():  # and stays so
+        with batches.coming():  # and never arrives
             await batches.judge(detector, detector.prepare(Picture(Image.new("RGB", (80, 80), "grey"), "PNG")))
         return runtime.sizes
 

@@ -1,4 +1,4 @@
-"""Behaviour of the trained demonstration: what must not change a verdict, what must, and the least that it has to do.
+"""Behaviour of the trained demonstration: what must not change a verdict, what must, and the minimum it must achieve.
 
 The kinds of test are those of Ribeiro et al., ACL 2020 (invariance, direction, minimum function).
 """

@@ -1,4 +1,4 @@
-"""The service packed into a bento."""
+"""The service, packed into a bento."""
 
 import importlib.metadata
 import json
@@ -55,8 +55,8 @@ def bento(tmp_path_factory, home) -> str:
 
 
 def hiding(folder: Path, *more: str) -> Path:
-    """A folder that hides, from a Python that has it on its path, what is installed and not needed by what the bento lists, and more."""
-    needed = {"unmask"}  # whose modules are inside the bento
+    """A folder that, on a Python's path, hides all installed packages that the bento's list does not need, and `more`."""
+    needed = {"unmask"}  # its modules are inside the bento
     waiting = [Requirement(package) for package in PACKAGES]
     while waiting:
         one = waiting.pop()
@@ -74,7 +74,7 @@ def hiding(folder: Path, *more: str) -> Path:
 
 
 def answers(folder: Path, bento: str, home: Path, python: Path | str = sys.executable, path: str = "") -> None:
-    """Serve it from a folder, and use it."""
+    """Serve the bento from a folder, and use it."""
     with served(folder, bento, python, BENTOML_HOME=str(home), PYTHONPATH=path, UNMASK_VAR=str(folder / "var")) as client:
         wait_for(lambda: client.get("/readyz").is_success)
         picture = {"image": photograph(64, 0)}
@@ -84,7 +84,7 @@ def answers(folder: Path, bento: str, home: Path, python: Path | str = sys.execu
 
 
 def explains_with_gradients(home: Path, python: Path | str = sys.executable, path: str = "") -> None:
-    """Import from the bento what explains a network whose graph does not, and runs any on a GPU: in PyTorch."""
+    """Import the bento's PyTorch code, which runs networks on a GPU and explains those whose graph cannot."""
     sources = next(home.glob("bentos/*/*/src"))
     command = [python, "-c", "import pipeline.explanation.explain; print(pipeline.explanation.explain.__file__)"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([path, str(sources)])}
@@ -93,11 +93,11 @@ def explains_with_gradients(home: Path, python: Path | str = sys.executable, pat
 
 
 def test_a_bento_runs_with_nothing_but_what_it_lists(tmp_path, bento, home):
-    # On a processor neither a verdict nor a map needs PyTorch, which takes seconds to import.
+    # On a CPU neither a verdict nor a heat map needs PyTorch, which takes seconds to import.
     answers(tmp_path, bento, home, path=str(hiding(tmp_path, *(() if has_gpu() else ("torch", "transformers")))))
 
 
-@pytest.mark.long  # imports PyTorch once more for it
+@pytest.mark.long  # it has to import PyTorch once more
 def test_a_bento_can_explain_with_gradients_too(tmp_path, bento, home):
     explains_with_gradients(home, path=str(hiding(tmp_path)))
 

@@ -1,4 +1,4 @@
-"""Which package is served: what is promoted, unless it cannot be trusted; and what was served before, if nobody can be asked."""
+"""Which package is served: the promoted one, unless it cannot be trusted; the previous one, if MLflow does not answer."""
 
 import asyncio
 import gc
@@ -151,7 +151,7 @@ def test_a_pinned_folder_that_is_not_whole_is_read_again_when_a_file_in_it_chang
         graph.write_bytes(content)
         os.utime(graph, ns=(then, then))
         with pytest.raises(UnavailableError, match="was changed after the package was made"):
-            source.wanted()  # the second time from memory: every second it is asked, and a package may have gigabytes
+            source.wanted()  # the second time from memory, as it is asked every second and a package may have gigabytes
     os.utime(graph)
     assert source.wanted().number == verify(package).digest[:12]
 

@@ -1,4 +1,4 @@
-"""A clock that was ahead for a while: what was written then stands in files with times that have not come yet."""
+"""A clock that was ahead for a while, so that files have times in the future."""
 
 import json
 import sqlite3
@@ -24,7 +24,7 @@ def var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def noted(var: Path, *hours: float) -> None:
-    """Trainings that began this many hours from now."""
+    """Record trainings that began this many hours from now."""
     times = [datetime.now(UTC) + timedelta(hours=hour) for hour in hours]
     lines = [json.dumps({"time": time.isoformat(timespec="seconds"), "reason": "drift", "evidence": None}) for time in times]
     (var / "retrainings.jsonl").write_text("".join(f"{line}\n" for line in lines))
@@ -38,7 +38,7 @@ def test_trainings_noted_in_the_future_hold_none_back(var: Path):
 
 
 def test_the_cooldown_counts_from_the_newest_that_has_begun(var: Path):
-    noted(var, -1, -20, 24 * 365)  # not in the order of their times: the clock was put back between
+    noted(var, -1, -20, 24 * 365)  # not in order, as the clock was put back in between
     assert "retrain.cooldown_hours ends" in str(retraining.held_back(SETTINGS))
     noted(var, -13, -14, 24 * 365)
     assert "2 began within 24 hours" in str(retraining.held_back(SETTINGS))

@@ -1,4 +1,4 @@
-"""A challenger beside the champion: both judge the same images, and the version's page in MLflow shows what a person decides on."""
+"""The comparison of a challenger with the champion on the same images, and its page in MLflow."""
 
 import json
 import shutil
@@ -49,13 +49,13 @@ def test_a_better_detector_is_found_to_be_better_and_a_copy_is_not():
 def test_the_interval_is_paired_and_drawn_by_groups():
     rng = np.random.default_rng(1)
     labels, groups = np.tile([0, 1], 400), np.repeat(np.arange(40), 20)
-    hard = np.repeat(rng.normal(size=40), 20) * (1 - 2 * labels)  # what is hard in a group is hard for both
+    hard = np.repeat(rng.normal(size=40), 20) * (1 - 2 * labels)  # a group that is hard is hard for both
     one, other = ((1 / (1 + np.exp(-((2 * labels - 1) + hard + 0.2 * rng.normal(size=800)))), 0.5) for _ in range(2))
     gap = compare.difference(labels, groups, one, other, 500, 7)["auc"]["difference"]
     for side in (one, other):
         alone = compare.difference(labels, groups, side, (labels * 1.0, 0.5), 500, 7)["auc"]["difference"]
         assert gap["high"] - gap["low"] < 0.5 * (alone["high"] - alone["low"])
-    # The same images twice, in the same groups, say nothing more.
+    # Repeating the same images in the same groups adds no information.
     twice = [(np.repeat(side[0], 2), 0.5) for side in (one, other)]
     again = compare.difference(np.repeat(labels, 2), np.repeat(groups, 2), twice[0], twice[1], 500, 7)
     assert again["auc"]["difference"] == pytest.approx(gap, abs=2e-5)
@@ -81,7 +81,7 @@ def test_each_package_judges_with_its_own_network_and_threshold(tmp_path, monkey
     for part in manifest.PARTS:
         rows.to_parquet(manifest.SPLITS / f"{part}.parquet")
     expected, packages, pictures = {}, {}, [read(path) for path in paths]
-    for side, share in (("challenger", 0.2), ("champion", 0.7)):  # of the pictures, that it calls real
+    for side, share in (("challenger", 0.2), ("champion", 0.7)):  # share of the images that it calls real
         package = tiny_package(tmp_path / side)
         scores = np.array([answer.probability_fake for answer in Detector.load(package, "cpu").predict(pictures)])
         threshold = float(np.quantile(scores, share))
@@ -129,7 +129,7 @@ def test_a_new_version_is_compared_with_the_champion_and_its_page_shows_it(works
     assert report["challenger"]["package"] == verify(workspace / "models/package").digest
     evaluation = json.loads((workspace / "reports/evaluation.json").read_text())
     assert report["parts"]["test"]["n"] == evaluation["n"]
-    # It is the detector that serves who judged; where that computes in 32 bits, as evaluation did.
+    # The comparison uses the serving detector; on a CPU with 32 bits, it agrees with evaluation.
     serving, test = Detector.load(workspace / "models/package", "cpu"), pd.read_parquet(workspace / "data/splits/test.parquet")
     scores = [answer.probability_fake for answer in serving.predict([read(workspace / path) for path in test["path"]])]
     found = pytest.approx(report["parts"]["test"]["auc"]["challenger"], abs=1e-4)
@@ -142,7 +142,7 @@ def test_a_new_version_is_compared_with_the_champion_and_its_page_shows_it(works
     artifacts = {artifact.path for artifact in client(store).list_artifacts(version.run_id, "reports")}
     assert {"reports/comparison.json", "reports/comparison.md"} <= artifacts
     assert aliases(store) == {"champion": "1", "challenger": "2"}
-    assert "compare: package of" not in run(workspace, *RUN)  # nothing is judged twice
+    assert "compare: package of" not in run(workspace, *RUN)  # not compared twice
 
 
 @pytest.mark.long

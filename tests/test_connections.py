@@ -1,4 +1,4 @@
-"""Whoever opens a connection has to say what for, soon and shortly."""
+"""Limits on connections: a request's headers must arrive soon and be short."""
 
 import asyncio
 import socket
@@ -41,7 +41,7 @@ def test_headers_that_go_on_for_ever_are_refused(opened):
 
 def test_a_client_that_offers_http2_as_javas_does_is_answered_in_http1(opened):
     offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAoAAAAAIAAAAA"}
-    for _ in range(2):  # what comes after an offer is read, too
+    for _ in range(2):  # requests after an offer are read, too
         assert "verdict" in opened.post("/predict", files={"image": photograph(96, 0)}, headers=offer).json()
     assert opened.get("/model", headers=offer).is_success
 
@@ -82,12 +82,12 @@ def test_whoever_says_nothing_is_hung_up_on(monkeypatch):
         blank.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert closed(silent) and closed(unfinished)
         assert b"late" in waiting.recv(4096)
-        waiting.sendall(b"GET / HT")  # the next request of a connection that is kept
+        waiting.sendall(b"GET / HT")  # the next request on a kept-alive connection
         assert closed(waiting)
         assert b"late" in unread.recv(4096) and b"late" in blank.recv(4096)
         with suppress(ConnectionError):
-            unread.sendall(b"x" * 500)  # the body of a request that has its answer
-            blank.sendall(b"\r\n")  # what may stand before a request, and begins none
+            unread.sendall(b"x" * 500)  # the body of a request that was answered already
+            blank.sendall(b"\r\n")  # allowed before a request, but not the start of one
         assert closed(unread) and closed(blank)
     finally:
         server.should_exit = True
@@ -95,7 +95,7 @@ def test_whoever_says_nothing_is_hung_up_on(monkeypatch):
 
 
 def closed(connection: socket.socket) -> bool:
-    """Whether the other side has closed it; waits for that as long as the connection's timeout."""
+    """Whether the other side closes it within the connection's timeout."""
     with suppress(ConnectionError):
         while connection.recv(4096):
             pass

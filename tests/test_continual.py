@@ -20,7 +20,7 @@ def test_a_second_family_is_learnt_and_the_first_is_not_forgotten(tmp_path: Path
     assert follows.startswith("answers with version 3") and quiet_again.startswith(f"NoDrift: the newest {2 * PAIRS} answers of version 3")
 
     auc = {(version, family): found["value"] for version, figures in result["figures"].items() for family, found in figures.items()}
-    assert auc["2", "old"] < auc["1", "old"] - 0.1  # forgotten where nothing is rehearsed
+    assert auc["2", "old"] < auc["1", "old"] - 0.1  # forgotten without rehearsal
     assert auc["3", "old"] > auc["1", "old"] - 0.03
     assert auc["3", "new"] > auc["1", "new"] + 0.1
     assert "| 3 | both" in page(result)

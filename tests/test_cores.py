@@ -1,4 +1,4 @@
-"""How much of the machine is used: in a container no more than its share."""
+"""How many cores are used: in a container, no more than its share."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Content credentials: read from a really signed file. The package is an extra; without it nothing is said of them."""
+"""Content credentials, read from a file with a real signature. The package is an extra; without it they are not reported."""
 
 import datetime
 import io

@@ -1,4 +1,4 @@
-"""The data side on planted trouble: a class that is missing or given away, tables that are wrong."""
+"""The data stages on planted problems: a class that is missing or leaked by metadata, wrong tables."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is imported is asked for by name: what another package happens to bring may be gone with its next release."""
+"""Every imported package is declared: a transitive dependency may be gone with the next release of what brings it."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ OWN = ("pipeline", "flows", "serving", "service")
 
 
 def imported() -> set[str]:
-    """Packages that the program's modules import, wherever in them."""
+    """Packages that the program's modules import, at any level."""
     files = [*(path for folder in OWN for path in (ROOT / folder).rglob("*.py")), ROOT / "service.py"]
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
@@ -23,7 +23,7 @@ def imported() -> set[str]:
 
 
 def normal(name: str) -> str:
-    """As PEP 503 compares names."""
+    """A package name, normalised as in PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

@@ -1,4 +1,4 @@
-"""What deploy/ promises, as far as it can be known without an engine that runs it."""
+"""The files in deploy/, as far as they can be tested without a container engine."""
 
 import importlib
 import json
@@ -34,7 +34,7 @@ OURS = ("mlflow", "prefect", "worker", "service")
 IMAGE = dict(re.findall(r"([A-Z_]+)=([^\s\\]+)", (DEPLOY / "Dockerfile").read_text().partition("\nENV ")[2].partition("\nUSER ")[0]))
 SERVED = {PREFIX + field.upper() for field in Settings.model_fields} - {"UNMASK_VAR"}
 SERVED |= {"UNMASK_FACE_DETECTOR", "UNMASK_PACKAGE", "BENTOML_CONFIG_OPTIONS", "FORWARDED_ALLOW_IPS"}
-"""What docs/serving.md lets one tell the service; UNMASK_VAR is where its volume is mounted."""
+"""Variables of the service that docs/serving.md documents; UNMASK_VAR is where its volume is mounted."""
 CONTAINED = """mount -o remount,bind,ro / && mount -t tmpfs tmpfs /tmp && mkdir /tmp/project && cd /tmp/project &&
 exec unshare --user --map-user=4242 --map-group=4242 "$@"
 """
@@ -42,7 +42,7 @@ SECRET = re.compile(r"PASSWORD|SECRET|KEY|AUTH_STRING|CONNECTION_URL|STORE_URI")
 
 
 def commands() -> dict[str, str]:
-    """Every command that a unit, a container or a pod is started with, a word apart."""
+    """The command of every unit, container and pod, with single spaces."""
     found = {f"systemd {name} {number}": line for name, text in UNITS.items() for number, line in enumerate(started(text))}
     found |= {f"compose {name}": " ".join(COMPOSE["services"][name]["command"]) for name in OURS}
     for name, pod in PODS.items():
@@ -85,7 +85,7 @@ def test_one_file_names_every_setting():
     assert {BACKEND, ARTIFACTS, PREFECT[1], "UNMASK_API_KEYS"} <= set(EXAMPLE)
     assert not [name for name, value in EXAMPLE.items() if value and SECRET.search(name) and "PASSWORD" not in value]
     interpolated = set(re.findall(r"\$\{([A-Z_0-9]+)", (DEPLOY / "compose.yaml").read_text()))
-    assert interpolated - set(EXAMPLE) == {"UNMASK_IMAGE", "SERVICE_ADDRESS"}  # which have a default
+    assert interpolated - set(EXAMPLE) == {"UNMASK_IMAGE", "SERVICE_ADDRESS"}  # these have a default
     keys = {
         value["valueFrom"]["secretKeyRef"]["key"] for pod in PODS.values() for value in environment(pod).values() if "valueFrom" in value
     }
@@ -226,7 +226,7 @@ def test_the_image_is_nobodys_root_and_says_nothing_home():
 
 
 def contained(*command: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command as a container of the image does: its environment, nothing writable but /tmp, a user without a name."""
+    """Run a command as in a container of the image: its environment, only /tmp writable, a user without a name."""
     environment = {"PATH": f"{Path(sys.executable).parent}:{os.defpath}"} | IMAGE
     words = ["unshare", "--map-root-user", "--mount", "sh", "-c", CONTAINED, "sh", *command]
     return subprocess.run(words, text=True, capture_output=True, env=environment)

@@ -1,4 +1,4 @@
-"""The flow deploy: what it refuses, packs and records, and who is told."""
+"""The flow `deploy`: what it refuses, packs, records and announces."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from tests.webhook_helpers import received
 
 @pytest.fixture
 def messages(prefect_server, store) -> Iterator[list[dict[str, str]]]:
-    """What is sent through the block that params.yaml names."""
+    """Messages sent through the block that params.yaml names."""
     with received() as (url, messages):
         body = {"fact": "{{subject}}", "text": "{{body}}"}
         CustomWebhookNotificationBlock(name="team", url=url, json_data=body).save("team", overwrite=True)

@@ -1,4 +1,4 @@
-"""Drift: the statistics and their false-alarm rate, what a drift means, and the record of answers that both read."""
+"""Drift: the statistics and their false-alarm rate, the diagnosis, and the prediction log that both read."""
 
 import json
 import re
@@ -64,7 +64,7 @@ def test_a_shift_of_the_embedding_alone_is_found():
 
 def test_answers_in_another_precision_that_the_package_knows_are_no_drift(tmp_path):
     def rounded(rows: pd.DataFrame) -> pd.DataFrame:
-        """As fewer bits move the embeddings: each by nearly the same."""
+        """Embeddings as lower precision shifts them: each by nearly the same."""
         return rows.assign(embedding=[row + np.eye(DIMENSIONS, dtype=np.float32)[0] for row in rows["embedding"]])
 
     rng = np.random.default_rng(0)
@@ -133,7 +133,7 @@ def test_psi_counts_what_lies_outside_the_reference():
 
 
 def calibrated(rng: np.random.Generator, rows: int, fakes: float = 0.5) -> tuple[pd.DataFrame, np.ndarray]:
-    """Answers whose probabilities are right for as many fakes as reals, and the labels. Fakes lie elsewhere in the embedding."""
+    """Answers whose probabilities are calibrated for as many fakes as reals, and the labels. Embeddings shift with the score."""
     labels = (rng.random(rows) < fakes).astype(int)
     scores = rng.normal(2 * labels - 1, 1)
     table = sample(rng, rows).assign(probability_fake=expit(2 * scores), warnings=[[]] * rows, id=[str(number) for number in range(rows)])
@@ -163,7 +163,7 @@ def test_each_kind_of_drift_is_told_by_its_rule():
 def test_f1_is_estimated_without_labels_where_the_calibration_holds():
     rng = np.random.default_rng(11)
     table, labels = calibrated(rng, 3000)
-    hard = np.abs(table["probability_fake"] - 0.5) < 0.4  # traffic may be harder than the reference was
+    hard = np.abs(table["probability_fake"] - 0.5) < 0.4  # traffic may be harder than the reference
     for rows in (np.ones(len(table), bool), hard.to_numpy()):
         probabilities = table["probability_fake"].to_numpy()[rows]
         estimate, truth = diagnosis.expected_f1(probabilities, 0.5), figures(labels[rows], probabilities, 0.5)["f1"][0]
@@ -188,7 +188,7 @@ def test_the_page_names_what_shifted_and_shows_pictures_that_were_kept(tmp_path)
     picture(tmp_path / "kept.png", seed=1)
     report = {"version": 3, "share_of_fakes": 0.5} | compare(reference, window, SETTINGS)
     report["kind"] = diagnosis.kind(reference, window, report, SETTINGS)
-    measured = diagnosis.measured_f1(window, {window["id"].iloc[0]: 1}, 0.0)  # by one answer, which has no interval
+    measured = diagnosis.measured_f1(window, {window["id"].iloc[0]: 1}, 0.0)  # on one answer, which has no interval
     report["f1"] = {"expected": diagnosis.expected_f1(window["probability_fake"].to_numpy(), 0.5), "measured": measured, "tested": None}
     report["challenger"] = {"version": "9", "n": 1234, "agreement": 0.9, "difference": -0.02, "verdicts": {"real": {"real": 3}}}
     report["challenger"]["labelled"] = {"n": 5, "champion": 2, "challenger": 4, "p_value": 0.5}

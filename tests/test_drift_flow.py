@@ -1,4 +1,4 @@
-"""The chain from an answer to a new training: the flow `drift`, its event, the automation, on a Prefect server and MLflow of their own."""
+"""The chain from an answer to a new training: the flow `drift`, its event and the automation, with real Prefect and MLflow."""
 
 import fcntl
 import json
@@ -47,7 +47,7 @@ for _ in sys.stdin:
 
 @contextmanager
 def running(folder: Path, name: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python process in a folder; what it says goes to `<name>.out` and `<name>.log` there."""
+    """A Python process in a folder; its output goes to `<name>.out` and `<name>.log` there."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_TRACKING", "UNMASK_", "PREFECT_API"))}
     with (folder / f"{name}.out").open("w") as out, (folder / f"{name}.log").open("w") as log:
         process = subprocess.Popen(
@@ -96,7 +96,7 @@ def drift_checks(folder: Path, **environment: str) -> Iterator[Callable[[], str]
 
 
 def put_out_two_years_ago(var: Path) -> Path:
-    """The copy of a picture that a user let us keep, in a folder for labelling."""
+    """A copy, in a folder for labelling, of an image that a user let us keep."""
     folder = var / feedback.FOLDER
     said = feedback.record(folder, id="old", label="fake", version="1", verdict="fake", probability_fake=0.9, image=b"a picture")
     old = said.model_copy(update={"time": said.time - timedelta(days=730)})
@@ -143,7 +143,7 @@ def test_drifted_answers_start_a_training_once(tmp_path, prefect_home, new_store
             with (var / "materialise.lock").open("w") as training:
                 fcntl.flock(training, fcntl.LOCK_EX)
                 assert check().startswith("NotEnoughData: no version of unmask is the champion")
-                assert copy.exists() and brought.exists()  # it may be reading them
+                assert copy.exists() and brought.exists()  # the other run may be reading them
             assert check().startswith("NotEnoughData: no version of unmask is the champion")
             assert not copy.exists() and not brought.exists()  # kept for a year, by params.yaml: feedback.retention_days
             promote(store, version)
@@ -190,7 +190,7 @@ def test_drifted_answers_start_a_training_once(tmp_path, prefect_home, new_store
             )
             assert "brightness" in mlflow.artifacts.load_text(f"{checks[0].info.artifact_uri}/report.html")
 
-            # The events come one after the other: if the second check had sent one, its run would be there before that of the third.
+            # Events are handled in order: had the second check sent one, its run would come before that of the third.
             assert check().startswith("Drift: the newest 337 answers")
             written = var / "drift" / "report.json"  # as the first release wrote it
             written.write_text(json.dumps({key: value for key, value in json.loads(written.read_text()).items() if key != "kind"}))
@@ -212,7 +212,7 @@ def test_a_check_that_is_recorded_at_the_second_try_leaves_no_run_that_never_end
 
 
 def package_with_reference(folder: Path, reference: pd.DataFrame) -> Package:
-    """A package that holds nothing else."""
+    """A package that has only a reference."""
     folder.mkdir()
     reference.to_parquet(folder / "reference.parquet", index=False)
     thresholds = {"f1": 0.5, "fpr1": 0.9, "fpr5": 0.8, "real_below": 0.4, "fake_above": 0.6}
@@ -221,7 +221,7 @@ def package_with_reference(folder: Path, reference: pd.DataFrame) -> Package:
 
 
 def monitoring_runs(store: str) -> list[mlflow.entities.Run]:
-    """Newest first."""
+    """Runs of the monitoring experiment, newest first."""
     client = mlflow.MlflowClient(store, store)
     experiment = client.get_experiment_by_name("unmask-monitoring")
     assert experiment is not None

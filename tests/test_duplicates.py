@@ -9,7 +9,7 @@ from pipeline.ingestion.duplicates import clusters, near_duplicates
 
 
 def hashes_with_neighbours(seed: int, skew: float = 0.5) -> np.ndarray:
-    """600 hashes, bits set with probability `skew`; half of them up to 9 bits from another one, the last ten equal to others."""
+    """600 hashes with bits set with probability `skew`; half are up to 9 bits from another one, the last ten equal others."""
     rng = np.random.default_rng(seed)
     hashes = np.packbits(rng.random((600, 64)) < skew, axis=1).view(np.uint64).ravel()
     for index in range(300):

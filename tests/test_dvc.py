@@ -1,4 +1,4 @@
-"""The graph in dvc.yaml: a change of the code that a stage's files come from makes it run again. And what DVC takes for its lock."""
+"""The graph in dvc.yaml: a change of the code behind a stage makes it run again. And DVC's lock file after a kill."""
 
 import ast
 import json
@@ -35,17 +35,17 @@ CARRY = {
         ),  # the folders themselves hold no code
     )
 } | {"pipeline"}
-"""What carries data and settings about, and makes no figure and no picture of them. Settings that count are in `params`."""
+"""Modules that only pass on data and settings, without computing figures or images. Settings that matter are in `params`."""
 
 APART = {
     "evaluate": {"pipeline.evaluation.judge_package"},
     "export": {f"pipeline.{name}" for name in ("sources", "sources.camera", "sources.faces", "sources.procedural")},
 }
-"""What a stage's module reaches for another command, or for the package that ships."""
+"""Modules that a stage's module imports only for another command, or for the starter model."""
 
 
 def imports(module: str) -> set[str]:
-    """Modules of the pipeline that a module imports, wherever in it."""
+    """Modules of the pipeline that a module imports, at any level."""
     nodes = list(ast.walk(ast.parse((ROOT / FILES[module]).read_text())))
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     named = [(node.module, alias.name) for node in nodes if isinstance(node, ast.ImportFrom) and node.module for alias in node.names]
@@ -53,7 +53,7 @@ def imports(module: str) -> set[str]:
 
 
 def reached(module: str, without: Collection[str]) -> set[str]:
-    """A module and all that it imports, and what those import; nothing beyond, or of, the ones left out."""
+    """A module and all that it imports, directly or not, stopping at those left out."""
     found, waiting = set(), [module]
     while waiting:
         if (one := waiting.pop()) not in found and one not in without:
@@ -78,7 +78,7 @@ def test_a_process_that_has_the_number_of_a_killed_one_holds_nothing_up(tmp_path
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps({"write": {str(tmp_path / "out"): {"pid": os.getpid(), "cmd": "dvc repro"}}, "read": {}}))
     materialise.forget_the_dead()
-    assert note.is_file()  # this process was there when it was written: it may be the one that is meant
+    assert note.is_file()  # this process existed when it was written, so it may be the holder
     os.utime(note, (0, 0))
     materialise.forget_the_dead()
     run(tmp_path, *dvc, "repro", "--quiet")

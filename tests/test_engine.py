@@ -1,4 +1,4 @@
-"""Processes here, few tasks ahead and in order, and a Ray cluster of two nodes that makes the same data."""
+"""Engines: local processes, with results in order and few tasks ahead, and a Ray cluster of two nodes that makes the same data."""
 
 import shutil
 from collections.abc import Callable

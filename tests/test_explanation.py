@@ -1,4 +1,4 @@
-"""Heat maps: by a method that fits the network, the same from the exported graph, and worth more than noise."""
+"""Heat maps: the method fits the network, the exported graph gives the same map, and it beats random maps."""
 
 import io
 import json
@@ -77,7 +77,7 @@ def test_the_exported_graph_shows_the_same_map_as_the_network(kind: str, tmp_pat
     torch.manual_seed(0)
     network, processor = model.build(ModelSettings(name=kind, init="scratch", config=(CONVOLUTIONS | others).get(kind, CONFIG)))
     for weights in network.parameters():
-        weights.data += 0.1 * torch.randn_like(weights)  # a fresh network looks everywhere alike
+        weights.data += 0.1 * torch.randn_like(weights)  # a fresh network has uniform attention
     model.save(network, processor, tmp_path / "model")
     values = np.random.default_rng(0).normal(0, 1, (2, 3, processor.size["height"], processor.size["width"])).astype(np.float32)
     to_openvino(tmp_path / "model", tmp_path / "graph.xml", values)
@@ -85,7 +85,7 @@ def test_the_exported_graph_shows_the_same_map_as_the_network(kind: str, tmp_pat
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     attention, activation = GraphAttention(graph, config)(values[:1]), GraphActivation(graph)(values[:1])
     expected = heat_maps(model.load(tmp_path / "model"), values[:1])[0]
-    if kind == "cvt":  # whose class token sees the places in windows, and is all that is averaged
+    if kind == "cvt":  # its class token attends within windows, and only it is averaged
         assert attention is None and activation is None and expected.method == "grad_cam"
         return
     found = activation if kind in CONVOLUTIONS else attention
@@ -136,7 +136,7 @@ print(found.method, found.heat.shape, "torch" in sys.modules)
 
 
 class Corner(torch.nn.Module):
-    """Calls fake what is bright in the upper left quarter, and has a map of features that is lit there alone."""
+    """Calls images fake that are bright in the upper left quarter, the only place where its feature map is lit."""
 
     @property
     def base_model(self) -> torch.nn.Module:

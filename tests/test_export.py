@@ -1,4 +1,4 @@
-"""The stage export on data that is kept in other ways than the embedded data set is."""
+"""The stage `export` on data that is stored differently from the embedded data set."""
 
 import hashlib
 import json

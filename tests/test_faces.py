@@ -1,4 +1,4 @@
-"""Faces: found, judged one by one; and what is said where there is none."""
+"""Faces: detected, judged one by one; and the warnings if there are none or many."""
 
 import io
 import os
@@ -26,7 +26,7 @@ SURE = META["thresholds"] | {"real_below": 0.0, "fake_above": 0.001}  # whatever
 
 
 def noise(width: int = 300, height: int = 200, seed: int = 0) -> Image.Image:
-    """A natural picture's spectrum and no face."""
+    """An image with the spectrum of a natural one, but no face."""
     rng = np.random.default_rng(seed)
     spectrum = np.fft.rfft2(rng.normal(size=(height, width, 3)), axes=(0, 1))
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
@@ -48,7 +48,7 @@ def warned(image: Image.Image, kind: str = "PNG", **options) -> list[str]:
 
 @dataclass
 class Found:
-    """A detector that finds the same faces in every picture."""
+    """A face detector that finds the same faces in every image."""
 
     boxes: list[FaceBox]
 
@@ -57,7 +57,7 @@ class Found:
 
 
 def with_faces(package: Path, *boxes: FaceBox) -> Detector:
-    """A detector to whose threads a finder is given that finds these faces."""
+    """A detector whose threads use a face detector that finds these faces."""
     detector = Detector.load(package, device="cpu")
     detector._faces = YUNET
     detector._finder.found = Found(list(boxes))  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Faults that need no server: two runs at once, a remote that is gone, a full disk. Running again ends in one version with one run."""
+"""Faults without servers: two runs at once, a missing remote, a full disk. A rerun ends in one version with one run."""
 
 import shutil
 import subprocess
@@ -20,7 +20,7 @@ DVC = (sys.executable, "-m", "dvc")
 
 @pytest.fixture
 def workspace(finished: Path, copy_workspace: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace in which there is something to train."""
+    """A workspace with something to train."""
     for name in ("PREFECT_HOME", "BENTOML_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)

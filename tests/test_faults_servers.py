@@ -1,4 +1,4 @@
-"""Servers that die while a training runs: running again ends in one version with one run. With a real MLflow, Prefect and worker."""
+"""Servers that die during a training: a rerun ends in one version with one run. With a real MLflow, Prefect and worker."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ def test_the_worker_is_killed_during_training(machine: Machine, client: SyncPref
     machine.wait_for_training(before)
     machine.kill("worker")
     machine.start("worker")
-    assert machine.ended(client, run).state_name == "Crashed"  # what a worker started ends with it
+    assert machine.ended(client, run).state_name == "Crashed"  # what a worker started dies with it
     again = machine.ended(client, machine.ask(client))
     assert again.state_name == "Completed", again.state
     assert resumed(machine)
@@ -52,7 +52,7 @@ def test_the_prefect_server_is_restarted_during_training(machine: Machine, clien
     state = client.read_flow_run(run).state
     machine.kill("prefect")
     machine.start("prefect")
-    # A run renews its place among those that may run at once every few minutes, and is ended where the server knows nothing of it.
+    # A run renews its concurrency lease every few minutes, and is ended if the server does not know the lease.
     assert state is not None and state.state_details.deployment_concurrency_lease_id is not None
     client.renew_concurrency_lease(state.state_details.deployment_concurrency_lease_id, 300)
     assert machine.ended(client, run).state_name == "Completed"
@@ -100,12 +100,12 @@ def test_after_a_power_cut_the_run_that_never_ended_does_not_block_the_next(mach
     machine.start("mlflow", "prefect", "worker")
     zombie = client.read_flow_run(run)
     assert zombie.state is not None and zombie.state.is_running()
-    # Its place is free when nobody has renewed it for five minutes.
+    # A lease expires if it is not renewed for five minutes.
     assert machine.ended(client, machine.ask(client)).state_name == "Completed"
     assert resumed(machine)
     registered_once(machine.folder, machine.store)
 
 
 def resumed(machine: Machine) -> bool:
-    """Whether the training went on where another one had stopped."""
+    """Whether the training resumed one that was interrupted."""
     return json.loads((machine.folder / "reports/train.json").read_text())["resumed_from_step"] > 0

@@ -1,4 +1,4 @@
-"""What users say: which of it counts, what is forgotten, and what is put out for labelling."""
+"""Feedback: which of it counts, what is forgotten, and what is exported for labelling."""
 
 import csv
 import json
@@ -58,10 +58,10 @@ def test_a_client_that_floods_is_bounded():
     others = [said(1000 + number, "real", f"user {number % 5}", 1000 + number) for number in range(50)]
     counted, aside = judged(flood + others, a_day=30)
     assert len(counted) == 80 and "99" in aside and "0" in counted
-    slow = [said(number, "fake", "bot", number, hours=25 * (number // 30)) for number in range(300)]  # within the rate, for days
+    slow = [said(number, "fake", "bot", number, hours=25 * (number // 30)) for number in range(300)]  # within the daily limit, over days
     counted, aside = judged(slow + others, a_day=30, max_share=0.5)
     assert len(counted) == 100 and aside["299"] == "its client would bring more than 50% of all"
-    assert len(judged(slow, a_day=30)[0]) == 300  # where there is one client only, it is believed
+    assert len(judged(slow, a_day=30)[0]) == 300  # a client that is the only one is trusted
 
 
 def test_who_contradicts_a_golden_example_is_not_believed_in_anything(tmp_path):
@@ -128,7 +128,7 @@ def test_forget_takes_what_lies_in_a_shard_and_goes_on_after_a_kill(workspace, m
         with pytest.raises(KeyboardInterrupt):
             cli.forget("a")
     assert cli.forget("a") == {"copies": 0, "predictions": 0, "statements": 1, "images": 1}
-    assert [path.name for path in shard.parent.iterdir()] == ["000001.tar"]  # ingest packs the others of the first one anew
+    assert [path.name for path in shard.parent.iterdir()] == ["000001.tar"]  # ingest repacks the other images of the first shard
     assert [statement.id for statement in feedback.read(workspace / "var/feedback")] == ["b"]
 
 
@@ -214,7 +214,7 @@ def test_copies_of_what_has_expired_go_even_if_a_kill_comes_between(workspace, m
 
 
 def test_what_is_put_out_for_labelling_is_read_back_as_a_source(workspace):
-    kept(workspace, *"abcdefgh")  # of which d and e are the least certain
+    kept(workspace, *"abcdefgh")  # d and e are the least certain
     statements, folder = feedback.read(workspace / "var/feedback"), workspace / "label"
     assert labelling.export(folder, statements, workspace / "var/feedback/images", {"a": 0.5, "h": 9.0, "b": 3.0}, 4) == 4
     with (folder / "about.csv").open() as file:

@@ -1,4 +1,4 @@
-"""Figures, intervals, calibration and thresholds, against scikit-learn and by simulation."""
+"""Figures, intervals, calibration and thresholds, checked against scikit-learn and by simulation."""
 
 import tracemalloc
 
@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 
 def simulated(rng: np.random.Generator, n: int, apart: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
     labels = rng.integers(0, 2, n)
-    return labels, probability(rng.normal((labels - 0.5) * apart, 1), 1.0).round(2)  # rounded: equal scores have to be right too
+    return labels, probability(rng.normal((labels - 0.5) * apart, 1), 1.0).round(2)  # rounded, to test tied scores too
 
 
 def test_figures_are_those_of_scikit_learn():
@@ -60,7 +60,7 @@ def test_the_interval_holds_the_true_figure_as_often_as_it_says():
         labels, scores = simulated(rng, 150)
         found = judge(labels, scores, np.arange(150), 0.5, draws=200, seed=trial)["auc"]
         held += found["low"] <= truth <= found["high"]
-    assert 87 <= held <= 100  # 95 expected; outside it once in a thousand times
+    assert 87 <= held <= 100  # 95 expected; outside these bounds once in a thousand runs
 
 
 def test_a_thousand_draws_take_less_memory_than_one_copy_of_them_as_floats():
@@ -112,7 +112,7 @@ def test_a_share_of_nothing_or_all_is_not_called_certain():
     truth, called = np.repeat([0, 1], 16), np.repeat([0.1, 0.9], 16)
     found = judge(truth, called, np.arange(32), 0.5, 200, 0)
     assert found["recall"]["value"] == found["precision"]["value"] == 1 and found["fpr"]["value"] == 0
-    exact = 1 - 0.025 ** (1 / 16)  # Clopper and Pearson's bound for none of 16
+    exact = 1 - 0.025 ** (1 / 16)  # Clopper-Pearson bound for 0 of 16
     assert found["fpr"]["high"] == pytest.approx(exact, abs=1e-5) and found["fpr"]["low"] == 0
     assert found["recall"]["low"] == found["precision"]["low"] == pytest.approx(1 - exact, abs=1e-5)
     assert found["accuracy"]["low"] > found["recall"]["low"]
@@ -120,7 +120,7 @@ def test_a_share_of_nothing_or_all_is_not_called_certain():
     assert by_fours["fpr"]["high"] == pytest.approx(1 - 0.025 ** (1 / 4), abs=1e-5)
     weights = group_weights(np.arange(16), 200, 0)
     assert mean(np.full(16, False), weights)["high"] == pytest.approx(exact, abs=1e-5)
-    assert mean(np.zeros(16), weights) == {"value": 0.0, "low": 0.0, "high": 0.0}  # figures that are no shares
+    assert mean(np.zeros(16), weights) == {"value": 0.0, "low": 0.0, "high": 0.0}  # figures that are not proportions
     assert mean(np.full(16, False), group_weights(np.zeros(16), 200, 0)) == {"value": 0.0, "low": None, "high": None}
 
 
@@ -146,7 +146,7 @@ def test_a_figure_made_of_shares_is_no_surer_than_they_are():
 
 def test_a_calibration_error_lies_in_its_interval():
     rng = np.random.default_rng(5)
-    for trial in range(20):  # of a model that is as sure as it may be, where resampling alone makes an error
+    for trial in range(20):  # a perfectly calibrated model, whose error comes from sampling alone
         scores = rng.random(600)
         found = judge((rng.random(600) < scores).astype(int), scores, np.arange(600), 0.5, draws=200, seed=trial)["ece"]
         assert found["low"] < found["value"] < found["high"]
@@ -241,4 +241,4 @@ def test_thresholds_that_cross_keep_both_promises():
         assert (scores[labels == 0] >= found.fake_above).mean() <= 0.1
         assert (scores[labels == 1] < found.real_below).mean() <= 0.1
         crossed += found.real_below == found.fake_above != found.f1
-    assert crossed > 0  # where the threshold of the highest F1 breaks a promise
+    assert crossed > 0  # cases in which the threshold of the highest F1 breaks a promise

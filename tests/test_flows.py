@@ -26,19 +26,19 @@ from tests.service_helpers import aliases, client
 
 @pytest.fixture(scope="module")
 def workspace(first_run: Path) -> Path:
-    """A workspace whose first `make run` was killed during training, and whose second was not. No other file's tests use it."""
+    """A workspace whose first `make run` was killed during training, and whose second was not. Only the tests of this file use it."""
     return first_run / "run"
 
 
 @pytest.fixture(scope="module")
 def first(first_run: Path) -> str:
-    """What the first `make run` prints that comes to its end."""
+    """Output of the first `make run` that finishes."""
     return (first_run / "printed").read_text()
 
 
 @pytest.fixture
 def here(workspace: Path, first_run: Path, prefect_server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The workspace after its first run, as the working directory. What a test writes into params.yaml is taken back."""
+    """The workspace after its first run, as the working directory. Changes of a test to params.yaml are undone."""
     shutil.copytree(first_run / "bentoml/bentos", Path(os.environ["BENTOML_HOME"]) / "bentos", dirs_exist_ok=True)
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store(workspace))
@@ -95,7 +95,7 @@ def test_the_training_run_is_the_record(workspace: Path, first: str):
     inputs = {entry.dataset.name: entry.dataset.digest for entry in record.inputs.dataset_inputs}
     for part in ("train", "test"):
         content = (workspace / f"data/splits/{part}.parquet").read_bytes()
-        assert inputs[part] == hashlib.md5(content).hexdigest()  # DVC's name of the file
+        assert inputs[part] == hashlib.md5(content).hexdigest()  # DVC's name for the file
     for tag in ("git_commit", "git_dirty", "prefect_flow_run", "dvc_lock"):
         assert record.data.tags[tag], tag
     assert record.data.tags["data_md5"] in (workspace / "dvc.lock").read_text()

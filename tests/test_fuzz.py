@@ -1,4 +1,4 @@
-"""Requests that schemathesis makes from the description of the API: what is described is what happens, and never a 500."""
+"""Requests that schemathesis generates from the OpenAPI description: answers match it, and are never a 500."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What only a GPU shows; skipped where there is none."""
+"""Tests that need a GPU; skipped without one."""
 
 import numpy as np
 import pytest
@@ -25,13 +25,13 @@ def test_a_recorded_network_gives_the_answers_of_the_network(count):
     with torch.inference_mode():
         expected = [output.numpy() for output in network()(torch.from_numpy(values))]
     running = TorchRuntime(network(), bf16=False)
-    for _ in range(2):  # recorded, and replayed
+    for _ in range(2):  # recorded, then replayed
         for found, output in zip(running(values), expected, strict=True):
             assert np.allclose(found, output, atol=0.002)
 
 
 class Peeking(nn.Module):
-    """A network that looks at its own figures on the way, which no recording can."""
+    """A network whose control flow depends on its values, which a CUDA graph cannot record."""
 
     def forward(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         means = values.mean((2, 3))

@@ -1,4 +1,4 @@
-"""MLflow's webhook: what is signed starts the flow `deploy`, and nothing else does."""
+"""MLflow's webhook: only signed messages start the flow `deploy`."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from tests.service_helpers import free_port, wait_for
 
 
 def message(secret: str = "secret", age: int = 0, **data: str) -> dict:
-    """What MLflow sends."""
+    """A message as MLflow sends it."""
     body = json.dumps({"entity": "model_version_alias", "action": "created", "data": {"name": "unmask", "alias": "challenger"} | data})
     sent = str(int(time.time()) - age)
     headers = {"X-MLflow-Delivery-Id": "one", "X-MLflow-Timestamp": sent, "Content-Type": "application/json"}

@@ -1,4 +1,4 @@
-"""Files that were made to break a decoder: each ends in a verdict or in an error that says why, never in anything else."""
+"""Files made to break a decoder: each gets a verdict or an error that says why, nothing else."""
 
 import asyncio
 import io
@@ -20,7 +20,7 @@ from serving.threads import Threads
 from tests.service_helpers import served, wait_for
 
 GROWTH = 1_000_000_000
-"""Bytes: a picture of 50 megapixels takes 150 MB, and twice as much while it is turned; two are decoded at a time."""
+"""Bytes: an image of 50 megapixels takes 150 MB, and twice that while it is rotated; two are decoded at a time."""
 
 
 def outcome(detector: Detector, data: bytes) -> str:
@@ -45,7 +45,7 @@ def test_liars_bombs_and_double_files_cost_little_memory(package):
     used = psutil.Process().memory_info().vms
     before = resource.getrlimit(resource.RLIMIT_AS)
     files = special()
-    resource.setrlimit(resource.RLIMIT_AS, (used + GROWTH, before[1]))  # beyond it the decoder would raise MemoryError
+    resource.setrlimit(resource.RLIMIT_AS, (used + GROWTH, before[1]))  # beyond that the decoder would raise MemoryError
     try:
         found = {what: outcome(detector, data) for what, data in files.items()}
     finally:
@@ -110,7 +110,7 @@ def test_large_pictures_that_nobody_waits_for_any_more_do_not_pile_up():
         done[0] += 1
 
     async def clients() -> None:
-        for _ in range(5):  # each gives up, as a client does whose time is over
+        for _ in range(5):  # each gives up, as a client does after its timeout
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await asyncio.gather(*(threads.run(look, long=True) for _ in range(4)))
@@ -118,4 +118,4 @@ def test_large_pictures_that_nobody_waits_for_any_more_do_not_pile_up():
         await threads.run(lambda: None, long=True)
 
     asyncio.run(clients())
-    assert most[0] <= threads.long and done[0] <= 2 * threads.long  # what waited behind them was dropped
+    assert most[0] <= threads.long and done[0] <= 2 * threads.long  # those that waited were dropped

@@ -1,4 +1,4 @@
-"""Bringing images in: what is broken, what has odd names, what belongs together, which settings go together."""
+"""Ingest: broken files, odd names, groups, and settings that do not fit together."""
 
 import base64
 import gzip
@@ -34,7 +34,7 @@ def encoded(kind: str, size: tuple[int, int] = (64, 64), flat: bool = False) -> 
 
 
 def broken_files() -> dict[str, bytes]:
-    """Name -> content of files that no detector should be trained on."""
+    """Name -> content of files that must not be trained on."""
     jpeg, png, webp, gif = (encoded(kind) for kind in ("JPEG", "PNG", "WEBP", "GIF"))
     bmp, tiff = encoded("BMP"), encoded("TIFF")
     archive = io.BytesIO()
@@ -85,7 +85,7 @@ def test_every_kind_of_broken_file_is_listed_with_its_reason(faces: Path, prepar
         (faces / ("real", "fake")[number % 2] / name).write_bytes(content)
     (faces / "real" / "dangling.jpg").symlink_to(faces / "absent.jpg")
     os.mkfifo(faces / "real" / "pipe.jpg")
-    (faces / "fake" / "caf\udce9").mkdir()  # the byte E9, which is no UTF-8
+    (faces / "fake" / "caf\udce9").mkdir()  # the byte E9, which is not UTF-8
     shutil.copy(faces / "fake" / "0.jpg", faces / "fake" / "caf\udce9" / "0.jpg")
     report = ingest.run(prepare(ingest__max_broken=0.5, ingest__max_megapixels=1, ingest__max_megabytes=1.5))
     found = quarantined()
@@ -116,7 +116,7 @@ def test_originals_in_data_raw_are_not_taken_for_copies(faces: Path, prepare: Ca
 
 
 def test_groups_that_hold_one_picture_stay_together_without_its_copy(faces: Path, tmp_path: Path, prepare: Callable[..., Params]):
-    other = tmp_path / "other"  # a second data set, with the same reals under names of its own
+    other = tmp_path / "other"  # a second data set, with the same reals under other names
     other.mkdir()
     rows = ["path,label,group"]
     for number in range(30):

@@ -1,4 +1,4 @@
-"""Records that only grow outlive a write that a full disk cut off."""
+"""Append-only records survive a write that a full disk truncated."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`kill -9` at any moment: ingest and forge go on where they were, and end with the same bytes."""
+"""`kill -9` at any moment: ingest and forging resume, and end with the same bytes."""
 
 import hashlib
 import random
@@ -38,7 +38,7 @@ def test_a_killed_ingest_ends_with_the_bytes_of_an_undisturbed_one(tmp_path: Pat
     shutil.copy(ROOT / "params.yaml", folder)
     forge = {"methods": {"self_blend": 0.4, "swap": 0.3, "resynthesis": 0.3}}
     apply(folder_source(faces) | {"data.forge": forge, "data.shard": shard}, folder / "params.yaml")
-    # Small shards and frequent notes, so that a kill has something to cut in two.
+    # Small shards and frequent progress notes, so that a kill often hits a write.
     small = "import sys; sys.path.insert(0, sys.argv[1]); from pipeline import ledger, shards; ledger.FLUSH, shards.MEMBERS = 32, 32\n"
     program = small + "from pipeline.cli import stage; from pipeline.ingest import run; stage(run)"
     command = [sys.executable, "-c", program, str(ROOT)]
@@ -58,11 +58,11 @@ def test_a_killed_ingest_ends_with_the_bytes_of_an_undisturbed_one(tmp_path: Pat
         process = start()
         try:
             assert process.wait(draw.uniform(0.3, 1) * seconds) == 0
-            for made in ("data", "reports", "var"):  # it came to its end: begin anew
+            for made in ("data", "reports", "var"):  # it finished: start over
                 shutil.rmtree(folder / made)
         except subprocess.TimeoutExpired:
             process.kill()
-            killed += process.wait() == -signal.SIGKILL  # it may have ended just before
+            killed += process.wait() == -signal.SIGKILL  # it may have finished just before
             wait_for(lambda: not any(str(folder) in " ".join(found.info["cmdline"] or ()) for found in psutil.process_iter(["cmdline"])))
     assert start().wait() == 0
     assert digests(folder) == undisturbed

@@ -1,4 +1,4 @@
-"""What `make` does before there is a .venv, and what `make clean` leaves."""
+"""`make` before there is a .venv, and what `make clean` keeps."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ mkdir -p "$3/bin" && touch "$3/bin/python" && chmod +x "$3/bin/python"
 [ -e ensurepip ] || exit 1
 printf '#!/bin/sh\\necho installs "$@"\\n' > "$3/bin/pip" && chmod +x "$3/bin/pip"
 """
-"""Stands for Debian's Python, whose `-m venv` fails half-way, after its `python`, until the package python3.11-venv is there."""
+"""Mimics Debian's Python without the package python3.11-venv: `-m venv` fails after it has made `bin/python`."""
 
 
 def test_a_venv_that_was_made_by_half_is_made_anew(tmp_path: Path):
@@ -26,7 +26,7 @@ def test_a_venv_that_was_made_by_half_is_made_anew(tmp_path: Path):
 
 
 def test_make_clean_keeps_what_users_said_people_labelled_and_brought(tmp_path: Path):
-    run(tmp_path, "make", "--file", str(ROOT / "Makefile"), "clean")  # and minds no folder that is missing
+    run(tmp_path, "make", "--file", str(ROOT / "Makefile"), "clean")  # works without the folders, too
     brought = ("var/feedback/feedback.jsonl", "var/labelling/2026-01-31/manifest.csv", "data/faces/real/a.jpg")
     kept = {tmp_path / name for name in brought}
     gone = {tmp_path / name for name in ("var/predictions.db", "var/.hidden", "var/checkpoints/1/weights", "data/raw/a", "mlflow.db")}

@@ -1,4 +1,4 @@
-"""One message a fact, sent by the flows themselves to a real receiver, however often a flow runs."""
+"""One message per fact, however often a flow runs; sent by the flows themselves to a real receiver."""
 
 import sys
 
@@ -53,7 +53,7 @@ def test_each_fact_is_told_once(finished, copy_workspace, tmp_path):
             assert machine.run(*flow("drift")).splitlines().count("Drift") == 2
             assert facts(messages)[2:] == ["drift found"] and "above all in" in messages[2]["text"]
             record(machine.folder / "var" / FILE, package.digest, seen.head(1).assign(brightness=10.0, blur=1.0))
-            assert machine.run(*flow("drift")).splitlines().count("Drift") == 2 and len(messages) == 3  # it lasts, with new answers
+            assert machine.run(*flow("drift")).splitlines().count("Drift") == 2 and len(messages) == 3  # the same drift, with new answers
 
             apply({"gates": {"test.f1.low": {"min": 0.999}}, "export.golden": 3}, params)
             machine.run(*RUN, check=False)
@@ -70,5 +70,5 @@ def test_each_fact_is_told_once(finished, copy_workspace, tmp_path):
 
 
 def facts(messages: list[dict[str, str]]) -> list[str]:
-    """What was told, without the project's name."""
+    """The facts in the messages, without the project's name."""
     return [message["fact"].removeprefix("Unmask: ") for message in messages]

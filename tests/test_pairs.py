@@ -1,4 +1,4 @@
-"""What training is shown: pairs, forgeries made on the spot, old sources beside new ones."""
+"""Training data: pairs, forgeries made on the fly, and rehearsal of old sources."""
 
 import json
 import shutil
@@ -83,7 +83,7 @@ def test_images_that_two_want_at_once_are_decoded_once(tmp_path: Path, monkeypat
         one = pool.submit(pixels, table, Slow(size=SIDE))
         decoding.acquire(timeout=10)
         other = pool.submit(pixels, table, Slow(size=SIDE))
-        other_is_done, _ = wait([other], timeout=0.5)  # in which it would begin to write where the first one writes
+        other_is_done, _ = wait([other], timeout=0.5)  # enough to start writing where the first one writes
         release.set()
         assert not other_is_done and np.array_equal(one.result(), other.result())
     assert len(asked) == 3 and one.result().any(axis=(1, 2, 3)).all()
@@ -122,7 +122,7 @@ def test_an_epoch_shows_images_whose_group_has_none_of_the_other_class(swap: boo
     stems = ((real, "a"), (fake, "b"), (fake, "c"), (fake, "d"))
     rows = [{"label": label, "group": f"v{video}", "path": f"{video}/{stem}.jpg"} for video in range(5) for label, stem in stems]
     rows += [{"label": real, "group": f"camera{index}", "path": f"camera/{index}.jpg"} for index in range(3)]
-    # One of whose two images has the fake's name, so that the other is never its partner.
+    # One of this person's two reals has the fake's name, so the other is never its partner.
     rows += [{"label": label, "group": "person", "path": f"{label}/{stem}.jpg"} for label, stem in ((fake, "x"), (real, "x"), (real, "y"))]
     table = pd.DataFrame(rows)
     pairs = pairs_of(np.zeros((len(table), SIDE, SIDE, 3), np.uint8), None, table)
@@ -174,11 +174,11 @@ def test_the_forgery_alone_tells_a_forged_fake_from_its_real():
         for index in range(8):
             real, fake = pairs.forge(index, index) or pytest.fail("no forgery")
             reals.append(real.astype(int).mean(axis=(0, 1)))
-            # Both were stored as JPEG: what no forgery changed, along the edge, went through it with the same quality.
+            # Both were stored as JPEG of the same quality, so even the edge, which no forgery changes, differs from the original.
             distances.append([np.abs(picture[0].astype(int) - gray[index][0]).mean() for picture in (real, fake)])
     own = gray[:8].mean(axis=(0, 1, 2)).mean()
     moved = (np.abs(np.array(reals) - own).max(axis=1) > 3).mean()
-    assert 0.3 < moved < 0.6  # half of the reals have another colour or light themselves
+    assert 0.3 < moved < 0.6  # colour or light of half of the reals is changed, too
     assert (np.array(distances) > 0.5).all()
 
 
@@ -189,7 +189,7 @@ def test_a_source_is_shown_by_its_share_and_the_rest_in_full():
     assert 30 < half.loc[half["source"] == "old", "group"].nunique() < 70
     for shown in (half, some):
         assert (shown["source"] == "new").sum() == 40 and set(shown["group"].value_counts()) == {4}
-    assert set(some["group"]) < set(half["group"])  # less is a part of more, whatever else is new
+    assert set(some["group"]) < set(half["group"])  # a smaller share is a subset of a larger one
     assert set(rehearsed(part[:400], {"old": 0.5})["group"]) == set(half.loc[half["source"] == "old", "group"])
     assert set(rehearsed(part, {"old": 0.0})["source"]) == {"new"} and len(rehearsed(part, {})) == 440
     with pytest.raises(StageError, match=r"train.rehearsal: .*no real image is left"):
@@ -210,7 +210,7 @@ def test_what_is_held_out_as_never_seen_is_not_forged_in_training():
     content["split"]["holdout_generators"] = ["resynthesis", "swap"]
     with pytest.raises(ParamsError, match=r"holdout_generators and train.forge.methods both name resynthesis: .*\[\]'$") as found:
         check_params(content, Path("params.yaml"))
-    assert len(str(found.value)) < 500  # without the whole file behind it
+    assert len(str(found.value)) < 500  # it does not quote the whole file
     content["split"]["holdout_generators"] = ["swap"]
     forge = check_params(content, Path("params.yaml")).train.forge
     assert forge and forge.shown == set(methods)

@@ -1,4 +1,4 @@
-"""Training on a part of the patches: a ViT sees fewer tokens while it trains, and all of them when it is judged."""
+"""Patch dropout: a ViT sees fewer tokens in training, and all of them in evaluation."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""The whole graph through real DVC, on a few dozen images."""
+"""The whole graph with real DVC, on a few dozen images."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ DVC = (sys.executable, "-m", "dvc")
 
 @pytest.fixture(scope="module")
 def finished(finished: Path, copy_workspace) -> Path:
-    """Of this file's own: its tests remove what was made and pull it back."""
+    """A copy for this file, whose tests delete results and pull them back."""
     return copy_workspace(finished)
 
 
@@ -115,7 +115,7 @@ def test_a_clone_that_pulls_has_nothing_to_make(finished: Path, tmp_path: Path):
     assert verify(tmp_path / "clone/models/package").digest == verify(finished / "models/package").digest
 
 
-@pytest.mark.long  # what differs from a folder is within DVC
+@pytest.mark.long  # only DVC's own code differs from a remote in a folder
 def test_data_comes_back_from_s3(finished: Path, monkeypatch: pytest.MonkeyPatch):
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -1,4 +1,4 @@
-"""Fewer bits: used where the answers stay what they were, and nowhere else."""
+"""Lower precision: used only if the answers stay the same."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def quantise(package: Path, labels: np.ndarray = LABELS) -> None:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory) -> Path:
-    torch.manual_seed(0)  # what 8 bits cost an untrained network depends on its weights: 1 in 100 loses more than a package may
+    torch.manual_seed(0)  # the loss in 8 bits depends on the weights: 1 in 100 untrained networks loses more than allowed
     return tiny_package(tmp_path_factory.mktemp("packages") / "tiny")
 
 
@@ -67,7 +67,7 @@ def test_what_would_cost_too_much_stays_in_32_bits(package: Path, values: np.nda
         return logits[:, 1] - logits[:, 0]
 
     full = scores(GRAPH)
-    labels = (full > np.median(full)).astype(int)  # which the network knows: its AUC is 1, and whatever moves an answer costs some of it
+    labels = (full > np.median(full)).astype(int)  # the network's AUC is 1 on these, so any change of its scores may lower it
     quantise(package, labels)
     assert np.abs(scores(INT8) - full).max() > 0 and roc_auc_score(labels, scores(INT8)) >= 1 - MOST_DROP
 

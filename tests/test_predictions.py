@@ -1,4 +1,4 @@
-"""The prediction log has bounds, its disk too, and neither is a client's concern."""
+"""The prediction log is bounded, its disk may be full, and clients notice neither."""
 
 import resource
 import sqlite3
@@ -25,7 +25,7 @@ def write(log: PredictionLog, first: int, last: int) -> None:
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """What this process writes ends there, as it does on a full disk."""
+    """Limit the size of files this process writes, to mimic a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

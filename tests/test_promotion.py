@@ -1,4 +1,4 @@
-"""Promotion: who takes the champion's place, the record, and the way back."""
+"""Promotion: which version becomes champion, the record, and the roll-back."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from tests.service_helpers import aliases, client, promote, served, versions, wa
 
 
 def comparison(f1: float | None, auc: float | None, champion: str = "3") -> dict:
-    """One whose intervals begin at these values, with this version."""
+    """A comparison with this version, whose intervals start at these values."""
     figures = {"f1": f1, "auc": auc}
     part = {
         name: {"challenger": 0.9, "champion": 0.8, "difference": {"value": 0.1, "low": low, "high": 0.2}} for name, low in figures.items()
@@ -52,7 +52,7 @@ def test_the_policy_asks_for_the_lower_bounds_of_both_figures(auto, lows, promot
 
 @pytest.fixture
 def status(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """What `unmask status` prints, called here: a process of its own would import for five seconds each time."""
+    """Output of `unmask status`, called in this process: another one would import for five seconds each time."""
 
     def show(*arguments: str) -> str:
         cli.main(["status", *arguments])
@@ -92,7 +92,7 @@ def test_rollback_restores_the_version_before_and_says_so(store, package, tmp_pa
         found = json.loads(status("--json"))
         assert found["champion"]["version"] == 1 and found["previous"]["version"] == 2 and found["served"]["version"] == "1"
         assert found["last_promotion"] == promotion.history()[-1] and found["last_run"]["gate"] == "failed"
-        promote(store, "3")  # which failed its gate: the service says so, and goes on
+        promote(store, "3")  # it failed its gate: the service says so, and keeps the old one
         wait_for(lambda: "did not pass its gate" in (service.get("/readyz").json()["trouble"] or ""), seconds=10)
         assert service.get("/readyz").json()["version"] == "1"
         assert "REFUSED: version 3 did not pass its gate" in status()
@@ -219,5 +219,5 @@ def test_what_was_compared_with_one_champion_takes_the_place_of_no_other(store, 
     assert promotion.earned(better, compared, challenger) is None
     promote(store, "3")
     assert promotion.earned(better, compared, challenger) is not None
-    promote(store, "2")  # somebody goes back while the comparison with version 3 is made
+    promote(store, "2")  # somebody goes back during the comparison with version 3
     assert promotion.earned(better, compared, challenger) is None

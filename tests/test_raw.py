@@ -1,4 +1,4 @@
-"""What lies in data/raw: what a second run leaves alone, in place, re-encoded, in shards."""
+"""data/raw: unchanged by a second run; images in place, re-encoded, in shards."""
 
 import shutil
 import sys
@@ -73,7 +73,7 @@ def test_images_can_stay_where_they_are(faces: Path, prepare: Callable[..., Para
     assert all(Path(path).is_relative_to(faces) for path in read(MANIFEST)["path"])
     sums = Path("data/raw/faces/SHA256SUMS")
     before = sums.read_text()
-    picture(faces / "real" / "1.jpg", seed=9001, quality=90)  # DVC sees by the hashes that the data is another one
+    picture(faces / "real" / "1.jpg", seed=9001, quality=90)  # DVC sees from the hashes that the data changed
     ingest.run(prepare(data__sources=[source]))
     assert len(before.splitlines()) == 60 and len(set(before.splitlines()) - set(sums.read_text().splitlines())) == 1
 

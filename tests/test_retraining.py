@@ -1,4 +1,4 @@
-"""A drift's training for real: nothing new, then new labels, then the cooldown. With real Prefect, MLflow and DVC."""
+"""Retraining on drift: first nothing new, then new labels, then the cooldown. With real Prefect, MLflow and DVC."""
 
 import json
 import sys

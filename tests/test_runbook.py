@@ -1,7 +1,7 @@
-"""docs/runbook.md is executed: every block of it, as it stands, in a small workspace with all servers running.
+"""Executes every block of docs/runbook.md, as it is, in a small workspace with all servers running.
 
-The blocks run in the order of the document. What they cannot do here is in STAND_INS (tests/runbook_helpers.py); what stands for a thing
-of the reader's own (a version, an answer, an address) is replaced by a real one.
+The blocks run in the order of the document. Commands that cannot run here are replaced by STAND_INS (tests/runbook_helpers.py), and
+placeholders (a version, an answer, an address) by real values.
 """
 
 import json
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.long
 
 TEXT = (ROOT / "docs/runbook.md").read_text()
 BLOCKS: dict[str, str] = {}
-"""Heading -> its block of bash; a second one of a section is `heading, 2`."""
+"""Heading -> its bash block; the second one in a section is `heading, 2`."""
 
 for part in re.split(r"^#+ ", TEXT, flags=re.MULTILINE)[1:]:
     for number, found in enumerate(re.findall(r"^```bash\n(.*?)^```$", part, re.DOTALL | re.MULTILINE), 1):
@@ -66,7 +66,7 @@ def before_drift(site: Site) -> None:
 
 def before_poisoned(site: Site) -> None:
     site.settled()
-    for version in (2, 1):  # the one that learned from it came last
+    for version in (2, 1):  # the last one stands for the model that learned from the poisoned feedback
         promoted(site, version)
     site.settings(**{"data.sources": [*SMALL["data.sources"], {"kind": "feedback", "name": "users"}]})
     golden = site.folder / "models/package/golden"
@@ -82,7 +82,7 @@ def before_poisoned(site: Site) -> None:
 
 def promoted(site: Site, version: int) -> None:
     site.alias("champion", version)
-    site.bash("prefect deployment run deploy/default --watch")  # which nothing but the test starts here
+    site.bash("prefect deployment run deploy/default --watch")  # here only the test starts it
     assert last_promotion(site)["version"] == version
 
 
@@ -182,7 +182,7 @@ def after_notifications(site: Site) -> None:
 
 
 def after_gpu_machine(site: Site) -> None:
-    assert "Running stage" not in site.bash("cd FOLDER && dvc repro")  # what was pulled is all that there is to make
+    assert "Running stage" not in site.bash("cd FOLDER && dvc repro")  # everything was pulled, nothing is left to make
     assert verify(site.folder / "new/models/package").digest == verify(site.folder / "models/package").digest
 
 
@@ -196,7 +196,7 @@ BEFORE: dict[str, Callable[[Site], None]] = {
     "Lost database, 2": before_lost_without_backup,
     "A new GPU machine": before_gpu_machine,
 }
-"""What has happened when somebody reads a section."""
+"""Heading -> the situation in which somebody reads that section."""
 
 AFTER: dict[str, Callable[[Site], None]] = {
     "Promote a version": after_promote,
@@ -211,7 +211,7 @@ AFTER: dict[str, Callable[[Site], None]] = {
     "Notifications": after_notifications,
     "A new GPU machine": after_gpu_machine,
 }
-"""What a section promises."""
+"""Heading -> check of what the section promises."""
 
 
 @pytest.mark.parametrize("heading", BLOCKS)

@@ -1,4 +1,4 @@
-"""The service as its users meet it: `bentoml serve`, following MLflow."""
+"""The service as users see it: `bentoml serve`, following MLflow."""
 
 import io
 import json
@@ -56,7 +56,7 @@ def store(workspace) -> str:
 
 @pytest.fixture(scope="module")
 def service(workspace) -> Iterator[httpx.Client]:
-    """Started before there is any MLflow store."""
+    """A service that starts before there is any MLflow store."""
     with served(workspace) as client:
         yield client
 
@@ -256,13 +256,13 @@ def test_it_follows_the_alias_and_refuses_a_broken_package(client, store, packag
     assert "Version 3 was refused" in (workspace / "service.log").read_text()
 
     promote(store, "1")
-    # The new version answers a moment before the trouble with the old one is forgotten.
+    # The new version answers a moment before the trouble with the old one is cleared.
     wait_for(lambda: client.get("/readyz").json() == {"ready": True, "version": "1", "trouble": None})
     assert predict(client, PNG).json()["model"]["version"] == "1"
 
 
 def _png16(gray: np.ndarray) -> bytes:
-    """A 16-bit grayscale PNG with the values of an 8-bit picture."""
+    """A 16-bit grayscale PNG with the values of an 8-bit image."""
     rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in gray)
     header = struct.pack(">IIBBBBB", gray.shape[1], gray.shape[0], 16, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

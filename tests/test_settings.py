@@ -1,4 +1,4 @@
-"""params.yaml and what writes into it: a mistake is named, and nothing is written."""
+"""params.yaml and the commands that change it: a mistake is named, and nothing is written."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from tests.conftest import ROOT, run
 
 @pytest.fixture
 def params(tmp_path: Path) -> Path:
-    """The project's settings, of a test's own."""
+    """A copy of the project's settings for each test."""
     return Path(shutil.copy(ROOT / "params.yaml", tmp_path))
 
 
@@ -68,7 +68,7 @@ def test_what_is_written_is_all_that_git_shows(params: Path):
 
 
 def settings(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
-    """`python -m pipeline.settings` in a folder."""
+    """Run `python -m pipeline.settings` in a folder."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["settings", *arguments])
     main()
@@ -80,7 +80,7 @@ def test_a_preset_a_folder_a_model_and_single_values_are_written_together(params
     settings(monkeypatch, params.parent, *given)
     found = load_params(params)
     assert (found.model.name, found.model.init, found.model.config) == ("org/network", "pretrained", {})
-    assert found.train.epochs == 3 and found.train.patch_dropout == 0.5  # of the command, and of the preset
+    assert found.train.epochs == 3 and found.train.patch_dropout == 0.5  # from the command, and from the preset
     assert [source.name for source in found.data.sources] == ["faces"]
     assert "git diff params.yaml" in capsys.readouterr().out
     before = params.stat().st_mtime_ns
@@ -123,7 +123,7 @@ def test_a_folder_of_faces_may_be_called_anything(params: Path, called: str, nam
     folder = params.parent / called
     folder.mkdir()
     assert folder_source(folder)["data.sources"][0]["name"] == name
-    given = f"DATA={str(folder).replace('$', '$$')}"  # a variable of make's is expanded by it
+    given = f"DATA={str(folder).replace('$', '$$')}"  # make expands its variables
     shown = run(params.parent, "make", "--file", str(ROOT / "Makefile"), "--dry-run", "--old-file=.venv/.installed", "run", given)
     command = next(line for line in shown.splitlines() if "pipeline.settings" in line)
     monkeypatch.setenv("DATA", str(folder))

@@ -1,4 +1,4 @@
-"""Where images come from besides a folder: hub datasets, LFW, feedback, and fakes forged from reals."""
+"""Sources of images other than folders: hub datasets, LFW, feedback, and fakes forged from reals."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ FORGE = {"methods": {"self_blend": 0.4, "swap": 0.3, "resynthesis": 0.3}, "seed"
 
 
 def hub_dataset(folder: Path, rows: int) -> None:
-    """A dataset folder in the hub's format: images inside Parquet files, the class as a number with a name."""
+    """A dataset folder in the hub's format: images inside Parquet files, classes as named numbers."""
     import datasets
 
     items: dict[str, list[object]] = {"picture": [], "kind": [], "person": [], "tool": []}
@@ -65,7 +65,7 @@ def test_a_hub_dataset_is_read_as_a_stream_and_grows(tmp_path: Path, prepare: Ca
     assert ingest.run(settings)["by_label"] == {"real": 20, "fake": 20}
     table = read(MANIFEST)
     assert set(table["generator"]) == {"gan", "none"}
-    assert table["group"].nunique() == 15 + 4  # an image of nobody in particular has a group of its own
+    assert table["group"].nunique() == 15 + 4  # an image of an unnamed person is a group of its own
     kept = {path: path.stat().st_mtime_ns for path in Path("data/raw/hub").rglob("*.jpg")}
     assert len(kept) == 40
     hub_dataset(tmp_path / "hub", 90)
@@ -103,7 +103,7 @@ def test_a_wrong_hub_setting_is_named(tmp_path: Path, prepare: Callable[..., Par
 
 @pytest.fixture
 def lfw_home(tmp_path: Path) -> Path:
-    """What scikit-learn's fetcher has downloaded before it unpacks: an archive, and the lists of pairs."""
+    """What scikit-learn's fetcher has before unpacking: the downloaded archive and the lists of pairs."""
     home = tmp_path / "scikit_learn_data"
     people = tmp_path / "lfw_funneled"
     for person in range(24):
@@ -131,7 +131,7 @@ def test_reals_of_lfw_alone_are_enough(lfw_home: Path, prepare: Callable[..., Pa
         parents = row.parents.split()
         assert reals.loc[parents[0], "group"] == row.group
         if row.generator == "swap" and len(parents) > 1:
-            assert reals.loc[parents[1], "group"] != row.group  # the face of somebody else
+            assert reals.loc[parents[1], "group"] != row.group  # somebody else's face
         origin, fake = read_image(Path(reals.loc[parents[0], "path"])).pixels, read_image(Path(row.path)).pixels
         assert origin.shape == fake.shape and not np.array_equal(origin, fake)
     assert (fakes["parents"].str.count(" ") == 1).sum() > 5
@@ -141,7 +141,7 @@ def test_a_forged_fake_is_stored_as_its_real_is(faces: Path, prepare: Callable[.
     for index, path in enumerate(sorted((faces / "real").glob("*.jpg"))):
         with Image.open(path) as image:
             image.load()
-        # A phone's JPEG with a second picture behind it is a JPEG too.
+        # An MPO file, as phones make them, is a JPEG with a second image appended.
         kind = {"format": "MPO", "save_all": True, "append_images": [image]} if index % 5 == 0 else {}
         image.save(path, quality=(60, 75, 95)[index % 3], subsampling=("4:4:4", "4:2:2", "4:2:0")[index % 3], **kind)
     ingest.run(prepare(data__forge=FORGE))
@@ -211,7 +211,7 @@ def test_feedback_comes_back_as_data_and_disagreement_is_left_out(tmp_path: Path
     said = {"version": "3", "verdict": "fake", "probability_fake": 0.9}
     for index, path in enumerate(images[:6]):
         feedback.record(folder, id=f"a{index}", label="real", image=path.read_bytes(), **said)
-    feedback.record(folder, id="a1", label="fake", image=images[1].read_bytes(), **said)  # the user thought again
+    feedback.record(folder, id="a1", label="fake", image=images[1].read_bytes(), **said)  # the user changed their mind
     feedback.record(folder, id="b2", label="fake", image=images[2].read_bytes(), **said)  # another user disagrees
     feedback.record(folder, id="c", label="real", **said)  # without consent to keep the image
     with (folder / "feedback.jsonl").open("ab") as file:

@@ -1,4 +1,4 @@
-"""The split: whole groups, exact shares, old images in their places, and no twin of a training image in another part."""
+"""The split: whole groups, exact shares, old images keep their part, and no twin of a training image in another part."""
 
 import hashlib
 import itertools
@@ -25,7 +25,7 @@ SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
 
 def people(count: int, start: int = 0, generator: str = "swap", **columns: Any) -> list[dict[str, Any]]:
-    """A real image and a fake of each of `count` people, no two of them alike."""
+    """A real image and a fake for each of `count` people, no two alike."""
     return [
         image(
             f"{generator}{number}{label}", label=label, generator=generator if label == "fake" else "none", group=f"a/p{number}", **columns
@@ -88,7 +88,7 @@ def test_planted_twins_stay_together(run, tmp_path: Path):
     assert report["groups_joined_by_near_duplicates"] == 40 and report["groups"] == 40
     for first, second in zip(rows[::2], rows[1::2], strict=True):
         assert where(first["path"]) == where(second["path"])
-    assert set(pd.concat(read_parts().values())["group"]) == {f"one/{number}" for number in range(40)}  # the first in the alphabet
+    assert set(pd.concat(read_parts().values())["group"]) == {f"one/{number}" for number in range(40)}  # the alphabetically first
 
 
 def test_equal_pictures_stay_together_whatever_their_perceptual_hash(run):
@@ -109,7 +109,7 @@ def test_one_identity_in_two_folders_of_one_source_is_one_group(run):
 
 def test_a_fake_joins_the_groups_of_all_its_parents(run):
     rows = people(30)
-    parents = [rows[0]["image_id"], rows[10]["image_id"], "0" * 64]  # the last is in no table
+    parents = [rows[0]["image_id"], rows[10]["image_id"], "0" * 64]  # the last one does not exist
     rows.append(image("swapped", label="fake", generator="swap", group="forged/1", parents=" ".join(parents)))
     report = run(rows)
     assert where("swapped") == where(rows[0]["path"]) == where(rows[10]["path"])
@@ -140,7 +140,7 @@ def test_an_image_that_was_away_and_whose_group_went_elsewhere_meanwhile_is_left
     gone = read_parts()["train"].iloc[0]
     others = [row for row in rows if row["group"] != gone["group"]]
     home = read_parts()["test"].iloc[0]["phash"]
-    new = image("new", group=gone["group"], phash=home)  # by its likeness it goes to test, and with it its group
+    new = image("new", group=gone["group"], phash=home)  # a near-duplicate takes it to test, and with it its group
     run([*others, new])
     assert where("new") == ["test"]
     report = run([*rows, new, image("newer", group=gone["group"])])
@@ -206,13 +206,13 @@ def test_held_out_generators(run):
     parts = read_parts()
     assert {generator for name in PARTS for generator in parts[name]["generator"]} == {"none", "swap"}
     unseen = parts[UNSEEN]
-    assert {row["path"] for row in own} <= set(unseen["path"])  # nothing of them was seen in training
+    assert {row["path"] for row in own} <= set(unseen["path"])  # none of them was seen in training
     assert set(unseen.loc[unseen["label"] == "real", "path"]) == set(parts["test"].loc[parts["test"]["label"] == "real", "path"])
     fakes = unseen[(unseen["label"] == "fake") & ~unseen["path"].str.startswith("own")]
     assert set(fakes["group"]) <= set(parts["test"]["group"]) and len(fakes) == 6 == 40 * 0.15
     assert report["left_out"] == 34 and report["parts"][UNSEEN]["images"] == 6 + 7 + 12
 
-    joined = [*rows, image("real0", group="g/0")]  # an unseen fake gets a real of its group: it may not be trained on
+    joined = [*rows, image("real0", group="g/0")]  # a real in the group of an unseen fake may not be trained on
     run(joined, holdout_generators=["gan"])
     assert where("real0") == ["test", UNSEEN] and where("own0") == [UNSEEN]
 
@@ -243,7 +243,7 @@ def test_an_unknown_generator_is_named(run):
 
 
 def killed(seed: int, moves: int) -> None:
-    """A split that is killed when it has moved so many files into their places."""
+    """A split that is killed after it has moved this many files into place."""
     replace, moved = Path.replace, itertools.count()
 
     def mortal(source: Path, target: Path) -> Path:
@@ -259,7 +259,7 @@ def killed(seed: int, moves: int) -> None:
     ("seed", "moves"), [(7, 1), (7, 3), pytest.param(8, 0, marks=pytest.mark.long), pytest.param(8, 3, marks=pytest.mark.long)]
 )
 def test_a_killed_run_leaves_no_wrong_memory(run, seed: int, moves: int):
-    """With the old settings the old places are kept, whatever files were replaced. With others the mixture is nobody's memory."""
+    """With the old settings the old places are kept, whichever files were replaced. With others the mixed files are ignored."""
     run(people(40))
     before = {path: where(path) for path in (row["path"] for row in people(40))}
     manifest.write(table(people(60)), manifest.MANIFEST)

@@ -1,4 +1,4 @@
-"""What holds for every split of every table."""
+"""Properties of every split of every table."""
 
 import itertools
 from typing import Any
@@ -22,7 +22,7 @@ HOLDOUT = SETTINGS.model_copy(update={"holdout_generators": ["gan"]})
 
 @st.composite
 def tables(draw: st.DrawFn, prefix: str = "", least: int = 20) -> list[dict[str, Any]]:
-    """Rows in groups of 1 to 4, some of which near-duplicates, equal pictures and parents tie together."""
+    """Rows in groups of 1 to 4; near-duplicates, equal images and parents tie some groups together."""
     rows: list[dict[str, Any]] = []
     for group in range(draw(st.integers(least, 60))):
         for kind in draw(st.lists(st.sampled_from(["none", "swap", "gan"]), min_size=1, max_size=4)):
@@ -33,7 +33,7 @@ def tables(draw: st.DrawFn, prefix: str = "", least: int = 20) -> list[dict[str,
 
 
 def tie(draw: st.DrawFn, rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
-    """Make some of the rows relatives of some others."""
+    """Make some rows relatives of others."""
     ties = st.tuples(st.sampled_from(rows), st.sampled_from(others), st.sampled_from(["phash", "pixel_hash", "parents", "group"]))
     for row, other, kind in draw(st.lists(ties, max_size=8)):
         if kind == "phash":
@@ -80,7 +80,7 @@ def related(one: dict[str, Any], two: dict[str, Any]) -> bool:
 
 
 def apart(rows: list[dict[str, Any]], place: pd.Series) -> list[tuple[str, str]]:
-    """Pairs of relatives in two parts."""
+    """Pairs of relatives that are in different parts."""
     known = [row for row in rows if row["image_id"] in place.index]
     return [
         (one["path"], two["path"])
@@ -109,7 +109,7 @@ def test_the_order_of_rows_changes_nothing(rows, random):
 
 
 def strata(groups: pd.DataFrame) -> pd.DataFrame:
-    """What each group holds: columns for pairs of label and generator, for labels, and for all."""
+    """Counts of each group: columns for pairs of label and generator, for labels, and for all."""
     by = [groups.groupby(["group", *keys]).size().unstack(keys, fill_value=0) for keys in (["label", "generator"], ["label"])]
     return pd.concat([*by, groups.groupby("group").size()], axis=1)
 
@@ -124,7 +124,7 @@ def test_no_exchange_of_groups_would_bring_the_parts_nearer_to_their_shares(rows
     held = np.stack([counts[part == number].sum().to_numpy(float) for number in range(3)])
     distance = ((held - wanted) ** 2).sum()
     groups = [(np.zeros(counts.shape[1]), number) for number in range(3)] + list(zip(counts.to_numpy(), part, strict=True))
-    for (out, one), (back, two) in itertools.combinations(groups, 2):  # the first three are no groups: exchanged with one, a group moves
+    for (out, one), (back, two) in itertools.combinations(groups, 2):  # the first three are empty: exchanged with one, a group moves
         if one != two:
             moved = held.copy()
             moved[one] += back - out

@@ -1,4 +1,4 @@
-"""The model that ships: it answers on a fresh clone, and says what it is."""
+"""The starter model: it answers on a fresh clone, and says what it is."""
 
 import csv
 import sys
@@ -16,7 +16,7 @@ PACKAGE = ROOT / STARTER
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """What of a fresh clone a service and batch scoring read."""
+    """The files of a fresh clone that the service and batch scoring read."""
     (tmp_path / "models").mkdir()
     (tmp_path / STARTER).symlink_to(PACKAGE)
     (tmp_path / "pipeline").symlink_to(ROOT / "pipeline")

@@ -1,4 +1,4 @@
-"""What may happen to a service that is in use: promotions, killed workers, a stop. None of it costs a client an answer."""
+"""Promotions, killed workers and a stop of a service in use: none of it costs a client an answer."""
 
 import itertools
 import os
@@ -38,7 +38,7 @@ def predict(client: httpx.Client) -> dict:
 
 
 def alone(address: httpx.URL) -> dict:
-    """An answer over a connection of its own, which any worker may take."""
+    """An answer over a new connection, which any worker may accept."""
     with httpx.Client(base_url=address, timeout=60) as client:
         return predict(client)
 
@@ -87,7 +87,7 @@ def test_a_promotion_under_load_fails_no_request_and_all_workers_change_over(ser
             end.set()
         for answers in using:
             versions = [answer["model"]["version"] for answer in answers]
-            assert [version for version, _ in itertools.groupby(versions)] in (["1"], ["1", "2"], ["2"])  # a client has one worker
+            assert [version for version, _ in itertools.groupby(versions)] in (["1"], ["1", "2"], ["2"])  # a client stays with one worker
             assert all(answer["thresholds"]["real_below"] == bounds[answer["model"]["version"]] for answer in answers)
     print(f"all workers changed over {passed:.1f} s after the promotion, while {len(seen)} requests were answered")
     assert all(alone(service.base_url)["model"]["version"] == "2" for _ in range(16))
@@ -125,6 +125,6 @@ def test_a_stop_lets_what_is_under_way_end(tmp_path):
         with ThreadPoolExecutor(8) as pool:
             answers = [pool.submit(client.post, "/predict", files={"image": large}) for _ in range(8)]
             wait_for(lambda: not any(answer.done() for answer in answers))
-            time.sleep(0.5)  # until they were received
+            time.sleep(0.5)  # until they are received
             os.kill(workers(client)[0].ppid(), signal.SIGTERM)
             assert [answer.result().status_code for answer in answers] == [200] * 8

@@ -1,4 +1,4 @@
-"""The stores of a real installation: MLflow and Prefect in Postgres, artifacts and data on S3, by one settings file."""
+"""The stores of a real installation: MLflow and Prefect in Postgres, artifacts and data on S3, all set in one file."""
 
 import json
 import os
@@ -50,14 +50,14 @@ def project(finished: Path, copy_workspace, tmp_path: Path) -> Path:
 
 
 def called(project: Path) -> dict[str, str]:
-    """An environment that says nothing about stores: they come from the file."""
+    """An environment without settings of stores: they come from the file."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(STORES)}
     return inherited | {"PREFECT_HOME": str(project / "var/prefect"), "BENTOML_HOME": str(project.parent / "bentoml")}
 
 
 @contextmanager
 def up(project: Path, ready: Callable[[], bool]) -> Iterator[None]:
-    """`make up`, by hand: with the settings of the file."""
+    """Run `make up` by hand, with the settings of the file."""
     with (project / "up.log").open("w+") as log:
         process = subprocess.Popen(
             [*WITH_ENV, sys.executable, "-m", "flows.up"], cwd=project, env=called(project), stdout=log, stderr=log, start_new_session=True
@@ -127,7 +127,7 @@ def test_the_loop_runs_on_postgres_and_s3_and_comes_back_from_a_backup(project: 
             assert httpx.post(f"{api}/flow_runs/filter", json={}).status_code == 401
             runs = httpx.post(f"{api}/flow_runs/filter", json={}, auth=("unmask", "secret")).json()
             assert any(run["name"] and run["state_type"] == "COMPLETED" for run in runs)
-        # Once more, over what is there, and with a table of a newer release.
+        # Once more, over existing state, and with a table of a newer release.
         sql(databases["mlflow"], "CREATE TABLE newer (id int)")
         tables = programs.tables(databases["mlflow"])
         call(sys.executable, "-m", "flows.cli", "restore", str(tmp_path / "backup.tar.gz"), "--force")

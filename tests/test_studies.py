@@ -14,7 +14,7 @@ FLOW = "from flows.{name} import {name}; state = {name}(return_state=True); prin
 
 @pytest.fixture
 def folder(finished: Path, copy_workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace that `make run` was done in, and a Prefect of its own."""
+    """A workspace after `make run`, with its own Prefect."""
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     return copy_workspace(finished)

@@ -1,4 +1,4 @@
-"""The store of the runs in a bare SQLite file."""
+"""The MLflow store in a plain SQLite file."""
 
 import os
 import subprocess

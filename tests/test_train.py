@@ -1,4 +1,4 @@
-"""Training as a user meets it: killed and gone on with, repeatable, and fed with pairs that differ in the forgery alone."""
+"""Training as users see it: it resumes after a kill, is repeatable, and gets pairs that differ only in the forgery."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ def trained(folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def untrained(finished: Path, copy_workspace) -> Path:
-    """A workspace whose data is ready, with a training of several epochs to do."""
+    """A workspace with data that is ready for a training of several epochs."""
     folder = copy_workspace(finished)
     apply({"train.batch_size": 8, "train.patch_dropout": 0.0}, folder / "params.yaml")
     return folder
@@ -71,6 +71,6 @@ def test_a_pair_is_one_group_and_gets_one_augmentation():
         assert example["labels"].tolist() == [0, 1]
         assert np.array_equal(example["pixel_values"][0], example["pixel_values"][1])
     first = pairs[0]["pixel_values"]
-    assert np.array_equal(first, pairs[0]["pixel_values"])  # the same draw when a killed run is repeated
+    assert np.array_equal(first, pairs[0]["pixel_values"])  # the same draw when a killed run resumes
     pairs.epoch = 1
-    assert not np.array_equal(first, pairs[0]["pixel_values"])  # another one in the next epoch
+    assert not np.array_equal(first, pairs[0]["pixel_values"])  # another draw in the next epoch

@@ -1,4 +1,4 @@
-"""A challenger beside the champion: in its shadow nobody hears of it; as a canary it answers a share, until it goes wrong."""
+"""A challenger beside the champion: clients never see a shadow; a canary answers a share, until it goes wrong."""
 
 import io
 import json
@@ -30,7 +30,7 @@ ALWAYS = {"real": {"real_below": 1.0, "fake_above": 1.0}, "fake": {"real_below":
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory) -> dict[str, Path]:
-    """Networks that always call a picture `real`, or `fake`, and one that loads, and fails on every picture."""
+    """Networks that call every image `real` or `fake`, and one that loads but fails on every image."""
     folder = tmp_path_factory.mktemp("packages")
     made = {name: tiny_package(folder / name / "package", thresholds=META["thresholds"] | bounds) for name, bounds in ALWAYS.items()}
     made["broken"] = folder / "broken" / "package"
@@ -126,7 +126,7 @@ def test_a_canary_answers_its_share_and_ends_when_it_goes_wrong(tmp_path, packag
 
         (tmp_path / "var" / STOPPED).unlink()
         assert challenger(client)["ended"] is None
-        assert until_it_ends(client) >= 20  # with nothing left against it of what was counted before
+        assert until_it_ends(client) >= 20  # its old counts are cleared
 
         challenge(store, packages["broken"])
         wait_for(lambda: challenger(client)["version"] == "4")
@@ -152,7 +152,7 @@ def test_a_canary_that_ended_does_not_begin_again_with_the_service(tmp_path, pac
 
 
 def until_it_ends(client: httpx.Client) -> int:
-    """Ask until the canary has ended. Returns how many pictures were called fake."""
+    """Send images until the canary has ended. Returns how many were called fake."""
     seen: list[str] = []
     while challenger(client)["ended"] is None:
         seen.append(predict(client, 1000 + len(seen))["verdict"])
@@ -193,7 +193,7 @@ def test_the_guard_keeps_its_word_about_false_alarms_and_finds_a_shift():
         return None
 
     rng = np.random.default_rng(0)
-    assert sum(ended_after(0.3, 0.3, 0.0, rng) is not None for _ in range(100)) <= 10  # 5 expected at the most, 10 exceeded once in 100
+    assert sum(ended_after(0.3, 0.3, 0.0, rng) is not None for _ in range(100)) <= 10  # at most 5 expected; more than 10 once in 100 runs
     assert all(ended_after(0.39, 0.3, 0.1, rng) is None for _ in range(10))
     assert all((ended_after(0.8, 0.3, 0.1, rng) or 4000) < 300 for _ in range(10))
     assert ended_after(0.5, 0.3, 0.1, rng, 20_000) is not None
@@ -213,7 +213,7 @@ def test_a_few_failures_among_many_pictures_end_no_canary():
         guard.note(lot / 297, True, "real")
     for _ in range(3):
         guard.failed()
-    assert guard.wrong() is None  # 1%, and not more
+    assert guard.wrong() is None  # exactly 1%
     guard.failed()
     assert guard.wrong() == "failed on 4 of 301 pictures"
 

@@ -89,11 +89,11 @@ def test_a_run_from_the_command_line_is_registered_and_seen_everywhere(up, works
     wait_for(lambda: httpx.get(f"{service}/readyz").status_code == 200)
     face = next((workspace / "data/raw").rglob("*.jpg"))
     answer = httpx.post(f"{service}/predict", files={"image": face.read_bytes()}).json()
-    # This training was made before there was a server: the record names the run that it repeats.
+    # This training ran before there was a server: its run names the one that it replays.
     record = httpx.get(f"{mlflow_uri}/api/2.0/mlflow/runs/get", params={"run_id": version["run_id"]}).json()["run"]
     replayed = next(tag["value"] for tag in record["data"]["tags"] if tag["key"] == "replayed_from")
     assert answer["model"]["version"] == "1" and answer["model"]["run_id"] == replayed
-    # The flow deploy looks every minute, and records what was promoted.
+    # The flow `deploy` runs every minute, and records what was promoted.
     promotions = workspace / "var/promotions.jsonl"
     wait_for(lambda: promotions.is_file() and promotions.read_text(), seconds=180)
     line = json.loads(promotions.read_text())

@@ -1,4 +1,4 @@
-"""The other end of a webhook."""
+"""A receiver of webhooks."""
 
 import json
 import threading
@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 @contextmanager
 def received() -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """Listen on this machine. Yields the address, and the list that what is posted to it goes into."""
+    """Listen on this machine. Yields the address, and the list of messages posted to it."""
     messages: list[dict[str, str]] = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""A package that is judged, and settings with which that takes seconds."""
+"""A package to evaluate, and settings with which that takes seconds."""
 
 from pathlib import Path
 

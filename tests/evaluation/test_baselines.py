@@ -1,4 +1,4 @@
-"""What stands beside the detector: metadata, statistics of the pixels, a linear probe, and what the report warns of."""
+"""Baselines beside the detector (metadata, pixel statistics, a linear probe), and the report's warnings."""
 
 from pathlib import Path
 
@@ -23,13 +23,13 @@ def parted(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def test_a_planted_leak_is_found_and_the_report_says_so(subject: Subject, params: Params, here: Path):
-    for index in range(80):  # the fakes are stored with another quality, and nothing else tells them apart
+    for index in range(80):  # the fakes have another JPEG quality, and differ in nothing else
         for number, (label, quality) in enumerate((("real", 95), ("fake", 60))):
             picture(here / "leak" / label / f"{index}.jpg", seed=1000 * number + index, quality=quality)
     train, test = parted(judged(here / "leak"))
     found = baselines(subject, train, test, params)
     assert found["baselines"]["metadata"]["auc"]["low"] > 0.9
-    assert found["vs_baseline"]["auc"]["high"] < 0  # random probabilities against a leak
+    assert found["vs_baseline"]["auc"]["high"] < 0  # random probabilities against a baseline that uses the leak
     said = " ".join(warnings(found | {"groups": 5, "golden": {"broken": 2}}, most=0.6))
     assert "of 5 groups" in said and "How the files are stored" in said and "not shown to be better" in said and "2 golden examples" in said
 

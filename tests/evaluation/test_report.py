@@ -1,4 +1,4 @@
-"""What evaluation says of a model: slices, curves, attacks, golden examples, and any package on any folder."""
+"""The evaluation report: slices, curves, attacks, golden examples, and any package on any folder."""
 
 import json
 import runpy
@@ -44,7 +44,7 @@ def test_the_report_shows_mistakes_by_the_threshold_that_the_figures_use(subject
     table, _ = describe_folder(faces)
     odd = np.arange(len(table)) % 2 == 0
     truth = (table["label"] == "fake").to_numpy()
-    # At the threshold of .3 a real at .4 is called fake, and a fake at .4 is called what it is.
+    # At the threshold of .3 a real at .4 is called fake, and a fake at .4 correctly so.
     table = table.assign(score=0.0, probability_fake=np.where(odd, 0.4, np.where(truth, 0.95, 0.05)))
     low = replace(subject, thresholds=subject.thresholds.model_copy(update={"f1": 0.3}))
     result = examine(low, table, None, params.evaluate.model_copy(update={"attack_images": 0, "explain_images": 0}))
@@ -168,7 +168,7 @@ def test_golden_examples_that_flip_are_listed(subject: Subject, package: Path):
 
 
 def evaluate(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    """`python -m pipeline.evaluate` in this process: importing torch once more takes longer than all the rest."""
+    """`python -m pipeline.evaluate` in this process, because importing torch again takes longer than all the rest."""
     monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
     runpy.run_module("pipeline.evaluate", run_name="__main__")
 

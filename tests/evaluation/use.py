@@ -1,4 +1,4 @@
-"""What the tests of evaluation have in common."""
+"""Helpers for the tests of evaluation."""
 
 from pathlib import Path
 

@@ -36,14 +36,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(workspace: Path) -> Iterator[str]:
-    """A service that no model was promoted for yet; each file has its own, so that two can be tested at a time."""
+    """A service without a model; each file has its own, so that two can be tested at a time."""
     with served(workspace) as client:
         yield str(client.base_url)
 
 
 @pytest.fixture(scope="module")
 def promoted(address: str, workspace: Path, browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The same service with a model; the page that was open all the time says so first."""
+    """The same service with a model, once the page that was open all the time shows it."""
     page = browser.new_page(locale="en-US")
     page.goto(address)
     expect(page.get_by_role("heading", name="No model is served yet")).to_be_visible()
@@ -61,16 +61,16 @@ def promoted(address: str, workspace: Path, browser: Browser, tmp_path_factory: 
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A service with the starter that wants a key and has no room for pictures of users."""
+    """A service with the starter model that requires a key and has no room for users' images."""
     settings = {"UNMASK_PACKAGE": str(ROOT / STARTER), "UNMASK_API_KEYS": KEY, "UNMASK_FEEDBACK_MEGABYTES": "0.001"}
-    with served(tmp_path_factory.mktemp("guarded"), UNMASK_TIMEOUT="120", **settings) as client:  # a first map waits for PyTorch
+    with served(tmp_path_factory.mktemp("guarded"), UNMASK_TIMEOUT="120", **settings) as client:  # the first map waits for PyTorch
         wait_for(lambda: client.get("/readyz").is_success)
         yield str(client.base_url)
 
 
 @pytest.fixture
 def page(promoted: str, browser: Browser) -> Iterator[Page]:
-    """The page in English; a script error or a refused request of it fails the test."""
+    """The page in English; a script error or a refused request fails the test."""
     context = browser.new_context(locale="en-US", viewport={"width": 1200, "height": 900})
     page, problems = context.new_page(), []
     page.on("pageerror", lambda error: problems.append(str(error)))

@@ -1,4 +1,4 @@
-"""Around the verdict: languages, screens, accessibility, the card, the status."""
+"""The page beyond the verdict: languages, screens, accessibility, model card, status."""
 
 import json
 import re
@@ -18,9 +18,9 @@ from tests.service_helpers import ROOT
 pytestmark = needs_chromium
 
 OTHERWISE = {"unauthorized", "no_report"}
-"""Codes of errors that the pages have no text for, but a form or a state."""
+"""Error codes for which the pages have a form or a state instead of a text."""
 MISTAKES = {"bad_value", "method_not_allowed", "not_found", "not_multipart", "too_many_images", "wrong_field"}
-"""Codes of errors in how the service is called, which the pages do not make."""
+"""Error codes of wrong calls, which the pages never make."""
 
 
 def test_it_speaks_chinese_and_remembers(page: Page):
@@ -94,7 +94,7 @@ def test_the_model_card_opens_and_closes(page: Page):
     expect(card.get_by_role("heading", name="Unmask: model card")).to_be_visible()
     expect(card.get_by_role("alert")).to_be_empty()
     at_its_top = "card => document.elementFromPoint(innerWidth / 2, card.getBoundingClientRect().top + 6).closest('form')?.method"
-    assert card.evaluate(at_its_top) == "dialog"  # and no text of the card that is scrolled
+    assert card.evaluate(at_its_top) == "dialog"  # not covered by the card's scrolled text
     expect(card.get_by_role("cell", name="0.500")).to_be_visible()
     page.keyboard.press("Escape")
     expect(card).to_be_hidden()
@@ -228,7 +228,7 @@ def test_a_map_of_evidence_is_called_one_and_may_be_empty(guarded: str, browser:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessibility_rules_hold(promoted: str, browser: Browser, scheme: Literal["light", "dark"]):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python").Axe()
-    # axe-core is injected as a script, which the page's own policy would refuse.
+    # axe-core is injected as a script, which the page's content security policy would refuse.
     context = browser.new_context(locale="en-US", color_scheme=scheme, bypass_csp=True)
     page = context.new_page()
     page.goto(promoted)

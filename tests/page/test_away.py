@@ -1,4 +1,4 @@
-"""What the page does while the service is away, and with uploads that do not arrive."""
+"""The page while the service is down, and with uploads that do not arrive."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def test_a_picture_waits_for_a_model_that_went_away(page: Page):
     page.route("**/model", gone)
     choose(page, "me.png", picture())
     expect(page.get_by_role("heading", name="No model is served yet")).to_be_visible()
-    with page.expect_response("**/model"):  # it goes on asking
+    with page.expect_response("**/model"):  # it keeps asking
         pass
     expect(page.get_by_text("Looking at the picture…")).to_be_visible()
     page.unroute_all()
@@ -159,7 +159,7 @@ def test_a_dropped_folder_is_left_out(page: Page, tmp_path: Path):
 def test_an_address_in_the_place_of_a_picture_is_said_to_be_none(page: Page):
     expect(page.locator("#model")).to_be_visible()
     refused = page.get_by_role("alert").filter(has_text="That was no picture. Save the picture, or copy the picture itself")
-    _drop(page, address="https://example.com/me.jpg")  # what a picture on another page is dragged as
+    _drop(page, address="https://example.com/me.jpg")  # dragging an image from another page drops its address
     expect(refused).to_be_visible()
     hand_over(page, "paste", "me.png", picture())
     expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
@@ -167,7 +167,7 @@ def test_an_address_in_the_place_of_a_picture_is_said_to_be_none(page: Page):
 
 
 def _drop(page: Page, *paths: Path, address: str = "") -> None:
-    """Drop files from the disk, as a file manager does: a script cannot make a folder. Or a link."""
+    """Drop files from disk, as a file manager does (a script cannot create a folder), or a link."""
     items = [{"mimeType": "text/uri-list", "data": address}] if address else []
     data = {"items": items, "files": [str(path) for path in paths], "dragOperationsMask": 1}
     session = page.context.new_cdp_session(page)

@@ -1,4 +1,4 @@
-"""A picture, or many, from the choice to the feedback."""
+"""One image, or many, from choosing them to the feedback."""
 
 import csv
 import io
@@ -80,7 +80,7 @@ def test_every_face_has_its_figure_in_sight_and_the_number_of_the_list(page: Pag
     expect(page.locator("#boxes span")).to_have_text(["1 · 90%", "2 · 80%", "3 · 70%"], timeout=20_000)
     expect(page.locator("#faces li")).to_have_text([f"Face {face}: {share}% · Likely fake" for face, share in enumerate((90, 80, 70), 1)])
     expect(page.locator("#map-note")).to_contain_text("the map covers only the most suspicious one", timeout=20_000)
-    # Looked for within the page: the labels are drawn anew when the map comes, and one that was found before has no place any more.
+    # Queried inside the page, because the labels are redrawn when the map arrives and a handle found earlier would be stale.
     seen = """() => [...document.querySelectorAll("#boxes span")].map((label) => {
         const inner = label.getBoundingClientRect(), outer = document.getElementById("stage").getBoundingClientRect();
         return inner.left >= outer.left && inner.right <= outer.right && inner.top >= outer.top && inner.bottom <= outer.bottom;
@@ -100,7 +100,7 @@ def test_map_and_boxes_stay_on_the_picture_where_it_is_laid_out_anew(page: Page)
         return inner.flatMap((laid) => [(laid.left - left) / width, (laid.top - top) / height, laid.width / width, laid.height / height]);
     }"""
     screen = page.evaluate(shares)
-    page.locator("#result").evaluate("result => { result.style.width = '40%'; }")  # as on paper, which no script is told of
+    page.locator("#result").evaluate("result => { result.style.width = '40%'; }")  # as in print, which scripts do not notice
     assert page.evaluate(shares) == pytest.approx(screen, abs=0.03)
 
 
@@ -120,7 +120,7 @@ def test_a_webp_stands_upright_under_its_boxes(page: Page):
         lying.save(file, "WEBP", lossless=True, exif=exif)
         upright = ImageOps.exif_transpose(Image.open(file)).convert("RGBA")
         assert page.evaluate(shown, list(file.getvalue())) == list(upright.tobytes())
-    choose(page, "me.webp", file.getvalue())  # 3 wide and 2 high as it lies
+    choose(page, "me.webp", file.getvalue())  # 3 wide and 2 high as stored
     expect(page.locator("#seen")).to_have_attribute("style", re.compile("--ratio: 0.66"))
 
 
@@ -146,7 +146,7 @@ def test_the_bar_keeps_its_colours_where_the_system_chooses_them(page: Page):
 
 
 def _choose_with_faces(page: Page, name: str, boxes: list[tuple[int, int, int, int]]) -> None:
-    """Choose a picture in which faces are found; each is a little less suspicious than the one before."""
+    """Choose an image with these faces, each a little less suspicious than the previous one."""
     places = [dict(zip(("x", "y", "width", "height"), box, strict=True)) for box in boxes]
     faces = [{"box": place, "score": 0.9, "probability_fake": 0.9 - index / 10} for index, place in enumerate(places)]
     page.route("**/predict", lambda route: route.fulfill(json=route.fetch().json() | {"faces": faces}), times=1)
@@ -160,13 +160,13 @@ def test_a_bad_file_is_explained_and_the_next_one_works(page: Page, tmp_path: Pa
         "window.read = 0; new MutationObserver(() => read += 1).observe(document.getElementById('error'), {subtree: true, childList: true})"
     )
     page.get_by_role("button", name="EN", exact=True).click()
-    assert page.evaluate("read") == 0  # an alert whose words are put there again is read out again
+    assert page.evaluate("read") == 0  # a screen reader repeats an alert whose text is set again
     choose(page, "half.png", picture()[:-400])
     expect(page.get_by_role("alert")).to_contain_text("damaged or cut off")
     (tmp_path / "big.png").write_bytes(bytes(20_000_001))
     page.locator("#file").set_input_files(tmp_path / "big.png")
     expect(page.get_by_role("alert")).to_contain_text("larger than the service accepts")
-    expect(page.get_by_role("button", name="Try again")).to_be_hidden()  # it would be as large
+    expect(page.get_by_role("button", name="Try again")).to_be_hidden()  # the file would be just as large
     choose(page, "me.png", picture())
     expect(page.get_by_role("heading", name="Likely fake")).to_be_visible(timeout=20_000)
     expect(page.get_by_role("alert")).to_be_hidden()
@@ -206,7 +206,7 @@ def test_many_pictures_get_a_row_each_and_a_csv_file(page: Page):
     expect(page.get_by_label("Attention map")).to_be_focused()
     rows.nth(1).get_by_role("button").click()
     expect(page.get_by_role("alert")).to_contain_text("b;=1+1.txt: This file is not a picture")
-    assert page.evaluate("laid") == 0  # rows that say what they said: with hundreds of them each choice would take seconds otherwise
+    assert page.evaluate("laid") == 0  # unchanged rows are not redrawn: with hundreds of them each choice would take seconds
 
     with page.expect_download() as download:
         page.get_by_role("button", name="Save as CSV").click()
@@ -214,7 +214,7 @@ def test_many_pictures_get_a_row_each_and_a_csv_file(page: Page):
     saved = list(csv.DictReader(lines))
     assert [row["file"] for row in saved] == ["'=a.png", "b;=1+1.txt", 'c, "d".png']
     cells = [cell for separator in ",;\t" for row in csv.reader(lines, delimiter=separator) for cell in row]
-    assert not any(cell.startswith("=") for cell in cells)  # no formula for a spreadsheet, whatever separates its cells
+    assert not any(cell.startswith("=") for cell in cells)  # no formula for a spreadsheet, whatever the separator
     assert saved[0]["verdict"] in ("real", "fake", "uncertain") and 0 <= float(saved[0]["probability_fake"]) <= 1
     assert saved[1]["error"] == "not_an_image" and "too_small" in saved[2]["warnings"]
 
@@ -247,7 +247,7 @@ def test_feedback_keeps_the_picture_only_if_asked_to(page: Page, workspace: Path
         expect(page.get_by_text("Thank you. Your feedback was saved.")).to_be_visible(timeout=20_000)
         said = feedback.read(folder)[-1]
         assert said.label == "real" and said.comment == "I took it" and (said.image is not None) == keep
-    assert len(sent) == 2  # one a picture
+    assert len(sent) == 2  # one per image
     assert [path.read_bytes() for path in (folder / "images").iterdir()] == [picture()]
 
 

@@ -1,4 +1,4 @@
-"""The key that a service may want, and where the browser keeps it."""
+"""The key that a service may require, and where the browser keeps it."""
 
 from playwright.sync_api import Browser, Page, Route, expect
 

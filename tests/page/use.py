@@ -1,4 +1,4 @@
-"""What the tests of the page do in it."""
+"""Helpers for the tests of the page."""
 
 import io
 import os
@@ -29,7 +29,7 @@ def choose(page: Page, name: str, data: bytes) -> None:
 
 
 def hand_over(page: Page, kind: str, name: str, data: bytes) -> None:
-    """Let a `paste` or a `drop` bring a picture."""
+    """Trigger a `paste` or `drop` with an image."""
     put = """([name, kind, bytes]) => {
         const transfer = new DataTransfer();
         transfer.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
@@ -41,11 +41,11 @@ def hand_over(page: Page, kind: str, name: str, data: bytes) -> None:
 
 
 def failing(error: ApiError) -> Callable[[Route], None]:
-    """What answers with an error of the service, as it would."""
+    """A handler that answers with an error as the service would."""
     answer = error.response()
     return lambda route: route.fulfill(status=answer.status_code, headers=dict(answer.headers), body=bytes(answer.body))
 
 
 def saying(body: str) -> Callable[[Route], None]:
-    """What answers with this text."""
+    """A handler that answers with this text."""
     return lambda route: route.fulfill(body=body)

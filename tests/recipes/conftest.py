@@ -1,4 +1,4 @@
-"""A workspace with a split data set, and settings of short trainings on it."""
+"""A workspace with a split data set, and settings for short trainings on it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.recipes.small import ZOO, table
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a split data set in it, which the tests are in."""
+    """A folder with a split data set; the tests' working directory."""
     folder = tmp_path_factory.mktemp("recipes")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -26,7 +26,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def settings(workspace: Path) -> Callable[..., Params]:
-    """A function that gives settings of a training of two epochs; its arguments are of the section `train`."""
+    """A function that returns settings for a training of two epochs; its arguments are keys of the section `train`."""
 
     def make(name: str = "vit", augment: dict[str, Any] | None = None, **recipe: Any) -> Params:
         content = load_params(ROOT / "params.yaml").model_dump(by_alias=True, mode="json")

@@ -1,4 +1,4 @@
-"""Networks of a few thousand weights, and pictures for them."""
+"""Networks of a few thousand weights, and images for them."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ ZOO: dict[str, dict[str, Any]] = {
 
 
 def table(folder: Path, pairs: int, seed: int) -> pd.DataFrame:
-    """Pairs of pictures, the fake with a block in its middle, as a part of a manifest."""
+    """Pairs of images, the fakes with a block in the middle, as a part of a split."""
     rng = np.random.default_rng(seed)
     rows = []
     for index in range(pairs):
@@ -46,7 +46,7 @@ def table(folder: Path, pairs: int, seed: int) -> pd.DataFrame:
 
 
 class Stop(TrainerCallback):
-    """Ends a training with an exception after some steps, as a full disk does."""
+    """Ends a training with an exception after some steps, as a full disk would."""
 
     def __init__(self, step: int = 4) -> None:
         self.step = step

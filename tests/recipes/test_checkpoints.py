@@ -1,4 +1,4 @@
-"""What a training leaves on the disk while it runs, and what is gone on with."""
+"""What a training leaves on disk while it runs, and what it resumes from."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def test_a_training_whose_weights_are_kept_begins_anew(settings: Callable[..., P
         with pytest.raises(OSError, match="no space"):
             train.run(chosen)
     kept = train.run(chosen)
-    assert kept["resumed_from_step"] == 3  # cut short before the weights were written, it had all of its steps done
+    assert kept["resumed_from_step"] == 3  # it was interrupted after its last step, before the weights were written
     assert not folder.exists()
     again = train.run(chosen)
     assert again["resumed_from_step"] == 0 and again["run_id"] != kept["run_id"]
@@ -84,4 +84,4 @@ def test_pictures_of_other_versions_of_the_data_are_not_kept(settings: Callable[
     test = pixels(parts["test"], preprocess)
     train.run(settings(epochs=1, lr=0.04))
     assert sorted(np.load(path).shape[0] for path in CACHE.glob("*.npy")) == sorted(len(part) for part in parts.values())
-    assert np.array_equal(read, expected) and len(test)  # for whoever is at it, they are still there
+    assert np.array_equal(read, expected) and len(test)  # still there for a process that has them open

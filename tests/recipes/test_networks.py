@@ -1,4 +1,4 @@
-"""Networks as they are built: with outputs real and fake, whatever they came from, and no weights that began anew unsaid."""
+"""Building networks: outputs are real and fake whatever the origin, and newly initialised weights are reported."""
 
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def test_a_pretrained_head_answers_in_the_order_of_the_labels(tmp_path: Path, na
     values = torch.rand(2, 3, SIDE, SIDE)
 
     def logits(*labels: str) -> torch.Tensor:
-        """Of the network read again from a folder in which its outputs have these names."""
+        """Logits of the network, loaded from a folder in which its outputs have these names."""
         network.config.id2label = dict(enumerate(labels))
         network.config.label2id = {label: index for index, label in enumerate(labels)}
         network.save_pretrained(tmp_path)
@@ -127,7 +127,7 @@ def test_a_graph_is_made_of_networks_that_are_hard_to_trace(tmp_path: Path, name
     network, processor = model.build(Model(name=name, init="scratch", config=config))
     with torch.no_grad():
         for weight in network.parameters():
-            weight += 0.1 * torch.randn_like(weight)  # positions that differ from each other, as training leaves them
+            weight += 0.1 * torch.randn_like(weight)  # positions differ from each other, as after training
     model.save(network, processor, tmp_path / "model")
     values = np.random.default_rng(0).normal(size=(5, 3, 64, 64)).astype(np.float32)
     assert to_openvino(tmp_path / "model", tmp_path / "openvino.xml", values) < 1e-4

@@ -1,4 +1,4 @@
-"""Recipes as a user meets them: each moves the weights it should and no others, and leaves a network that can be served."""
+"""Recipes as users see them: each trains the right weights and no others, and leaves a network that can be served."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ from tests.recipes.small import SIDE, VIT, ZOO, Stop, fit, table
 
 
 def moved(settings: Params, network: PreTrainedModel) -> set[str]:
-    """Names of the weights and statistics that differ from those that the training began with."""
+    """Names of the weights and statistics that the training changed."""
     set_seed(settings.train.seed)
     before = model.build(settings.model)[0].state_dict()
     after = network.state_dict()
@@ -65,7 +65,7 @@ def test_a_recipe_moves_what_it_should_and_nothing_else(
 ):
     chosen = settings(**recipe)
     trained = fit(chosen)
-    # A key's bias adds the same to every score of a query, so that no loss depends on it.
+    # A key's bias adds the same to every score of a query, so the loss does not depend on it.
     without_effect = {name for name in part_of(trained.network, "k_proj.bias") if recipe["tune"] != "last_blocks"}
     assert moved(chosen, trained.network) - without_effect == part_of(trained.network, *patterns) - without_effect
 
@@ -108,7 +108,7 @@ def test_lora_with_averaged_weights_goes_on_where_it_was_cut_short(settings: Cal
     resumed = fit(chosen)
 
     assert resumed.report["resumed_from_step"] == 4
-    # Rank 8, on queries and values of three layers; what is merged is part of the network's own weights.
+    # Rank 8, on queries and values of three layers; merged into the network's own weights.
     assert resumed.report["trained_parameters"] == 3 * 2 * 8 * (16 + 16) + 2 * 17
     assert resumed.report["parameters"] == sum(weight.numel() for weight in model.build(chosen.model)[0].parameters())
     for one, other in zip(undisturbed.report["epochs"], resumed.report["epochs"], strict=True):
@@ -123,7 +123,7 @@ def test_training_ends_when_it_gets_no_better(settings: Callable[..., Params]):
         fit(chosen, Stop(step=8))  # in the third epoch
     mlflow.end_run()
     assert len(fit(chosen).report["epochs"]) == 3
-    assert len(fit(chosen).report["epochs"]) == 3  # one that had ended does not go on
+    assert len(fit(chosen).report["epochs"]) == 3  # a training that stopped early does not go on
 
 
 def test_the_epoch_that_is_named_is_the_one_whose_weights_are_kept(settings: Callable[..., Params]):
@@ -202,7 +202,7 @@ def test_an_attack_stays_within_reach_and_does_harm():
 
 
 class Blue(torch.nn.Module):
-    """Calls fake what has much of the channel that it is given first."""
+    """Calls an image fake if the first channel of its input is strong."""
 
     def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
         score = pixel_values[:, 0].mean((1, 2))
@@ -250,5 +250,5 @@ def test_two_processes_train_what_one_does(settings: Callable[..., Params], work
     assert (one["processes"], two["processes"]) == (1, 2)
     for epoch, other in zip(one["epochs"], two["epochs"], strict=True):
         assert other == pytest.approx(epoch, abs=1e-4)
-    for name in alone.keys() - {key for key in alone if key.endswith("key.bias")}:  # whose gradient is nothing but rounding
+    for name in alone.keys() - {key for key in alone if key.endswith("key.bias")}:  # their gradient is rounding error alone
         np.testing.assert_allclose(together[name], alone[name], atol=2e-4, err_msg=name)

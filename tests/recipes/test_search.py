@@ -1,4 +1,4 @@
-"""Many trainings of one recipe: the search for better settings, and each generator left out in turn. Both go on after a kill."""
+"""Studies of many trainings: the search for better settings, and leaving out each generator in turn. Both resume after a kill."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipeline.params import Params, ParamsError, check_params
 
 
 class Killed(BaseException):
-    """What Optuna does not catch, so that its storage is left as a kill leaves it."""
+    """Not caught by Optuna, so that its storage is left as after a kill."""
 
 
 def test_a_search_goes_on_where_it_was_cut_short(settings: Callable[..., Params], monkeypatch: pytest.MonkeyPatch):
@@ -35,7 +35,7 @@ def test_a_search_goes_on_where_it_was_cut_short(settings: Callable[..., Params]
     found = sweep.run(chosen)
 
     assert begun[2].train == begun[1].train and len(begun) == 5
-    assert len({candidate.train.lr for candidate in begun}) == 4  # none is tried twice but the one that was cut short
+    assert len({candidate.train.lr for candidate in begun}) == 4  # only the interrupted one is tried twice
     assert found["trials"] == 4 and found["pruned"] < 4
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("unmask").experiment_id
@@ -83,7 +83,7 @@ def test_each_generator_is_left_out_in_turn(
     with pytest.raises(Killed):
         leave_one_out.run(chosen)
     found = leave_one_out.run(chosen)
-    assert shown == [{"none", "swap"}, {"none", "blend"}, {"none", "blend"}]  # what was judged before the kill is not trained again
+    assert shown == [{"none", "swap"}, {"none", "blend"}, {"none", "blend"}]  # what was finished before the kill is not trained again
     assert forged == [{"swap"}, set(), set()]
     assert leave_one_out.run(chosen) == found and len(shown) == 3
 

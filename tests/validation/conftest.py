@@ -1,4 +1,4 @@
-"""Real Great Expectations on small tables, with the pictures that the tables are about."""
+"""Small tables for real Great Expectations, with the images that they describe."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.validation.use import REALS, row, table_of
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 reals and 30 fakes, all different and stored alike."""
+    """30 reals and 30 fakes, all different, stored in the same way."""
     folder = tmp_path_factory.mktemp("faces")
     for number, label in enumerate(("real", "fake")):
         for index in range(REALS):
@@ -36,7 +36,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
     def make(**values: object) -> Params:
         Path("params.yaml").write_text((ROOT / "params.yaml").read_text())
-        # 60 pictures of noise differ by chance: what metadata tells of them is not what most tests are about.
+        # 60 images of noise differ by chance; most tests are not about shortcuts in metadata.
         settings: dict[str, object] = {"validate.min_images": 10, "validate.shortcut.warn": 1.0, "validate.shortcut.refuse": 1.0}
         settings |= {"validate.ranges": {"brightness": [25, 230], "contrast": [1, None], "jpeg_quality": [None, 95]}}
         apply(settings | {name.replace("__", "."): value for name, value in values.items()}, Path("params.yaml"))

@@ -1,4 +1,4 @@
-"""Planted trouble is found, named and shown."""
+"""Planted problems are found, named and shown."""
 
 import json
 import re

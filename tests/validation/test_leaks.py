@@ -11,7 +11,7 @@ from pipeline.validation import suites
 
 @pytest.fixture
 def parts(clean: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """A split as it should be; `unseen` holds the reals of test."""
+    """A correct split; `unseen` holds the reals of test."""
     number = clean["group"].str[-2:].astype(int)
     table = clean.assign(generator=clean["generator"].mask((clean["label"] == "fake") & (number >= 25), "held"), cluster=clean["phash"])
     test = table[number >= 20]

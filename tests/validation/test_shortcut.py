@@ -1,4 +1,4 @@
-"""What metadata gives away is refused, or said on the card."""
+"""Labels that metadata gives away: refused, or reported on the card."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the tests of validation have in common: pictures, their manifest, and trouble that is planted in it."""
+"""Helpers for the tests of validation: images, their manifest, and planted problems."""
 
 import hashlib
 from collections.abc import Callable
@@ -60,18 +60,18 @@ def save(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def failures(table: pd.DataFrame, settings: Validate, accepted: pd.DataFrame | None = None) -> dict[str, Finding]:
-    """What fails, by name."""
+    """Failed checks, by name."""
     found = suites.check(suites.manifest(table, settings, accepted), suites.manifest_frame(table, settings))
     return {finding["name"]: finding for finding in found if not finding["success"]}
 
 
 def change(name: str, value: object, *endings: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
-    """Sets a column where the path ends so."""
+    """Set a column in the rows whose path ends like this."""
     return lambda table: table.assign(**{name: table[name].mask(table["path"].str.endswith(endings), value)})
 
 
 def twin(column: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
-    """Gives a fake the value that a real has."""
+    """Give a fake the value of a real."""
 
     def plant(table: pd.DataFrame) -> pd.DataFrame:
         return change(column, table.loc[table["path"].str.endswith(REAL), column].iloc[0], FAKE)(table)
