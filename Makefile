@@ -5,16 +5,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Settings and secrets of this machine, where there are any: deploy/env.example. The environment comes before the file.
+# Settings and secrets of this machine, if there is a .env (see deploy/env.example). The environment overrides the file.
 WITH_ENV := $(if $(wildcard .env),dotenv run --no-override --)
 export PATH := $(abspath $(BIN)):$(PATH)
-# Telemetry of the tools that are called from here; pipeline/telemetry.py turns off the rest.
+# No telemetry from the tools called here; pipeline/telemetry.py turns off the rest.
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export BENTOML_DO_NOT_TRACK := True
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
-# What Prefect keeps of its runs lies in this folder, and `make up` shows the runs of `make run`.
+# Prefect keeps its runs in this folder, so that `make up` shows the runs of `make run`.
 export PREFECT_HOME ?= $(CURDIR)/var/prefect
 
 .DEFAULT_GOAL := help
