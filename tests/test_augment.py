@@ -63,6 +63,12 @@ def test_a_change_does_the_same_to_both_pictures_of_a_pair(name: str):
     assert any(not np.array_equal(real, changed([picture()], settings, seed)[0]) for seed in range(2, 9)) or name in ("flip", "grayscale")
 
 
+def test_jpeg_comes_in_two_kinds_of_colour_subsampling():
+    settings = Augment.model_validate(OFF.model_dump() | {"jpeg": 1.0, "jpeg_quality": (90, 90)})
+    kinds = {changed([picture()], settings, seed)[0].tobytes() for seed in range(16)}
+    assert len(kinds) == 2
+
+
 def test_a_pair_still_differs_in_its_forgery_after_all_changes():
     forged = picture(side=64)
     forged[24:40, 24:40] = 255

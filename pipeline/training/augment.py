@@ -136,7 +136,7 @@ def _noise(sigma: float, rng: np.random.Generator) -> Change:
 
 
 def jpeg(quality: float, rng: np.random.Generator) -> Change:
-    """Save as JPEG, half the time with Pillow and half with OpenCV, which give the same pixels in the versions of requirements.lock.
+    """Save as JPEG, half the time with Pillow at 4:2:0 and half with OpenCV at 4:4:4: left alone, both subsample and quantise alike.
 
     Args:
         quality: 1..100.
@@ -149,15 +149,16 @@ def jpeg(quality: float, rng: np.random.Generator) -> Change:
             return np.asarray(Image.open(buffer))
 
         return with_pillow
-    return lambda picture: _with_opencv(picture, ".jpg", cv2.IMWRITE_JPEG_QUALITY, quality)
+    sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+    return lambda picture: _with_opencv(picture, ".jpg", cv2.IMWRITE_JPEG_QUALITY, round(quality), *sampling)
 
 
 def _webp(quality: float, rng: np.random.Generator) -> Change:
-    return lambda picture: _with_opencv(picture, ".webp", cv2.IMWRITE_WEBP_QUALITY, quality)
+    return lambda picture: _with_opencv(picture, ".webp", cv2.IMWRITE_WEBP_QUALITY, round(quality))
 
 
-def _with_opencv(picture: np.ndarray, suffix: str, setting: int, quality: float) -> np.ndarray:
-    _, data = cv2.imencode(suffix, np.ascontiguousarray(picture[..., ::-1]), [setting, round(quality)])
+def _with_opencv(picture: np.ndarray, suffix: str, *settings: int) -> np.ndarray:
+    _, data = cv2.imencode(suffix, np.ascontiguousarray(picture[..., ::-1]), settings)
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     assert decoded is not None
     return decoded
