@@ -1,1 +1,1 @@
-"""What the stage `export` is made of: graphs, fewer bits, and the model card."""
+"""Parts of the stage `export`: inference graphs, reduced precision, and the model card."""

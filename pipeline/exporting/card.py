@@ -35,7 +35,7 @@ def write(
         evaluation: reports/evaluation.json.
         training: reports/train.json.
         meta: what goes into package.json: created, thresholds, lineage ...
-        precision: what fewer bits cost, see pipeline.exporting.precision.fewer_bits.
+        precision: what reduced precision costs, see pipeline.exporting.precision.fewer_bits.
     """
     counts = {
         name: {label: int((part["label"] == label).sum()) for label in LABELS} | {"groups": part["group"].nunique()}
@@ -59,7 +59,7 @@ def write(
 
 
 def licences(params: Params) -> dict[str, str]:
-    """What is known of the terms of the weights and of each source: the beginning of the licence that lies beside it, or where to look."""
+    """Licence terms of the weights and of each source: the first line of the licence in its folder, or where to look."""
     name = params.model.name
     weights = "randomly initialised" if params.model.init == "scratch" else _beside(Path(name)) or f"see the page of {name}"
     found = {f"weights ({name})": weights}
@@ -80,7 +80,7 @@ def licences(params: Params) -> dict[str, str]:
 
 
 def _beside(folder: Path) -> str | None:
-    """The first line of a licence or a note of the origin in a folder, or None outside one."""
+    """First line of the licence or origin note in a folder, UNKNOWN if it has none; None if this is not a folder."""
     if not folder.is_dir():
         return None
     for file in [*licence_files(folder), *sorted(folder.glob("SOURCE*"))]:
@@ -90,5 +90,5 @@ def _beside(folder: Path) -> str | None:
 
 
 def licence_files(folder: Path) -> list[Path]:
-    """Licences and notices in a folder, which a package made from what is there has to carry."""
+    """Licences and notices in a folder; a package made from its content must include them."""
     return sorted(file for pattern in LICENCES for file in folder.glob(pattern) if file.is_file())

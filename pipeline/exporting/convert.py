@@ -1,4 +1,4 @@
-"""A trained network as graphs that run without PyTorch."""
+"""Exports a trained network as graphs that run without PyTorch."""
 
 import warnings
 from collections.abc import Iterable
@@ -15,21 +15,21 @@ from pipeline.runtime import OpenVinoRuntime, compiled, read, traced
 
 BATCH = OpenVinoRuntime.batch
 RANKING_BATCHES = 10
-"""Batches of images that tell in which operations 8 bits cost most: each operation is judged on all of them."""
+"""Batches used to rank the operations by what 8 bits cost in each."""
 MOST_DROP = 0.001
-"""Of the AUC on the validation part. Half of what pipeline.exporting.precision allows on the test part, which is not searched on."""
+"""In AUC on the validation part: half of what pipeline.exporting.precision allows on the test part, which the search never sees."""
 
 
 def to_openvino(folder: Path, graph: Path, values: np.ndarray) -> float:
-    """Write a network as an OpenVINO graph with logits and embedding, for any number of images.
+    """Write a network as an OpenVINO graph that outputs logits and embedding, for any batch size.
 
     Args:
         folder: a trained model's folder.
-        graph: the .xml file to write; its .bin lies beside it.
-        values: float32 (n, 3, size, size), real inputs to compare both on.
+        graph: the .xml file to write; the weights go into a .bin next to it.
+        values: float32 (n, 3, size, size), real inputs on which network and graph are compared.
 
     Returns:
-        The largest difference of a logit, both in float32.
+        The largest difference between their logits, both in float32.
     """
     import openvino
 
@@ -40,15 +40,15 @@ def to_openvino(folder: Path, graph: Path, values: np.ndarray) -> float:
 
 
 def to_onnx(folder: Path, target: Path, values: np.ndarray) -> float:
-    """The same as an ONNX file: pixel_values in, logits and embedding out. OpenVINO reads it back to compare.
+    """The same, as an ONNX file: pixel_values in, logits and embedding out. OpenVINO runs it for the comparison.
 
     Raises:
-        StageError: if the network has an operation that ONNX does not know.
+        StageError: if the network has an operation that ONNX does not support.
     """
     module = WithEmbedding.load(folder)
     names = ["pixel_values", "logits", "embedding"]
     with fixed_positions(module, values.shape[-1]), warnings.catch_warnings():
-        # The exporter that traces is called old; the new one takes half a minute.
+        # The tracing exporter warns that it is deprecated; the new one takes half a minute.
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
@@ -68,19 +68,19 @@ def to_onnx(folder: Path, target: Path, values: np.ndarray) -> float:
 
 
 def to_int8(graph: Path, target: Path, preprocess: Preprocess, seen: np.ndarray, judged: np.ndarray, labels: np.ndarray) -> None:
-    """Write a graph that computes in 8-bit integers where that is faster, and stays in 32 bits where 8 would cost too much AUC.
+    """Write a graph that computes in 8-bit integers where that is faster, but in 32 bits where 8 would cost too much AUC.
 
-    NNCF's quantisation after training, in its scheme for transformers: SmoothQuant (Xiao et al., ICML 2023) and corrected biases, with
-    symmetric activations, which cost a ViT-tiny less AUC than asymmetric ones: benchmarks/results/detection.md. If the AUC falls by more
-    than MOST_DROP, it is done again without SmoothQuant: NNCF ranks the operations by what 8 bits cost in each and takes them back to 32
-    bits one by one, the costliest first.
+    Post-training quantisation by NNCF with its scheme for transformers: SmoothQuant (Xiao et al., ICML 2023), bias correction, and
+    symmetric activations, which cost a ViT-tiny less AUC than asymmetric ones (benchmarks/results/detection.md). If the AUC drops by more
+    than MOST_DROP, it is repeated without SmoothQuant: NNCF ranks the operations by what 8 bits cost in each, and reverts them to 32 bits
+    one by one, the costliest first.
 
     Args:
-        graph: the .xml file of the network in 32 bits.
+        graph: the .xml file of the 32-bit network.
         target: the .xml file to write.
-        preprocess: of the network.
-        seen: uint8 (n, size, size, 3), inputs that show how large activations get; of images that training has seen.
-        judged: uint8 (m, size, size, 3), inputs that training has not seen, and that no figure is reported on.
+        preprocess: the network's.
+        seen: uint8 (n, size, size, 3), inputs seen in training, to calibrate the activation ranges.
+        judged: uint8 (m, size, size, 3), inputs to measure the AUC on: not seen in training, and not used for any reported figure.
         labels: int (m,), 1 for a fake.
     """
     import nncf
@@ -91,13 +91,13 @@ def to_int8(graph: Path, target: Path, preprocess: Preprocess, seen: np.ndarray,
         logits, truths = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         return float(roc_auc_score(truths, logits[:, 1] - logits[:, 0])), None
 
-    order = np.random.default_rng(0).permutation(len(judged))  # so that the first batches, which rank, hold both classes
+    order = np.random.default_rng(0).permutation(len(judged))  # so that the first batches, used for ranking, contain both classes
     batches = [(judged[chosen], labels[chosen]) for chosen in np.split(order, range(BATCH, len(order), BATCH))]
     calibration = nncf.Dataset(range(len(seen)), lambda index: preprocess.normalise(seen[index : index + 1]))
     scheme = {"preset": nncf.QuantizationPreset.PERFORMANCE, "model_type": nncf.ModelType.TRANSFORMER, "subset_size": len(seen)}
     found = nncf.quantize(read(graph), calibration, **scheme)
     if auc(compiled(read(graph)), batches)[0] - auc(compiled(found), batches)[0] > MOST_DROP:
-        # What is taken back gets the weights from before SmoothQuant, but its inputs are scaled for those from after it.
+        # NNCF reverts an operation to its weights from before SmoothQuant, but its inputs would stay scaled for those after it.
         plain = nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
         found = nncf.quantize_with_accuracy_control(
             read(graph),

@@ -1,4 +1,4 @@
-"""What a network's answers lose in fewer bits than 32, which are used only where that is next to nothing."""
+"""Measures what reduced precision (bfloat16, 8-bit integers) costs; it is used only where that is next to nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -22,28 +22,28 @@ from pipeline.training.dataset import pixels
 
 SCORES = Path("reports/scores.parquet")
 IMAGES = 1000
-"""Of the test part, to score again: with 500 the ECE alone moves by .008 from one draw to another. And of the validation part, to tell
-which operations stay in 32 bits."""
+"""Images of the test part to score again: with 500, the ECE varies by .008 between samples. Also the number of images of the validation
+part that decide which operations stay in 32 bits."""
 QUANTISED_ON = 300
-"""Images of the training part that show NNCF how large activations get."""
+"""Images of the training part on which NNCF calibrates the activation ranges."""
 MOST_AUC_DROP, MOST_ECE_RISE = 0.002, 0.005
-"""What fewer bits may cost, if they are to be used."""
+"""A precision that costs more than this is not used."""
 
 
 def fewer_bits(
     package: Path, preprocess: Preprocess, parts: dict[str, pd.DataFrame], calibration: dict[str, Any], params: Params
 ) -> dict[str, Any]:
-    """What bfloat16 and, on CPUs, 8-bit integers cost against the scores of the evaluation.
+    """Measure what bfloat16 and, on CPUs, 8-bit integers cost compared with the scores of the evaluation.
 
     Args:
-        package: folder with the network and its graph; the graph in 8 bits is written there if it is allowed.
-        preprocess: of the network.
-        parts: rows of the manifest's train and val; what 8 bits cost on val says which operations stay in 32.
+        package: folder with the network and its graph; the 8-bit graph is written there if it is allowed.
+        preprocess: the network's.
+        parts: the manifest's rows of train and val; what 8 bits cost on val decides which operations stay in 32 bits.
         calibration: temperature and thresholds.
         params: the settings.
 
     Returns:
-        bf16 and int8, see cost; int8 is None where `export.int8` is off.
+        bf16 and int8, each as from `cost`; int8 is None if `export.int8` is off.
     """
     scores = pd.read_parquet(SCORES)
     rows = sample(scores[scores["part"] == "test"], IMAGES, params.evaluate.seed)
@@ -61,17 +61,17 @@ def fewer_bits(
 
 
 def cost(rows: pd.DataFrame, scores: np.ndarray, temperature: float, threshold: float) -> dict[str, Any]:
-    """What other scores of the same images mean for the figures.
+    """Compare scores in reduced precision with the 32-bit scores of the same images.
 
     Args:
         rows: of reports/scores.parquet, with label and the 32-bit score.
-        scores: float (n,), difference of the logits in fewer bits.
-        temperature: of the package.
-        threshold: of the package; at or above it an image counts as fake.
+        scores: float (n,), differences of the logits in reduced precision.
+        temperature: the package's.
+        threshold: the package's; at or above it an image counts as fake.
 
     Returns:
-        n, auc_drop, ece_rise, flips (share of the images that change sides), and `allowed`, whether the first two are within
-        MOST_AUC_DROP and MOST_ECE_RISE.
+        n, auc_drop, ece_rise, flips (share of the images that cross the threshold), and `allowed`: whether auc_drop and ece_rise are
+        within MOST_AUC_DROP and MOST_ECE_RISE.
     """
     before, after = (probability(found, temperature) for found in (rows["score"].to_numpy(), scores))
     full, less = figures(labels(rows), before, threshold), figures(labels(rows), after, threshold)
@@ -81,7 +81,7 @@ def cost(rows: pd.DataFrame, scores: np.ndarray, temperature: float, threshold: 
 
 
 def bfloat16(network: PreTrainedModel, preprocess: Preprocess, images: np.ndarray) -> np.ndarray:
-    """Scores in bfloat16, float (n,), of uint8 (n, size, size, 3). Rounds the network's weights in place."""
+    """Scores float (n,) in bfloat16 of images uint8 (n, size, size, 3). Rounds the network's weights in place."""
     rounded(network)
     with torch.no_grad(), Bfloat16():
         values = (torch.from_numpy(preprocess.normalise(images[start : start + BATCH])) for start in range(0, len(images), BATCH))

@@ -1,4 +1,4 @@
-"""What bfloat16 makes of a network's answers, on any processor."""
+"""Emulates bfloat16 on any processor, to see what it does to a network's answers."""
 
 from typing import Any
 
@@ -8,21 +8,21 @@ from torch.utils._pytree import tree_map_only
 
 
 class Bfloat16(TorchDispatchMode):
-    """While it is open, every operation's result is rounded to bfloat16, as a GPU does that adds up in 32 bits and stores in 16.
+    """Inside this context, every operation's result is rounded to bfloat16, as on a GPU that accumulates in 32 bits and stores in 16.
 
-    A processor without bfloat16 needs twenty times as long for real bfloat16, and the same for this as for 32 bits. Weights have to be
-    rounded before, see `rounded`.
+    On a processor without bfloat16, real bfloat16 takes twenty times as long as 32 bits; this takes no longer. Weights must be rounded
+    beforehand, see `rounded`.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation."""
         result = func(*args, **(kwargs or {}))
-        # A view shows values that were rounded when they were made.
+        # A view's values were rounded when they were computed.
         return result if func.is_view else tree_map_only(torch.Tensor, _round, result)
 
 
 def rounded(network: torch.nn.Module) -> torch.nn.Module:
-    """The network with its weights rounded to bfloat16, in place; they are still stored in 32 bits."""
+    """Round the network's weights to bfloat16 in place; they are still stored in 32 bits. Returns the network."""
     with torch.no_grad():
         for tensor in (*network.parameters(), *network.buffers()):
             _round(tensor)
@@ -30,5 +30,5 @@ def rounded(network: torch.nn.Module) -> torch.nn.Module:
 
 
 def _round(tensor: torch.Tensor) -> torch.Tensor:
-    # In place, as an operation that changes its argument has to.
+    # In place: an operation that changes its argument must return that very tensor.
     return tensor.copy_(tensor.bfloat16()) if tensor.dtype == torch.float32 else tensor
