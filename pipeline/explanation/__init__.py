@@ -1,1 +1,1 @@
-"""Where a network looked: attention rollout, Grad-CAM, and the picture of it."""
+"""Where a network looked: attention rollout, Grad-CAM, and the heat map drawn from them."""

@@ -1,4 +1,4 @@
-"""What of a picture spoke for a fake, from the exported graph of a network that averages over places: without importing PyTorch."""
+"""Grad-CAM from the exported graph of a network with global average pooling, without importing PyTorch."""
 
 import threading
 from typing import TYPE_CHECKING
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     import openvino
 
 STEP = 0.01
-"""Of the largest of the averaged features, by which each is moved to see what it does to the score."""
+"""Step of the finite differences, as a fraction of the largest pooled feature."""
 
 
 class GraphActivation:
-    """Grad-CAM (Selvaraju et al., ICCV 2017) on the features that the classifier averages over places, as ConvNeXt, MobileNet and Swin do.
+    """Grad-CAM (Selvaraju et al., ICCV 2017) on the features before global average pooling, as in ConvNeXt, MobileNet and Swin.
 
-    The gradient of what comes after the average is found by differences: that is a norm and a matrix, and takes no time.
+    The gradient of the head is computed by finite differences: the head is only a normalisation and a matrix, so they cost next to nothing.
     """
 
     def __init__(self, graph: "openvino.Model") -> None:
-        """`graph` is the whole network's, of which the part up to the average is compiled a second time; the weights are shared."""
+        """Compile the part of the whole network's `graph` up to the pooling a second time; the weights are shared."""
         import openvino
         from openvino import opset13 as ops
 
@@ -40,7 +40,7 @@ class GraphActivation:
         self._head = compiled(openvino.Model([own.outputs[0].get_node().input_value(0)], [averaged], "head"))
 
     def __call__(self, values: np.ndarray) -> Explanation | None:
-        """The map of one input, float32 (1, 3, size, size); None where the network averages over no places that form a square."""
+        """The heat map of one input, float32 (1, 3, size, size); None if the network does not average over a square of positions."""
         if self._features is None or self._head is None:
             return None
         with self._lock:
@@ -58,7 +58,7 @@ class GraphActivation:
 
 
 def _pool(graph: "openvino.Model") -> "openvino.Node | None":
-    """The average over places that the logits come from, and nothing else does in between; its input is (n, channels, places ...)."""
+    """The pooling over all positions that alone leads to the logits, its input (n, channels, positions ...); None if there is none."""
     node = graph.outputs[0].get_node()
     while True:
         given = [node.input_value(index) for index in range(node.get_input_size())]

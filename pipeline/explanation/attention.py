@@ -1,4 +1,4 @@
-"""Where a network with attention looked, from its exported graph: what a server shows, without importing PyTorch."""
+"""Attention rollout from a network's exported graph: where it looked, without importing PyTorch in the server."""
 
 import threading
 from collections.abc import Mapping
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     import openvino
 
 EXTRA_TOKENS = 8
-"""Before the patches: DeiT has two, DINOv2 a class token and a few registers."""
+"""At most, before the patches: DeiT has two, DINOv2 a class token and a few registers."""
 AVERAGED = ("clip", "metaclip_2")
 """Model types with a class token whose classifier reads the mean of the patches instead."""
 TWO_LOGITS = "DeiTForImageClassificationWithTeacher"
-"""Reads its first two tokens alike."""
+"""Architecture whose classifier reads the first two tokens equally."""
 
 
 class GraphAttention:
-    """The attention inside an exported graph, compiled a second time: its outputs would cost every verdict time and memory."""
+    """The attention inside an exported graph, compiled separately: as outputs of the main graph it would slow down every verdict."""
 
     def __init__(self, graph: "openvino.Model", config: Mapping[str, Any]) -> None:
-        """Of the whole network's `graph` the parts up to the attention are compiled; the weights are shared. `config` is config.json."""
+        """Compile the parts of the whole network's `graph` up to the attention; the weights are shared. `config` is config.json."""
         import openvino
 
         layers = [found for node in graph.get_ordered_ops() if (found := _weights(node)) is not None]
@@ -34,7 +34,7 @@ class GraphAttention:
             self._model = compiled(openvino.Model(layers, graph.get_parameters(), "attention"))
 
     def __call__(self, values: np.ndarray) -> Explanation | None:
-        """The rollout of one input, float32 (1, 3, size, size); None where the network's attention does not go over all places."""
+        """The rollout of one input, float32 (1, 3, size, size); None if the network has no global attention over a square of patches."""
         if not self._layers:
             return None
         with self._lock:
@@ -45,7 +45,7 @@ class GraphAttention:
 
 
 def _weights(node: "openvino.Node") -> "openvino.Output | None":
-    """What a node of attention multiplies its values with, (n, heads, tokens, tokens); None of any other node."""
+    """The attention weights (n, heads, tokens, tokens) that a node computes; None if it is not attention."""
     from openvino import opset13 as ops
 
     if node.get_type_name() == "Softmax" and node.get_output_partial_shape(0).rank.get_length() == 4:
@@ -59,7 +59,7 @@ def _weights(node: "openvino.Node") -> "openvino.Output | None":
 
 
 def over_all(layers: list[np.ndarray]) -> bool:
-    """Whether every layer of one input's attention is (1, heads, tokens, tokens), over the same places."""
+    """Whether the attention is global: of the same shape (1, heads, tokens, tokens) in every layer."""
     return all(layer.ndim == 4 and layer.shape[0] == 1 and layer.shape == layers[0].shape for layer in layers)
 
 
@@ -67,8 +67,8 @@ def rollout(attentions: list[np.ndarray], config: Mapping[str, Any]) -> np.ndarr
     """Attention rollout (Abnar and Zuidema, ACL 2020): how much of each patch reaches what the classifier reads, whatever the class.
 
     Args:
-        attentions: one array (heads, tokens, tokens) a layer; the patches are the last tokens.
-        config: of the network, as config.json has it.
+        attentions: one array (heads, tokens, tokens) per layer; the patches are the last tokens.
+        config: the network's, as in config.json.
 
     Returns:
         float (rows, columns), or None if the patches form no square.
@@ -82,11 +82,11 @@ def rollout(attentions: list[np.ndarray], config: Mapping[str, Any]) -> np.ndarr
 
 
 def patches(joined: np.ndarray, config: Mapping[str, Any]) -> np.ndarray | None:
-    """The last of (tokens, tokens) as a square, seen from the tokens that the classifier reads; None if there is no square."""
+    """How the tokens that the classifier reads weight the patches, from (tokens, tokens), as a square; None if they form none."""
     tokens = joined.shape[-1]
     side = int(tokens**0.5)
     first, mean = joined[0], joined[-side * side :].mean(0)
-    if side * side == tokens or config["model_type"] in AVERAGED or config.get("use_mean_pooling"):  # the last of BEiT and Data2Vec
+    if side * side == tokens or config["model_type"] in AVERAGED or config.get("use_mean_pooling"):  # the last: BEiT, Data2Vec
         seen = mean
     elif config["model_type"].startswith("dinov2"):
         seen = first + mean

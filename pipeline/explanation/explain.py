@@ -1,4 +1,4 @@
-"""Where a network looked, as heat maps over its input: by every method, with gradients, which PyTorch has."""
+"""Heat maps of where a network looked, by every method, including those that need gradients from PyTorch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,14 +13,14 @@ from pipeline.labels import LABEL2ID
 
 
 def explain(network: PreTrainedModel, values: np.ndarray) -> Explanation:
-    """The heat map of one input, float32 (1, 3, size, size), by the first of the methods of `heat_maps`."""
+    """The heat map of one input, float32 (1, 3, size, size): the first of `heat_maps`."""
     return heat_maps(network, values)[0]
 
 
 def heat_maps(network: PreTrainedModel, values: np.ndarray) -> list[Explanation]:
     """Heat maps of one input by every method that fits the network.
 
-    Rollout comes first: on the demonstration it points more often at what was forged (reports/evaluation.html compares them).
+    Rollout comes first: on the demonstration it points at the forged part more often (reports/evaluation.html compares them).
 
     Args:
         network: in evaluation mode, on the CPU.
@@ -30,10 +30,10 @@ def heat_maps(network: PreTrainedModel, values: np.ndarray) -> list[Explanation]
     with torch.enable_grad():
         try:
             outputs = network(pixel_values=tensor, output_attentions=True)
-        except (TypeError, ValueError):  # networks without attention refuse the argument
+        except (TypeError, ValueError):  # networks without attention reject the argument
             outputs = None
         attentions = list(outputs.attentions or ()) if outputs is not None and "attentions" in outputs else []
-        # Some have no attention in a layer, and PVT v2's layers are of several parts.
+        # Some networks have layers without attention, and PVT v2's layers have several parts.
         layers = [layer.detach().numpy() for layer in attentions if isinstance(layer, torch.Tensor)]
         if outputs is not None and layers and len(layers) == len(attentions) and over_all(layers):
             slopes, config = torch.autograd.grad(_score(outputs.logits), attentions), network.config.to_dict()
@@ -51,9 +51,9 @@ def relevance(attentions: Sequence[torch.Tensor], slopes: Sequence[torch.Tensor]
     """Attention weighted with its gradient (Chefer et al., ICCV 2021): which patches speak for "fake".
 
     Args:
-        attentions: one tensor (1, heads, tokens, tokens) a layer; the patches are the last tokens.
-        slopes: of the same shapes, the gradients of the score of "fake".
-        config: of the network, as config.json has it.
+        attentions: one tensor (1, heads, tokens, tokens) per layer; the patches are the last tokens.
+        slopes: gradients of the score of "fake", of the same shapes.
+        config: the network's, as in config.json.
 
     Returns:
         float (rows, columns), or None if the patches form no square.
@@ -65,7 +65,7 @@ def relevance(attentions: Sequence[torch.Tensor], slopes: Sequence[torch.Tensor]
 
 
 def grad_cam(network: PreTrainedModel, tensor: torch.Tensor) -> np.ndarray:
-    """Grad-CAM (Selvaraju et al., ICCV 2017) on the last map of features that has more than one place, for the score of "fake"."""
+    """Grad-CAM (Selvaraju et al., ICCV 2017) on the last feature map with more than one position, for the score of "fake"."""
     seen: list[torch.Tensor | None] = []
     hook = network.base_model.register_forward_hook(lambda module, inputs, output: seen.append(getattr(output, "last_hidden_state", None)))
     try:
@@ -73,7 +73,7 @@ def grad_cam(network: PreTrainedModel, tensor: torch.Tensor) -> np.ndarray:
             outputs = network(pixel_values=tensor, output_hidden_states=True)
             maps = [state for state in (*outputs.hidden_states, *seen) if state is not None and state.requires_grad]
             last = next((state for state in reversed(maps) if _is_map(state)), maps[-1])
-            # Some networks return a map that the logits do not come from: its gradient is missing, and the map says nothing.
+            # Some networks return a map that the logits do not depend on: it has no gradient, and the heat map is empty.
             (slope,) = torch.autograd.grad(_score(outputs.logits), last, allow_unused=True)
     finally:
         hook.remove()

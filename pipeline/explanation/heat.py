@@ -1,4 +1,4 @@
-"""What a heat map is, whatever method made it."""
+"""The heat map that all methods return."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ class Explanation:
     """A heat map.
 
     Attributes:
-        method: "attention_rollout" or "attention_relevance" of a network with attention over all places, "grad_cam" of any other.
-        heat: float32 (rows, columns), 0..1, a coarse grid that lies over the whole picture.
+        method: "attention_rollout" or "attention_relevance" for a network with global attention, "grad_cam" for any other.
+        heat: float32 (rows, columns), 0..1, a coarse grid over the network's whole input.
     """
 
     method: str
@@ -19,6 +19,6 @@ class Explanation:
 
 
 def scaled(heat: np.ndarray) -> np.ndarray:
-    """The same map with its least value at 0 and its largest at 1."""
+    """The same map scaled to a minimum of 0 and a maximum of 1."""
     low, high = float(heat.min()), float(heat.max())
     return ((heat - low) / max(high - low, 1e-12)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A heat map laid over the picture it belongs to."""
+"""A heat map as a transparent PNG that lies over its image."""
 
 import cv2
 import numpy as np
@@ -6,16 +6,16 @@ import numpy as np
 LONGEST = 1024
 OPACITY = 220
 COLOURS = ((31, 59, 224), (106, 26, 232), (200, 0, 216), (255, 20, 144))
-"""Red, green, blue at even steps from cold to hot: hues that no skin has, as light as neither a bright picture nor a dark one."""
+"""RGB at even steps from cold to hot: hues that skin never has, neither as bright as a bright image nor as dark as a dark one."""
 
 
 def region(size: tuple[int, int], keep_aspect: bool, crop: tuple[int, int, int, int] | None = None) -> dict[str, float]:
-    """The part of a picture (width, height) that the model sees: left, top, width and height as fractions of its sides.
+    """The part of an image that the model sees: left, top, width and height as fractions of the image's sides.
 
     Args:
-        size: of the picture.
-        keep_aspect: that of pipeline.preprocess: the middle square, or everything squeezed into a square.
-        crop: left, top, right, bottom of what preprocessing was given, if it was not the whole picture.
+        size: width and height of the image.
+        keep_aspect: as in pipeline.preprocess: the central square if true, else everything squeezed into a square.
+        crop: left, top, right, bottom of what preprocessing was given, if it was not the whole image.
     """
     left, top, right, bottom = map(float, crop or (0, 0, *size))
     wide, high = right - left, bottom - top
@@ -32,12 +32,12 @@ def colours(heat: np.ndarray) -> np.ndarray:
 
 
 def overlay(heat: np.ndarray, seen: dict[str, float], size: tuple[int, int]) -> bytes:
-    """A heat map (rows, columns), 0..1, as a PNG of the picture's proportions, the hotter the more opaque.
+    """A heat map (rows, columns), 0..1, as a PNG with the image's aspect ratio; hotter is more opaque.
 
     Args:
-        heat: over the part of the picture that the model saw.
+        heat: over the part of the image that the model saw.
         seen: that part, from `region`.
-        size: width and height of the picture.
+        size: width and height of the image.
     """
     scale = min(1.0, LONGEST / max(size))
     width, height = (max(1, round(side * scale)) for side in size)
