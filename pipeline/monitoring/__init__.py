@@ -1,1 +1,1 @@
-"""What a model in service is watched with: the prediction log, drift, a challenger's shadow, and what users say."""
+"""Monitoring of a model in service: prediction log, drift, the shadow challenger, and user feedback."""

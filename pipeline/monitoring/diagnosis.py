@@ -1,4 +1,4 @@
-"""What a drift means: which kind it is, what it does to F1, and which pictures are behind it."""
+"""Diagnoses drift: its kind, its effect on F1, and the images behind it."""
 
 from typing import Any, TypedDict
 
@@ -14,7 +14,7 @@ DRAWS = 300
 """Bootstrap draws of the estimated F1."""
 
 REPEATED = 0.3
-"""A client is broken if its requests repeat one picture, or show no face, in this share more of the window than of the reference."""
+"""Drift comes from a broken client if the share of one repeated image, or of images without a face, has risen by this much."""
 
 QUALITY = tuple(f"warning_{name}" for name in ("too_small", "too_blurry", "too_dark", "heavily_compressed", "upscaled"))
 EMBEDDING = ("embedding", "embedding_auc")
@@ -22,24 +22,24 @@ DIRECTIONS = 32
 
 
 class Kind(TypedDict):
-    """Which kind of drift, by the first rule that holds, and what the rule saw."""
+    """The kind of drift, by the first rule that applies, and why the rule applies."""
 
     kind: str
     why: str
 
 
 def kind(reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any], settings: params_loop.Drift) -> Kind:
-    """Which kind of drift a report shows. The rules, of which the first that holds is given:
+    """Classify the drift that a report shows. The first rule that applies decides:
 
-    1. `broken client`: one picture again and again, or pictures without a face, in REPEATED more of the window than of the reference.
-    2. `share of fakes`: a part of the reference with the window's share of fakes, as the probabilities estimate it, does not differ.
-    3. `camera or compression`: a statistic of the picture, or a warning of its quality, is among what shifted.
-    4. `new generator`: the embedding is, while the pictures look the same in every statistic.
+    1. `broken client`: one repeated image, or images without a face, have a share higher by REPEATED in the window than in the reference.
+    2. `share of fakes`: a subsample of the reference with the window's share of fakes, estimated from the probabilities, does not differ.
+    3. `camera or compression`: an image statistic or a quality warning shifted.
+    4. `new generator`: the embedding shifted, but no image statistic and no quality warning did.
     5. `unknown`: none of these.
 
     Args:
         reference, window, settings: as for `compare`.
-        report: what that gave, with `drift`.
+        report: its result, with `drift` true.
     """
     names = shifted(report)
     repeats = [_most_repeated(part) for part in (reference, window)]
@@ -60,9 +60,9 @@ def kind(reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any], 
 
 
 def share_of_fakes(reference: pd.DataFrame, window: pd.DataFrame) -> float:
-    """The share of fakes in the window by expectation maximisation (Saerens et al., Neural Computation 2002).
+    """Estimate the share of fakes in the window by expectation maximisation (Saerens et al., Neural Computation 2002).
 
-    It holds if fakes look as fakes in the reference do, and reals as reals; the probabilities are calibrated for the reference's share.
+    Assumes that fakes and reals each look as they do in the reference, and probabilities calibrated for the reference's share.
     """
     known = float(np.clip(reference["probability_fake"].mean(), 1e-3, 1 - 1e-3))
     probabilities, share = window["probability_fake"].to_numpy(np.float64), known
@@ -72,25 +72,25 @@ def share_of_fakes(reference: pd.DataFrame, window: pd.DataFrame) -> float:
 
 
 def for_share(probabilities: np.ndarray, known: float, share: float) -> np.ndarray:
-    """Probabilities that are calibrated for the share `known` of fakes -> those for another share (Saerens et al., 2002)."""
+    """Convert probabilities calibrated for the share `known` of fakes to another `share` (Saerens et al., 2002)."""
     known = float(np.clip(known, 1e-3, 1 - 1e-3))
     fake, real = probabilities * share / known, (1 - probabilities) * (1 - share) / (1 - known)
     return fake / np.maximum(fake + real, 1e-12)
 
 
 def expected_f1(probabilities: np.ndarray, threshold: float, chances: np.ndarray | None = None) -> Figure:
-    """F1 without labels, from calibrated probabilities: a picture with probability p counts as p fakes and 1 - p reals.
+    """Estimate F1 without labels, from calibrated probabilities: an image with probability p counts as p fakes and 1 - p reals.
 
-    Right as far as the calibration still holds: for harder or easier pictures, not for a generator that fools the network
-    (confidence-based performance estimation: Bialek et al., 2024). Where only the share of fakes changed, `chances` put it right.
+    Correct as long as the calibration holds: for harder or easier images, but not for a generator that fools the network
+    (confidence-based performance estimation: Bialek et al., 2024). If only the share of fakes changed, `chances` corrects for it.
 
     Args:
         probabilities: float (n,) of fake, as the network gave them.
-        threshold: at or above it a picture is called fake.
-        chances: float (n,), how likely each is a fake, if that is another number (see `for_share`).
+        threshold: at or above it an image is called fake.
+        chances: float (n,), corrected probabilities of being fake, if they differ from `probabilities` (see `for_share`).
 
     Returns:
-        With its 95% interval, by a bootstrap over pictures and their unknown labels.
+        F1 with its 95% interval, by a bootstrap over images and their unknown labels.
     """
     called, chances = probabilities >= threshold, probabilities if chances is None else chances
     value = _f1(called, chances)
@@ -103,12 +103,12 @@ def expected_f1(probabilities: np.ndarray, threshold: float, chances: np.ndarray
 
 
 def measured_f1(window: pd.DataFrame, labels: dict[str, int], threshold: float) -> dict[str, Any] | None:
-    """F1 on the answers that users labelled: n, value, low, high; None if there are none. No random sample: users label what they doubt.
+    """F1 on the answers that users labelled: n, value, low, high; None if there are none. Not a random sample: users label what they doubt.
 
     Args:
         window: id, probability_fake.
         labels: id of an answer -> 1 for fake.
-        threshold: at or above it a picture is called fake.
+        threshold: at or above it an image is called fake.
     """
     known = window[window["id"].isin(labels.keys())]
     if known.empty:
@@ -119,9 +119,9 @@ def measured_f1(window: pd.DataFrame, labels: dict[str, int], threshold: float) 
 
 
 def foreignness(reference: pd.DataFrame, window: pd.DataFrame) -> np.ndarray:
-    """How far each picture of the window lies from the reference: float (n,), about 1 for a typical one.
+    """Distance of each image of the window from the reference: float (n,), about 1 for a typical one.
 
-    The mean squared distance from the reference's centre in its principal directions, each in units of the reference's own spread.
+    The mean squared distance from the reference's centre along its principal components, each scaled by the reference's standard deviation.
     """
     known, asked = (np.stack(part["embedding"].tolist()).astype(np.float64) for part in (reference, window))
     centre = known.mean(0)
@@ -132,13 +132,13 @@ def foreignness(reference: pd.DataFrame, window: pd.DataFrame) -> np.ndarray:
 
 
 def _f1(called: np.ndarray, fake: np.ndarray) -> float:
-    """`fake` is 0 or 1, or how likely each is; not defined without a fake, as in pipeline.evaluation.metrics."""
+    """F1, where `fake` holds labels (0 or 1) or probabilities; nan without a fake, as in pipeline.evaluation.metrics."""
     both = float(fake[called].sum())
     return 2 * both / (called.sum() + fake.sum()) if fake.any() else float("nan")
 
 
 def _with_share(reference: pd.DataFrame, share: float) -> pd.DataFrame:
-    """Rows of the reference with another share of fakes: as many as can be had without taking one twice."""
+    """A subsample of the reference with another share of fakes, as large as possible without replacement."""
     probabilities = reference["probability_fake"].to_numpy(np.float64)
     known = float(np.clip(probabilities.mean(), 1e-3, 1 - 1e-3))
     weights = probabilities * share / known + (1 - probabilities) * (1 - share) / (1 - known)

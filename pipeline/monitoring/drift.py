@@ -1,8 +1,8 @@
-"""Two samples in, a drift report out: does the window look like more of the reference?
+"""The drift test: does the window look like more of the reference?
 
 One permutation test over all statistics: the pooled rows are shuffled into a reference and a window of the same sizes, and each
-permutation is measured as the real split was. So the false-alarm rate holds at any window size, for all statistics together and however
-they depend on each other. It holds over references as well as windows: checks against one reference share its luck.
+permutation is measured like the real split. So the false-alarm rate holds at any window size, for all statistics together, however they
+are correlated. It is a rate over random references as well as windows: checks against the same reference are not independent.
 """
 
 from pathlib import Path
@@ -20,42 +20,42 @@ from pipeline.package import REFERENCE
 SCALARS = ("probability_fake", *STATISTICS)
 VERDICTS = ("real", "fake", "uncertain")
 FREQUENCIES = 128
-"""Of the random Fourier features; each gives a cosine and a sine."""
+"""Number of random Fourier frequencies; each gives a cosine and a sine."""
 
 MEDIAN_ROWS = 1000
-"""A sample of this size settles the median distance."""
+"""Rows sampled to estimate the median distance."""
 
 DIRECTIONS = 32
-"""Principal directions of the embeddings, in which the classifier tells the samples apart."""
+"""Principal components of the embeddings that the classifier uses to tell the samples apart."""
 
 DIRECTION_ROWS = 10_000
-"""A sample of this size settles the directions."""
+"""Rows sampled to estimate the principal components."""
 
 STEPS = 2000
-"""A distribution function has at most this many: finer ones cost time and find no more."""
+"""Most steps of a distribution function: more cost time and find nothing new."""
 
 BINS = 10
-"""Of the population stability index, with equal shares of the reference."""
+"""Bins of the population stability index, with equal shares of the reference."""
 
 CHUNK = 64
-"""Permutations that are measured at a time: bounds the memory, and keeps it in the processor's cache."""
+"""Permutations measured at a time: bounds the memory, and keeps it in the CPU cache."""
 
 
 def compare(reference: pd.DataFrame, window: pd.DataFrame, settings: params_loop.Drift, seed: int = 0) -> dict[str, Any]:
-    """Test whether two samples come from one source.
+    """Test whether two samples come from the same distribution.
 
     Args:
         reference, window: at least two rows each, with the columns of `pipeline.monitoring.predictions.measures`; `verdict` and
             `warnings` are compared if both have them.
-        settings: `alpha` is the false-alarm rate, `permutations` how often to shuffle. The window's bounds are the caller's business.
+        settings: `alpha` is the false-alarm rate, `permutations` the number of shuffles. The caller enforces the window's bounds.
 
     Returns:
-        drift: whether `p_value` is at most `alpha`. p_value: of all statistics together. alpha. window, reference: rows.
+        drift: whether `p_value` is at most `alpha`. p_value: of all statistics together. alpha. window, reference: number of rows.
         verdicts: share of each verdict in the window, if it has them.
-        statistics: name, kind, value, p_value, psi, reference_mean, window_mean of each, most shifted first. The p-value is the one for all
-        statistics together that this one alone would give, so that each at most `alpha` may be called shifted. Kinds: `mmd`, the maximum
-        mean discrepancy of the embeddings; `auc`, that of a classifier which tells reference from window by the embedding; these have no
-        PSI and no means. `ks`, the Kolmogorov-Smirnov distance of a scalar; `share`, the difference of the shares of a verdict or warning.
+        statistics: name, kind, value, p_value, psi, reference_mean, window_mean of each, most shifted first. The p-values are adjusted for
+        the number of statistics, so any statistic at or below `alpha` may be called shifted. Kinds: `mmd`, the maximum mean discrepancy of
+        the embeddings; `auc`, the AUC of a classifier that tells reference from window by the embedding; neither has a PSI or means.
+        `ks`, the Kolmogorov-Smirnov distance of a scalar; `share`, the difference between the shares of a verdict or warning.
     """
     rng = np.random.default_rng(seed)
     columns = _columns(reference, window)
@@ -67,7 +67,7 @@ def compare(reference: pd.DataFrame, window: pd.DataFrame, settings: params_loop
     real = np.arange(len(reference), rows)
     windows = [real, *(rng.choice(rows, size, replace=False, shuffle=False) for _ in range(settings.permutations))]
     values = np.column_stack([*_distances(features, halves, windows), *(_ks(column, windows) for column in columns.values())])
-    # Rounding errors must not part what is equal: a constant column would be ranked by them.
+    # Equal values must not differ by rounding errors: those would rank the permutations of a constant column.
     p_values = _p_values(np.round(values, 9))
     values[0, 1] = _auc(halves, real)
 
@@ -88,15 +88,15 @@ def compare(reference: pd.DataFrame, window: pd.DataFrame, settings: params_loop
 
 
 def references(folder: Path) -> list[pd.DataFrame]:
-    """What a package says of images that training has not seen, with the columns of `measures`: in 32 bits, and in fewer."""
+    """A package's answers to images not seen in training, with the columns of `measures`: in 32 bits, then in reduced precision."""
     return [pd.read_parquet(path) for path in sorted(folder.glob(REFERENCE.format("*")), key=lambda path: (len(path.name), path.name))]
 
 
 def nearest(known: list[pd.DataFrame], window: pd.DataFrame, settings: params_loop.Drift) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The one of the known references that the window looks most like, and the report of their comparison.
+    """The reference that the window is most like, and the report of their comparison.
 
-    The log does not say in which precision an answer was given. More references make no more false alarms: the window has to differ
-    from all of them.
+    The log does not record the precision of an answer, so the references of all precisions are tried. More references do not raise the
+    false-alarm rate: for drift, the window has to differ from all of them.
     """
 
     def likeness(found: tuple[pd.DataFrame, dict[str, Any]]) -> tuple[float, float]:
@@ -114,8 +114,8 @@ def shifted(report: dict[str, Any]) -> list[str]:
 def psi(reference: np.ndarray, window: np.ndarray) -> float:
     """Population stability index (Siddiqi, Credit Risk Scorecards, 2006) of two samples of a scalar: 0 if equal, above 0.25 a large shift.
 
-    The bins lie between the reference's deciles, and one on either side is for what lies outside it; a value that fills several deciles
-    has one bin. Each bin gets half a row of the smaller sample on top, so that an empty one gives no infinity.
+    The bins lie between the reference's deciles, plus one on either side for values outside its range; a value that fills several deciles
+    has one bin. Half a row of the smaller sample is added to each bin, so that an empty one does not give infinity.
     """
     deciles = np.quantile(reference, np.linspace(0, 1, BINS + 1)[1:], method="inverted_cdf")
     edges = np.unique(np.r_[np.nextafter(reference.min(), -np.inf), deciles])
@@ -126,7 +126,7 @@ def psi(reference: np.ndarray, window: np.ndarray) -> float:
 
 
 def _columns(reference: pd.DataFrame, window: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Each scalar, and for each verdict and warning whether a row has it: float (n,), the reference's rows first."""
+    """The scalars, and an indicator for each verdict and warning: float (n,) each, the reference's rows first."""
     found = {name: np.concatenate([part[name].to_numpy(np.float64) for part in (reference, window)]) for name in SCALARS}
     if "verdict" in reference and "verdict" in window:
         verdicts = np.concatenate([reference["verdict"].to_numpy(str), window["verdict"].to_numpy(str)])
@@ -147,7 +147,7 @@ def _described(name: str, column: np.ndarray | None, size: int) -> dict[str, Any
 
 
 def _standardised(embeddings: np.ndarray) -> np.ndarray:
-    """float32 (n, d) with mean 0 and spread 1 in each dimension. Both come from the pooled rows: they must not tell the samples apart."""
+    """float32 (n, d) with mean 0 and standard deviation 1 per dimension, over the pooled rows: scaling must not tell the samples apart."""
     embeddings = embeddings.astype(np.float32)
     spread = embeddings.std(0, dtype=np.float64)
     centred = embeddings - embeddings.mean(0, dtype=np.float64).astype(np.float32)
@@ -158,7 +158,7 @@ def _standardised(embeddings: np.ndarray) -> np.ndarray:
 def _features(standard: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Random Fourier features (Rahimi and Recht, NIPS 2007) of a Gaussian kernel, with mean 0.
 
-    Its width is the median distance of two rows (Gretton et al., JMLR 2012).
+    The kernel's width is the median distance between two rows (Gretton et al., JMLR 2012).
 
     Args:
         standard: float32 (n, d), standardised.
@@ -177,7 +177,7 @@ def _features(standard: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _directions(standard: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The rows in the first principal directions of the pooled rows, each with spread 1: float32 (n, at most DIRECTIONS)."""
+    """The pooled rows in their first principal components, each with standard deviation 1: float32 (n, at most DIRECTIONS)."""
     sample = standard[rng.permutation(len(standard))[:DIRECTION_ROWS]]
     strengths, vectors = np.linalg.eigh((sample.T @ sample).astype(np.float64) / len(sample))
     kept = np.flatnonzero(strengths > 1e-6)[::-1][:DIRECTIONS]
@@ -185,17 +185,18 @@ def _directions(standard: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _halves(directions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Twice the rows, with a one: the first time only those of a random half, the second time the others: float32 (2, n, d + 1)."""
+    """The rows with a 1 appended, twice, float32 (2, n, d + 1): first with one random half set to 0, then with the other half."""
     first = (rng.permutation(len(directions)) % 2 == 0)[:, None]
     whole = np.hstack([directions, np.ones((len(directions), 1), np.float32)])
     return np.stack([whole * first, whole * ~first])
 
 
 def _distances(features: np.ndarray, halves: np.ndarray, windows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The distance of the mean features, and how well a classifier does on rows it was not fitted on, each float (permutations,).
+    """The distance between the mean features, and how well a classifier does on rows it was not fitted on, each float (permutations,).
 
-    The classifier is Fisher's linear one: in these directions its weights are the difference of the two means. Each half judges the
-    other, and what counts is how far apart the mean scores are (Cheng and Cloninger, IEEE Trans. Inf. Theory 2022); the same difference.
+    The classifier is Fisher's linear discriminant: on whitened data its weights are the difference between the two means. It is fitted on
+    one half and judged on the other by the difference between the mean scores (Cheng and Cloninger, IEEE Trans. Inf. Theory 2022), which is
+    the same with the halves swapped.
 
     Args:
         features: float32 (n, m), with mean 0.
@@ -211,7 +212,7 @@ def _distances(features: np.ndarray, halves: np.ndarray, windows: list[np.ndarra
         mask = np.zeros((len(chunk), rows), np.float32)
         np.put_along_axis(mask, chunk, np.float32(1), axis=1)
         sums = (mask @ everything).astype(np.float64)
-        # The features sum to 0: the sum over the reference is that over the window with the other sign.
+        # The features sum to 0: the sum over the reference is minus the sum over the window.
         mmd.append(np.linalg.norm(sums[:, :wide], axis=1) * (1 / size + 1 / (rows - size)))
         gaps = [_gap(part, total) for part, total in zip(np.split(sums[:, wide:], 2, axis=1), totals, strict=True)]
         classifier.append((gaps[0] * gaps[1]).sum(1))
@@ -219,7 +220,7 @@ def _distances(features: np.ndarray, halves: np.ndarray, windows: list[np.ndarra
 
 
 def _gap(sums: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """Mean of the window's rows less that of the reference's, from sums (m, d) whose last column counts rows -> (m, d - 1)."""
+    """Mean of the window's rows minus that of the reference's, (m, d - 1), from sums (m, d) whose last column counts the rows."""
     others = total - sums
     return sums[:, :-1] / np.maximum(sums[:, -1:], 1) - others[:, :-1] / np.maximum(others[:, -1:], 1)
 
@@ -252,10 +253,10 @@ def _ks(column: np.ndarray, windows: list[np.ndarray]) -> np.ndarray:
 
 
 def _p_values(values: np.ndarray) -> np.ndarray:
-    """p-value of each statistic of the real split, for all of them together, by single-step min-p (Westfall and Young, 1993).
+    """p-value of each statistic of the real split, adjusted for multiple testing by single-step min-p (Westfall and Young, 1993).
 
-    Each statistic has its own most extreme permutation, and all of those share the smallest p-value: with many statistics none could
-    ever be found extreme. So equal p-values are ordered by how many standard deviations the statistic lies above its mean.
+    Each statistic has its own most extreme permutation, and these all tie at the smallest p-value: with many statistics, none could ever
+    be significant. So ties are broken by how many standard deviations the statistic lies above its mean.
 
     Args:
         values: float (permutations, statistics), the real split first.
@@ -264,6 +265,6 @@ def _p_values(values: np.ndarray) -> np.ndarray:
     p_values = np.column_stack([(number - np.searchsorted(np.sort(column), column)) / number for column in values.T])
     spread = values.std(0)
     excess = (values - values.mean(0)) / np.where(spread > 0, spread, 1)
-    # No excess is above the root of this number: divided so, it is less than the step from one p-value to the next.
+    # An excess is at most sqrt(number), so this term is smaller than the step of 1 / number between p-values.
     ordered = p_values - excess / number**2
     return (ordered.min(1)[:, None] <= ordered[0]).mean(0)

@@ -13,10 +13,10 @@ from pipeline.monitoring.diagnosis import foreignness
 from pipeline.monitoring.drift import SCALARS, VERDICTS
 
 DRAWN = 5
-"""Most shifted scalars that are drawn, besides the probability."""
+"""Scalars plotted besides the probability: the most shifted ones."""
 
 SHOWN = 8
-"""Most typical and most foreign pictures."""
+"""Images shown as most typical, and as many as most foreign."""
 
 DOTS = 2000
 COLOURS = {"reference": plots.REAL, "window": plots.FAKE}
@@ -28,7 +28,7 @@ def page(report: dict[str, Any], reference: pd.DataFrame, window: pd.DataFrame, 
     Args:
         report: content of report.json.
         reference, window: what was compared; the window has `id`.
-        kept: id of an answer -> its image, where the user agreed to have it kept.
+        kept: id of an answer -> its image, if the user agreed to have it kept.
     """
     names = [found["name"] for found in report["statistics"] if found["name"] in SCALARS and found["name"] != "probability_fake"]
     drawings = [plots.svg(lambda axes: _map(reference, window, axes))]

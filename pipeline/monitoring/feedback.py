@@ -1,8 +1,8 @@
 """What users say about an answer: the service writes it, the data source `feedback` reads it.
 
-A folder with `feedback.jsonl`, one line a statement (fields: Statement), and `images/<sha256>` for the images that users agreed to
-have kept. Lines are appended: a user who changes his mind adds a line with the same id, and the newest line of an id counts. Only
-`forget` and `expire` take something away. Which statements count is said in pipeline/monitoring/trust.py.
+A folder with `feedback.jsonl`, one statement per line (fields: Statement), and `images/<sha256>` for the images that users agreed to
+have kept. Lines are appended: a user who changes their mind adds a line with the same id, and the newest line of an id counts. Only
+`forget` and `expire` delete. pipeline/monitoring/trust.py decides which statements count.
 """
 
 import errno
@@ -21,7 +21,7 @@ from pipeline.errors import StageError
 from pipeline.staging import write
 
 FOLDER = Path("feedback")
-"""Inside the folder of what runs leave behind (UNMASK_VAR)."""
+"""Inside UNMASK_VAR."""
 
 FILE = "feedback.jsonl"
 IMAGES = "images"
@@ -30,7 +30,7 @@ LONGEST_COMMENT = 1000
 
 
 class Statement(BaseModel):
-    """One user's word on one answer of the service."""
+    """One user's statement on one answer of the service."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,11 +57,11 @@ def record(
     client: str | None = None,
     comment: str | None = None,
 ) -> Statement:
-    """Append a statement, and keep the image if one is given. Safe beside other processes that write to the same folder.
+    """Append a statement, and keep the image if one is given. Safe while other processes write to the same folder.
 
     Args:
-        folder: made if it does not exist.
-        image: the uploaded file, only with the user's consent; its name is its hash, so that no upload can steer a path.
+        folder: created if it does not exist.
+        image: the uploaded file, only with the user's consent; it is stored under its hash, so an upload cannot choose a path.
 
     Raises:
         pydantic.ValidationError: if a value is not allowed; nothing is written then.
@@ -87,14 +87,14 @@ def record(
         try:
             _append(folder / FILE, statement.model_dump_json().encode() + b"\n")
         except OSError:
-            if digest is not None and new:  # a picture that no statement names would stay for ever
+            if digest is not None and new:  # an image that no statement names would stay for ever
                 (folder / IMAGES / digest).unlink()
             raise
     return statement
 
 
 def _append(path: Path, line: bytes) -> None:
-    """Add a line, or nothing: what a crash or a full disk cut off was never confirmed, and goes."""
+    """Append a whole line or nothing. A line cut short by a crash or a full disk was never confirmed, and is removed."""
     with path.open("a+b", buffering=0) as file:
         whole = file.seek(0, os.SEEK_END)
         file.seek(max(whole - 1, 0))
@@ -115,20 +115,20 @@ def read(folder: Path) -> list[Statement]:
     """The newest statement of each id, oldest first; none if there is no file yet.
 
     Raises:
-        StageError: naming the line that is not a statement. A last line that was cut short by a crash is left out.
+        StageError: naming the line that is not a statement. A last line cut short by a crash is skipped.
     """
     newest = {statement.id: statement for statement in _lines(folder / FILE)}
     return sorted(newest.values(), key=lambda statement: statement.time)
 
 
 def alone(folder: Path, id: str) -> set[str]:
-    """SHA-256 of the images that nothing but the statements on one answer keeps. Raises as `forget`."""
+    """SHA-256 of the images that only statements on this answer name. Raises as `forget`."""
     said = list(_lines(folder / FILE))
     return {str(line.image) for line in said if line.image and line.id == id} - {str(line.image) for line in said if line.id != id}
 
 
 def forget(folder: Path, id: str) -> set[str]:
-    """Delete every statement on an answer, and its images that no statement on another answer keeps.
+    """Delete every statement on an answer, and those of its images that no statement on another answer names.
 
     Returns:
         SHA-256 of the images that were deleted.
@@ -140,13 +140,13 @@ def forget(folder: Path, id: str) -> set[str]:
 
 
 def expired(folder: Path, end: datetime) -> set[str]:
-    """SHA-256 of the images that no statement after `end` keeps. Raises as `forget`."""
+    """SHA-256 of the images that no statement after `end` names. Raises as `forget`."""
     said = [line for line in _lines(folder / FILE) if line.image]
     return {str(line.image) for line in said if line.time <= end} - {str(line.image) for line in said if line.time > end}
 
 
 def expire(folder: Path, end: datetime) -> set[str]:
-    """Delete the images of statements up to `end`; the statements stay. Returns and raises as `forget`."""
+    """Delete the images that no statement after `end` names; the statements stay. Returns and raises as `forget`."""
     return _rewrite(folder, lambda statement: statement if statement.time > end else statement.model_copy(update={"image": None}))
 
 
@@ -157,7 +157,7 @@ def _rewrite(folder: Path, change: Callable[[Statement], Statement | None]) -> s
         before = list(_lines(folder / FILE))
         after = [changed for statement in before if (changed := change(statement)) is not None]
         gone = {statement.image for statement in before if statement.image} - {statement.image for statement in after}
-        for digest in gone:  # first: after a kill in between, the record still tells whose images were to go
+        for digest in gone:  # before the file: after a kill in between, it still says which images have to go
             (folder / IMAGES / str(digest)).unlink(missing_ok=True)
         if after != before:
             write(folder / FILE, b"".join(statement.model_dump_json().encode() + b"\n" for statement in after))
@@ -166,7 +166,7 @@ def _rewrite(folder: Path, change: Callable[[Statement], Statement | None]) -> s
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder against other processes: a line that is written while another rewrites the file would be lost."""
+    """Lock the folder against other processes: a line appended while another process rewrites the file would be lost."""
     with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""Images put out for people to label: a folder that the data source `folder` reads once its manifest.csv is filled in."""
+"""Exports images for people to label: a folder that the data source `folder` reads once its manifest.csv is filled in."""
 
 import csv
 import io
@@ -13,26 +13,26 @@ from pipeline.monitoring.feedback import Statement
 from pipeline.staging import write
 
 FOLDER = Path("labelling")
-"""Inside UNMASK_VAR: a folder for each time that images were put out."""
+"""Inside UNMASK_VAR: one folder per export."""
 
 MANIFEST = "manifest.csv"
 ABOUT = "about.csv"
 
 
 def export(folder: Path, statements: Sequence[Statement], images: Path, distances: Mapping[str, float], most: int) -> int:
-    """Copy the most telling of the kept images: half of them the most uncertain, half the most foreign, none twice.
+    """Copy the most informative of the kept images: half of them the most uncertain, half the most foreign, none twice.
 
-    What somebody has labelled in a folder beside this one is not put out again.
+    Images that somebody labelled in another export next to this one are skipped.
 
     Args:
-        folder: to make. manifest.csv gets `path` and an empty `label`; about.csv what the user and the model said, and why it is there.
+        folder: to create. manifest.csv has `path` and an empty `label`; about.csv what the user and the model said, and why it was chosen.
         statements: of users; those without an image are left out.
         images: folder of the kept images.
         distances: id of an answer -> how foreign it is (pipeline.monitoring.diagnosis.foreignness).
-        most: how many at the most.
+        most: largest number of images.
 
     Returns:
-        How many were copied; without any, no folder is made.
+        The number of images copied; if 0, no folder is created.
     """
     done = _labelled(folder.parent)
     kept = {said.image: said for said in statements if said.image is not None and (images / said.image).is_file()}
@@ -63,7 +63,7 @@ def export(folder: Path, statements: Sequence[Statement], images: Path, distance
 
 
 def forget(var: Path, images: Collection[str]) -> int:
-    """Take images out of every folder that was put out for labelling below `var`. Returns how many files were deleted.
+    """Delete images from every labelling export below `var`. Returns how many files were deleted.
 
     Args:
         var: UNMASK_VAR.
@@ -78,13 +78,13 @@ def forget(var: Path, images: Collection[str]) -> int:
 
 
 def _labelled(folder: Path) -> set[str]:
-    """Names, without their endings, of the images that have a label in the folders inside of this one."""
+    """Names, without suffix, of the images that have a label in the exports inside this folder."""
     rows = [",".join(row).replace(";", ",").split(",") for table in folder.glob(f"*/{MANIFEST}") for row in _rows(table)]
     return {Path(row[0]).stem for row in rows if any(cell.strip() for cell in row[1:])}
 
 
 def _rows(path: Path) -> list[list[str]]:
-    """As a spreadsheet may have left them: with a mark before the first name, semicolons, another encoding."""
+    """Rows of a table that a spreadsheet may have saved: with a byte order mark, semicolons, another encoding."""
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         return list(csv.reader(file))
 
@@ -92,7 +92,7 @@ def _rows(path: Path) -> list[list[str]]:
 def _write(path: Path, rows: Iterable[Sequence[object]]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
-    write(path, text.getvalue().encode(errors="surrogateescape"))  # whole or not at all: it may hold an afternoon's labels
+    write(path, text.getvalue().encode(errors="surrogateescape"))  # atomically: it may hold an afternoon's labels
 
 
 def _suffix(path: Path) -> str:

@@ -1,7 +1,7 @@
-"""The record of what the service answered: numbers only, never a picture. Drift checks read it.
+"""The prediction log: what the service answered, numbers only, never an image. Drift checks read it.
 
-A row of the record and a row of a package's drift reference are made by the same function, so that the two can be compared.
-What a challenger said of the same picture in the champion's shadow stands in a table of its own, under the id of the answer.
+The same function makes the rows of the log and of a package's drift reference, so that the two can be compared.
+What a shadow challenger said about the same image is in a table of its own, under the id of the answer.
 """
 
 import json
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from pipeline.detector import Prediction
 
 STATISTICS = ("brightness", "contrast", "blur", "saturation", "width", "height")
-"""Of pipeline.images.statistics, what is recorded and compared."""
+"""Those of pipeline.images.statistics that are recorded and compared."""
 
 FILE = Path("predictions.db")
-"""Inside the folder of what runs leave behind (UNMASK_VAR)."""
+"""Inside UNMASK_VAR."""
 
 WAITING = 10_000
-"""Rows that may wait to be written; further ones are dropped and counted, because a slow disk must not hold up an answer."""
+"""Rows that may wait to be written; more are dropped and counted, because a slow disk must not delay an answer."""
 
 MOST = 200_000
-"""Rows that are kept unless somebody says otherwise: 700 MB where a view has 768 numbers."""
+"""Rows kept by default: 700 MB if an embedding has 768 numbers."""
 
 FLUSH_SECONDS = 0.5
 SCHEMA = f"""CREATE TABLE IF NOT EXISTS predictions (
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recorded:
-    """What the record says of an answer."""
+    """What the log says about an answer."""
 
     version: str
     verdict: str
@@ -62,19 +62,19 @@ def measures(prediction: "Prediction") -> dict[str, Any]:
 
 
 class PredictionLog:
-    """A SQLite file that a thread of its own writes to. A full disk, or one that cannot be written, costs rows and never an answer.
+    """A SQLite file with its own writer thread. A full or read-only disk loses rows, never an answer.
 
     Attributes:
-        dropped: rows that could not be kept.
+        dropped: rows lost so far.
     """
 
     def __init__(self, path: Path, most: int = MOST, lost: Callable[[int], None] = lambda _: None) -> None:
-        """Begin to write.
+        """Start the writer thread.
 
         Args:
-            path: made if it does not exist.
-            most: rows that stay; beyond them the oldest go.
-            lost: told how many rows could not be kept, from any thread.
+            path: created if it does not exist.
+            most: rows to keep; beyond that the oldest are deleted.
+            lost: called with the number of rows that were lost, from any thread.
         """
         self.path, self.most, self.dropped = path, most, 0
         self._lost = lost
@@ -84,18 +84,18 @@ class PredictionLog:
         self._thread.start()
 
     def record(self, *, id: str, package: str, version: str, prediction: "Prediction") -> None:
-        """Note an answer. Returns at once and never raises; `package` is the digest of the package that answered."""
+        """Record an answer. Returns at once and never raises; `package` is the digest of the package that answered."""
         found = measures(prediction)
         found |= {"embedding": found["embedding"].tobytes(), "warnings": json.dumps(found["warnings"])}
         self._put("predictions", (id, datetime.now(UTC).isoformat(), package, version, *found.values()))
 
     def shadow(self, *, id: str, package: str, version: str, prediction: "Prediction") -> None:
-        """Note what a challenger, of which nobody was told, says of the picture of an answer. Returns at once and never raises."""
+        """Record what a shadow challenger says about the image of an answer. Returns at once and never raises."""
         found = (prediction.verdict, prediction.probability_fake)
         self._put("shadows", (id, datetime.now(UTC).isoformat(), package, version, *found))
 
     def close(self) -> None:
-        """Write what waits, and end the thread."""
+        """Write the waiting rows, and end the thread."""
         self._end.set()
         self._thread.join(timeout=10)
 
@@ -123,13 +123,13 @@ class PredictionLog:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Several workers write to one file: WAL lets them, and readers, go on beside each other.
+            # Several workers write to one file; with WAL, readers and writers do not block each other.
             with closing(sqlite3.connect(self.path, timeout=10)) as database, database:
                 database.execute("PRAGMA journal_mode=WAL")
                 database.executescript(SCHEMA)
                 for table, found in rows.items():
                     database.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(found[0]))})", found)  # noqa: S608 - no value in it
-                    # SQLite numbers the rows as they come, so that this looks at no more rows than it drops.
+                    # rowid grows with each insert, so this reads no more rows than it deletes.
                     oldest = f"DELETE FROM {table} WHERE rowid <= (SELECT MAX(rowid) FROM {table}) - ?"  # noqa: S608 - no value in it
                     database.execute(oldest, (self.most,))
         except (sqlite3.Error, OSError) as error:
@@ -164,7 +164,7 @@ def newest(path: Path, package: str, most: int) -> "pd.DataFrame":
     Args:
         path: the SQLite file; there are no answers if it does not exist.
         package: the package's digest.
-        most: how many at the most.
+        most: largest number of answers.
 
     Returns:
         id, time (UTC, ISO 8601), and the columns of `measures`.
@@ -172,7 +172,7 @@ def newest(path: Path, package: str, most: int) -> "pd.DataFrame":
     import pandas as pd
 
     columns = ["id", "time", "verdict", "warnings", "probability_fake", "embedding", *STATISTICS]
-    # In the order in which they came, whatever the clock said: rows from a time when it was ahead would stay the newest for ever.
+    # By arrival, not by time: rows written while the clock was ahead would stay the newest for ever.
     query = f"SELECT {', '.join(columns)} FROM predictions WHERE package = ? ORDER BY rowid DESC LIMIT ?"  # noqa: S608 - no value in it
     with _reading(path, "predictions") as database:
         if database is None:
@@ -184,12 +184,12 @@ def newest(path: Path, package: str, most: int) -> "pd.DataFrame":
 
 
 def beside(path: Path, package: str, most: int) -> "pd.DataFrame":
-    """The newest answers of one package that a challenger judged too, in its shadow; of several challengers the newest one's.
+    """The newest answers of one package that a shadow challenger judged too; with several challengers, those of the newest one.
 
     Args:
         path: the SQLite file.
         package: digest of the package that answered.
-        most: how many at the most.
+        most: largest number of answers.
 
     Returns:
         id, version (of the challenger), verdict, probability_fake, challenger_verdict, challenger_probability_fake.
@@ -207,9 +207,9 @@ def beside(path: Path, package: str, most: int) -> "pd.DataFrame":
 
 @contextmanager
 def _reading(path: Path, table: str) -> Iterator[sqlite3.Connection | None]:
-    """The SQLite file, open to read; None where there is none, or where it has no such table.
+    """The SQLite file, opened read-only; None if it does not exist or has no such table.
 
-    A file has no table at all until its first row is written; one of an older version has no `shadows`.
+    A new file has no tables until its first row is written; one of an older version has no `shadows`.
     """
     if not path.is_file():
         yield None

@@ -1,4 +1,4 @@
-"""Champion and challenger on the same pictures: what the service's shadow recorded, summed up for the drift report."""
+"""Compares champion and shadow challenger on the same images, for the drift report."""
 
 from collections import Counter
 from typing import Any
@@ -11,17 +11,17 @@ from pipeline.monitoring.drift import VERDICTS
 
 
 def compared(both: pd.DataFrame, labels: dict[str, int]) -> dict[str, Any] | None:
-    """How two versions answered the same pictures.
+    """Compare how two versions answered the same images.
 
     Args:
         both: from `pipeline.monitoring.predictions.beside`.
-        labels: id of an answer -> 1 for fake, where users said so.
+        labels: id of an answer -> 1 for fake, from users.
 
     Returns:
-        version: the challenger's. n: pictures. agreement: share with the same verdict. difference: mean of the probabilities of fake,
-        challenger less champion. verdicts: champion's verdict -> challenger's verdict -> pictures. labelled: `n`, how many each of the two
-        got right (an `uncertain` is not), and the p-value of the sign test on those that one of them alone got right.
-        None if there are no pictures.
+        version: the challenger's. n: number of images. agreement: share with the same verdict. difference: mean probability of fake,
+        challenger minus champion. verdicts: champion's verdict -> challenger's verdict -> number of images. labelled: `n`, how many each
+        of the two got right (`uncertain` counts as wrong), and the p-value of the sign test on those that only one of them got right.
+        None if there are no images.
     """
     if both.empty:
         return None

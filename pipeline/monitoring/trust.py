@@ -1,4 +1,4 @@
-"""Which statements of users count: one vote a client, within bounds, and none of a client that was caught."""
+"""Decides which user statements count: one vote per client, within limits, and none from a client caught mislabelling."""
 
 import hashlib
 import json
@@ -25,18 +25,17 @@ class Judged:
 def judge(statements: Iterable[Statement], source: FeedbackSource) -> Judged:
     """Sort statements into those that count and those that do not. The rules, in this order:
 
-    1. A client that called a golden example of the champion what it is not is in quarantine: nothing that it ever said counts.
-    2. Of one client the first `a_day` statements within 24 hours count.
-    3. Statements on one image (those without one are on their answer's): a client has one vote, its newest; the majority of the clients
-       decides, and statements against it do not count. Where the votes are equal none of them does. A statement without a client is a
-       vote by itself.
-    4. Where there are several clients, one brings at most `max_share` of the images, but never fewer than `a_day`: its newest go.
+    1. A client that mislabelled a golden example of the champion is quarantined: none of its statements ever count.
+    2. Of each client, the first `a_day` statements within 24 hours count.
+    3. On each image (or answer, for statements without an image) a client has one vote, its newest. The majority of the clients decides,
+       and statements against it do not count; in a tie, none do. A statement without a client is a vote of its own.
+    4. If there are several clients, each may contribute `max_share` of the images, or `a_day` if that is more; its newest are dropped.
 
-    For rules 2 and 4 all statements without a client are one client's, so that leaving the name out gets around neither.
+    For rules 2 and 4, all statements without a client count as one client's, so that omitting the name evades neither.
 
     Args:
         statements: the newest of each id.
-        source: the bounds, and the folder of the golden examples.
+        source: the limits, and the folder of the golden examples.
     """
     known, aside = golden(source.golden), []
     ordered = sorted(statements, key=lambda statement: statement.time)
@@ -73,7 +72,7 @@ def judge(statements: Iterable[Statement], source: FeedbackSource) -> Judged:
 
 
 def golden(folder: Path) -> dict[str, str]:
-    """SHA-256 of each golden example of a package -> its label; empty where there is no such folder."""
+    """SHA-256 of each golden example of a package -> its label; empty if the folder has no golden.json."""
     if not (folder / "golden.json").is_file():
         return {}
     listed: Mapping[str, Mapping[str, str]] = json.loads((folder / "golden.json").read_text())
