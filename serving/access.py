@@ -1,4 +1,4 @@
-"""Who may ask, and how often."""
+"""Access control and rate limit."""
 
 import hashlib
 import hmac
@@ -14,25 +14,25 @@ from serving.errors import ApiError
 from serving.settings import Settings
 
 REMEMBERED = 10_000
-"""Clients whose rate is known; the one that was silent for longest is forgotten first."""
+"""Clients whose rate is tracked; the one idle for longest is forgotten first."""
 
 
 def check(request: Request, settings: Settings) -> str:
-    """Whether a request may be answered: it has a key or, where none is set, comes from this machine.
+    """Check that a request has a valid key or, if none is set, comes from this machine, and not from another site's page.
 
     Returns:
-        The client's name for the rate limit, which is no secret.
+        The client's name for the rate limit; it is not secret.
 
     Raises:
         ApiError: unauthorized, loopback_only, cross_origin.
     """
     origin, host = request.headers.get("origin"), request.headers.get("host", "")
     if origin is not None and (not host or origin.partition("://")[2] != host):
-        # CORS keeps a foreign page from reading an answer; this keeps it from asking in its visitor's name.
+        # CORS stops another site's page from reading an answer; this stops it from sending requests on behalf of its visitor.
         raise ApiError("cross_origin", f"A page of {origin[:100]} may not use this service")
     peer = request.client.host if request.client else "localhost"  # a Unix socket has no peer
     if settings.api_keys:
-        return f"key {hashlib.sha256(_key(request, settings)).hexdigest()[:8]}"  # the same one whatever others there are
+        return f"key {hashlib.sha256(_key(request, settings)).hexdigest()[:8]}"  # does not change when other keys do
     if not is_loopback(peer) or not is_loopback(_name(host)):
         raise ApiError("loopback_only")
     return peer
@@ -52,7 +52,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _name(host: str) -> str:
-    """The name in a `Host` header, without its port; empty where there is none."""
+    """The name in a `Host` header, without its port; empty if there is none."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -60,10 +60,10 @@ def _name(host: str) -> str:
 
 
 def _key(request: Request, settings: Settings) -> bytes:
-    """The key that the request has. All are compared, so that the time says nothing of where a match lies."""
+    """The key that the request has. It is compared with all keys, so that the time does not reveal which one matches."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-    # A header's bytes come decoded as Latin-1, whatever they mean.
+    # Starlette decodes headers as Latin-1, whatever their encoding.
     keys = [key.get_secret_value().encode() for key in settings.api_keys]
     found = [key for key in keys if hmac.compare_digest(given.encode("latin-1"), key)]
     if not found:
@@ -72,7 +72,7 @@ def _key(request: Request, settings: Settings) -> bytes:
 
 
 class RateLimit:
-    """A token bucket for each client: a minute's worth at once, then as many as flow in."""
+    """A token bucket per client, with a burst of one minute's worth."""
 
     def __init__(self, a_minute: int) -> None:
         self.a_minute = a_minute

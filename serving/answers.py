@@ -1,4 +1,4 @@
-"""The bodies of the answers: one model each, from which /openapi.json is made."""
+"""The response bodies, one pydantic model each; /openapi.json is made from them."""
 
 from typing import Any, Literal, Self
 
@@ -11,7 +11,7 @@ from pipeline.tracking import MODEL
 from serving.trial import Trial
 
 DIGITS = 6
-"""After the decimal point, of probabilities and thresholds alike, so that a client who compares them sees the verdict's reason."""
+"""Decimals of probabilities and thresholds alike, so that a client that compares them can follow the verdict."""
 
 EXAMPLE_ID = "4792c59c-2378-40f5-b3ad-b5dab02126ad"
 EXAMPLE_MODEL: dict[str, Any] = {
@@ -37,18 +37,18 @@ EXAMPLE_PREDICTION: dict[str, Any] = {
 
 
 def told(trouble: tuple[str, str] | None) -> str | None:
-    """What stands against a version and what to do, as one text; None if all is well."""
+    """The problem with a version and what to do about it, as one text; None if all is well."""
     return ". ".join(trouble) if trouble else None
 
 
 class Answer(BaseModel):
-    """A body, or a part of one."""
+    """A response body, or a part of one."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class Box(Answer):
-    """A rectangle in pixels of the upright image, from its left upper corner."""
+    """A rectangle in pixels of the upright image; `x` and `y` are its top left corner."""
 
     x: int
     y: int
@@ -57,7 +57,7 @@ class Box(Answer):
 
 
 class Face(Answer):
-    """A face that was found and judged."""
+    """A face that was detected and judged."""
 
     box: Box
     score: float = Field(description="how sure the face detector is that this is a face, 0 to 1")
@@ -65,14 +65,14 @@ class Face(Answer):
 
 
 class Bounds(Answer):
-    """The verdict is `real` below the one, `fake` from the other on, `uncertain` between them and where a face was needed and not found."""
+    """`real` below `real_below`, `fake` at or above `fake_above`, else `uncertain`; also `uncertain` if a face was needed but not found."""
 
     real_below: float
     fake_above: float
 
 
 class Model(Answer):
-    """What answered, and what it was made from."""
+    """The model that answered, and what it was made from."""
 
     name: str
     version: str
@@ -141,7 +141,7 @@ class Problem(Answer):
 
 
 class Error(Answer):
-    """The body of every answer with a status of 400 and above."""
+    """The body of every response with a status of 400 or above."""
 
     error: Problem
 
@@ -195,7 +195,7 @@ class Region(Answer):
 
 
 class Explanation(Answer):
-    """Where the model looked."""
+    """A heat map of where the model looked."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -217,7 +217,7 @@ class Explanation(Answer):
 
 
 class Feedback(Answer):
-    """What was noted."""
+    """The feedback that was recorded."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"id": EXAMPLE_ID, "label": "real", "image_kept": False}]})
 
@@ -227,7 +227,7 @@ class Feedback(Answer):
 
 
 class Challenger(Answer):
-    """The version that is tried out beside the one that answers."""
+    """The version that is tried out next to the champion."""
 
     version: str | None = Field(description="null if no version has the alias, or it is the one that answers")
     mode: Literal["shadow", "canary"] = Field(description="shadow: judges without answering; canary: answers")
@@ -237,7 +237,7 @@ class Challenger(Answer):
 
     @classmethod
     def of(cls, trial: Trial) -> Self | None:
-        """What is tried out; None if nothing shall be."""
+        """What is tried out; None if UNMASK_CHALLENGER is off."""
         if trial.mode == "off":
             return None
         served, ended, trouble = trial.challenger.served, trial.ended(), trial.challenger.trouble
@@ -247,7 +247,7 @@ class Challenger(Answer):
 
 
 class About(Model):
-    """What answers, how good it was on its test part, and what the service takes."""
+    """The model that answers, its figures on the test part, and the limits of the service."""
 
     runtime: str
     trained_on: Literal["whole", "faces"] = Field(description="whole images, or face crops")
@@ -261,7 +261,7 @@ class About(Model):
 
 
 class DriftReport(Answer):
-    """The last check whether traffic still looks like what the model was judged on."""
+    """The last check of whether traffic still looks like the data that the model was tested on."""
 
     model_config = ConfigDict(
         extra="allow",

@@ -1,4 +1,4 @@
-"""The Starlette application that BentoML mounts, and what its errors look like."""
+"""The Starlette application that BentoML mounts, and its error handlers."""
 
 import logging
 from collections.abc import Callable
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def make() -> Starlette:
-    """The application. `state.context` must be there before the first request."""
+    """The application. `state.context` must be set before the first request."""
     return Starlette(
         routes=[
             Route("/predict", routes.Predict),

@@ -1,4 +1,4 @@
-"""Pictures that wait at the same time go through the network together."""
+"""Micro-batching: images that wait at the same time go through the network together."""
 
 import asyncio
 from collections import deque
@@ -11,14 +11,14 @@ from itertools import islice, takewhile
 from pipeline.detector import Detector, Prediction, Prepared
 
 MOST_WAIT = 15
-"""Milliseconds that a batch waits for pictures that are being decoded."""
+"""Milliseconds that a batch waits at most for images that are being decoded."""
 RETURN = 5
-"""Milliseconds within which a client that got an answer sends its next picture."""
+"""Milliseconds that clients get after an answer to send their next image."""
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A picture, who shall judge it, and where the answer goes."""
+    """An image, the detector that judges it, and the future for its answer."""
 
     detector: Detector
     prepared: Prepared
@@ -26,10 +26,10 @@ class Waiting:
 
 
 class Batches:
-    """While a batch runs, what arrives gathers and becomes the next one. For one event loop.
+    """Images that arrive while a batch runs become the next one. For one event loop.
 
-    On a CPU the network shares its cores with what decodes pictures. Both at a time take longer than one after the other, so there a batch
-    waits a few milliseconds for pictures that are on their way; a picture that is alone waits for nothing.
+    On a CPU, inference shares its cores with decoding. Both in parallel take longer than one after the other, so a batch waits a few
+    milliseconds for images that are being decoded; a single image does not wait.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Batches:
 
     @contextmanager
     def coming(self) -> Iterator[None]:
-        """Around the decoding of a picture that will be judged at once."""
+        """To wrap the decoding of an image that is judged right afterwards."""
         self._coming += 1
         try:
             yield
@@ -48,7 +48,7 @@ class Batches:
             self._coming -= 1
 
     async def judge(self, detector: Detector, prepared: Prepared) -> Prediction:
-        """The verdict on a picture. Raises what the network raises."""
+        """The verdict on an image. Raises what the network raises."""
         waiting = Waiting(detector, prepared, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if self._running is None:
@@ -66,20 +66,20 @@ class Batches:
                 try:
                     pictures = [one.prepared for one in batch]
                     found = await asyncio.get_running_loop().run_in_executor(self._thread, batch[0].detector.judge, pictures)
-                except Exception as error:  # each of them tells its own client
+                except Exception as error:  # each request tells its own client
                     for one in batch:
                         if not one.answer.done():
                             one.answer.set_exception(error)
                 else:
                     for one, prediction in zip(batch, found, strict=True):
-                        if not one.answer.done():  # its client may have gone
+                        if not one.answer.done():  # its client may have disconnected
                             one.answer.set_result(prediction)
-                del batch  # a model that was replaced is freed while nothing waits
+                del batch  # so that a replaced model is freed while nothing waits
         finally:
             self._running = None
 
     async def _gather(self, answered: bool) -> None:
-        """Wait for pictures that are being decoded, and right after answers for the next ones of those who got them."""
+        """Wait for images that are being decoded and, right after a batch, for the next images of the clients it answered."""
         runtime = self._waiting[0].detector.runtime
         for passed in range(MOST_WAIT if runtime.shares_cores else 0):
             if len(self._waiting) >= runtime.batch or (not self._coming and passed >= (RETURN if answered else 0)):
@@ -87,10 +87,10 @@ class Batches:
             await asyncio.sleep(0.001)
 
     def _next(self) -> list[Waiting]:
-        """The oldest that wait for the same model, as many as fit."""
+        """The oldest images that wait for the same model, as many as fit in a batch."""
         self._waiting = deque(one for one in self._waiting if not one.answer.done())
         same = takewhile(lambda one: one.detector is self._waiting[0].detector, self._waiting)
-        # More than its runtime makes use of would only let the first of them wait for the last.
+        # Beyond what speeds up its runtime, a larger batch would only make the first image wait for the last.
         batch = list(islice(same, self._waiting[0].detector.runtime.batch)) if self._waiting else []
         for _ in batch:
             self._waiting.popleft()

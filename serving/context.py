@@ -1,4 +1,4 @@
-"""What the routes share in a worker: the model, its log, the settings, and how much is under way."""
+"""What the routes of a worker share: the model, the prediction log, the settings, and the uploads under way."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ from serving.trial import Picture, Trial
 
 Result = TypeVar("Result")
 LARGE = 2_000_000
-"""Pixels: a larger picture takes a tenth of a second and more to decode, and waits in a queue of its own for it."""
+"""Pixels: a larger image takes a tenth of a second or more to decode, and waits in a queue of its own."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A picture that is ready to be judged: the model that judges it, that model's input, and the content credentials of the file."""
+    """An image ready to be judged: the model that judges it, that model's input, and the content credentials of the file."""
 
     picture: Picture
     served: Served
@@ -37,10 +37,10 @@ class Opened:
 
 
 class Context:
-    """Made when the service starts."""
+    """Created when the service starts, in each worker."""
 
     def __init__(self, settings: Settings, champion: Champion) -> None:
-        # Imported late: prometheus_client looks once for the folder that BentoML names before it makes the service.
+        # Imported late: prometheus_client reads PROMETHEUS_MULTIPROC_DIR on import, and service.py sets it just before this.
         from serving.metrics import Metrics
 
         self.settings, self.champion = settings, champion
@@ -66,7 +66,7 @@ class Context:
         self._under_way += 1
 
     def hold(self, size: int) -> None:
-        """Count in what an upload takes of the memory. Raises ApiError: busy."""
+        """Count in the bytes of an upload. Raises ApiError: busy."""
         if self._bytes + size > self.settings.under_way_bytes:
             message = f"{self._bytes / 1e6:,.0f} MB of uploads are under way"
             raise ApiError("busy", message, "Try again in a second.", {"Retry-After": "1"})
@@ -78,12 +78,12 @@ class Context:
         self._bytes -= held
 
     async def open(self, champion: Served, data: bytes) -> Opened:
-        """An image file, ready for who shall judge it. Raises ImageError."""
+        """Prepare an image file for the model that judges it. Raises ImageError."""
         picture = self.trial.picture(data)
         return await self.tried(champion, self.trial.answers(picture), lambda served: self._open(served, picture, data))
 
     async def judge(self, champion: Served, opened: Opened) -> tuple[Served, Prediction]:
-        """The verdict, and whose it is: the champion's, too, where the challenger fails. Raises what the champion's network raises."""
+        """The verdict and the model that gave it: the champion, if the challenger fails. Raises what the champion's network raises."""
 
         async def judged(served: Served) -> tuple[Served, Prediction]:
             own = opened if served is opened.served else await self._open(served, opened.picture, opened.picture.data)
@@ -96,19 +96,19 @@ class Context:
     async def tried(
         self, champion: Served, challenger: Served | None, work: Callable[[Served], Awaitable[Result]], seconds: float | None = None
     ) -> Result:
-        """The result of the challenger, or that of the champion where there is none, or it fails or takes longer than `seconds`."""
+        """The challenger's result, or the champion's if there is no challenger, or it fails or takes longer than `seconds`."""
         if challenger is not None:
             try:
                 with anyio.fail_after(seconds):
                     return await work(challenger)
-            except ImageError:  # the client's mistake, whoever looks at it
+            except ImageError:  # the client's mistake, whichever model looks at it
                 raise
             except Exception as error:
                 self.trial.failed(error)
         return await work(champion)
 
     async def decoded(self, data: bytes, work: Callable[[images.Picture], Result]) -> Result:
-        """The result of `work` on a decoded image file, in a thread; large pictures have a queue of their own. Raises ImageError."""
+        """Decode an image file and run `work` on it, in a thread; large images have a queue of their own. Raises ImageError."""
 
         def begin() -> Image | tuple[Result]:
             image = identify(data, self.settings.images)

@@ -1,4 +1,4 @@
-"""Everything that a request can be refused with. Each error has one body: {"error": {"code", "message", "hint"}}."""
+"""All errors that a request can end in. They share one body: {"error": {"code", "message", "hint"}}."""
 
 from collections.abc import Mapping
 
@@ -31,7 +31,7 @@ STATUS = {
     "timeout": 504,
     "no_room": 507,
 }
-"""Code, which stays the same for programs -> HTTP status."""
+"""Error code, stable for programs -> HTTP status."""
 
 MEANING = {
     "bad_form": ("The multipart form cannot be read", "Send it like `curl -F image=@photo.jpg URL/predict`."),
@@ -66,14 +66,14 @@ MEANING = {
     "upload_timeout": ("The upload took too long", "Try again."),
     "wrong_field": ("A form field is missing, or of the wrong kind", "The message names the field."),
 }
-"""Code -> what is wrong and what to do, as an error says it that knows nothing more exact."""
+"""Error code -> default message and hint."""
 
 CODES = {404: "not_found", 405: "method_not_allowed", 504: "timeout"}
-"""HTTP status of an error that came without a body of ours -> its code."""
+"""HTTP status of an error that a library raised -> our code."""
 
 
 class ApiError(Exception):
-    """A request that cannot be answered: a code of STATUS, what is wrong, what to do; the last two by default as in MEANING."""
+    """A request that cannot be answered: a code of STATUS, a message and a hint; the last two default to those in MEANING."""
 
     def __init__(self, code: str, message: str = "", hint: str = "", headers: Mapping[str, str] | None = None) -> None:
         self.code, self.headers = code, headers
@@ -82,22 +82,22 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, str]:
-        """What stands under `error` in the answer."""
+        """The content of `error` in the response."""
         return {"code": self.code, "message": self.message, "hint": self.hint}
 
     def response(self) -> JSONResponse:
-        """The answer."""
+        """The HTTP response."""
         return JSONResponse({"error": self.body}, STATUS[self.code], headers=self.headers)
 
 
 def internal() -> ApiError:
-    """What a client hears of a mistake of ours."""
-    # The server closes the connection after it, and a client that was not told would send its next request there.
+    """What a client is told about a bug of ours."""
+    # The server closes the connection afterwards; a client that is not told would send its next request on it.
     return ApiError("internal", headers={"Connection": "close"})
 
 
 def http_error(status: int, headers: Mapping[str, str] | None) -> ApiError:
-    """What a client hears of an error that a library answered, with its headers: 405 needs `Allow`."""
+    """What a client is told about an error that a library answered, with its headers: 405 needs `Allow`."""
     if status >= 500 and status not in CODES:
         return internal()
     if status not in CODES:

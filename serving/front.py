@@ -1,4 +1,4 @@
-"""What stands before every route, BentoML's own included: access, limits, security headers, and one body for errors."""
+"""Middleware before every route, BentoML's own included: access, limits, security headers, and one body for all errors."""
 
 import logging
 from pathlib import Path
@@ -17,7 +17,7 @@ from serving.openapi import bentoml_schema
 
 WEB = Path(__file__).parent.parent / "web"
 CARD = "/model/card"
-"""The only page that needs a key: without one its frame is shown, which asks for it."""
+"""The only page that needs a key: without one, an empty card is served, which asks for it."""
 
 HEALTH = {"/livez", "/healthz", "/readyz"}
 HEADERS = {
@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 
 
 class Front:
-    """ASGI middleware. `state.context` is what the service's start put there."""
+    """ASGI middleware. `state.context` is set when the service starts."""
 
     def __init__(self, app: ASGIApp, state: State) -> None:
         self.app, self.state = app, state
-        # The page itself holds nothing to protect, and a browser has no key before the page has asked for it.
+        # The page itself contains nothing to protect, and a browser has no key until the page has asked for it.
         self.page = {"/", "/status"} | {f"/{path.name}" for path in WEB.iterdir()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,9 +75,9 @@ class Front:
             else:
                 await error.response()(scope, receive, answer)
         except Exception:
-            if answer.started:  # the application has answered and logged it
+            if answer.started:  # the application has already answered and logged it
                 raise
-            # Without an answer BentoML would let the client wait until its own timeout, and would not stop before.
+            # Without an answer BentoML would keep the client waiting until its own timeout, and would not shut down before.
             log.exception("a request failed outside the routes")
             context.metrics.refused("internal")
             await internal().response()(scope, receive, answer)
@@ -87,7 +87,7 @@ class Front:
 
 
 class _Answer:
-    """Sends on, with our headers; an error that a library words in its own way gets a body of ours instead."""
+    """Wraps `send`: adds our headers, and replaces the body of a library's error with ours."""
 
     def __init__(self, send: Send) -> None:
         self.send = send
@@ -114,6 +114,6 @@ class _Answer:
 def _ready(context: Context) -> Response:
     try:
         served, trouble = context.served(), context.champion.trouble
-    except ApiError as error:  # which is not counted: whoever probes has asked nothing
+    except ApiError as error:  # not counted: a probe is not a client's request
         return error.response()
     return JSONResponse(Ready(ready=True, version=served.version, trouble=told(trouble)).model_dump())

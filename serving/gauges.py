@@ -1,4 +1,4 @@
-"""Figures of /metrics that are not counted here but read when Prometheus asks: the last drift check, and the challenger."""
+"""Metrics that are not counted but read when Prometheus scrapes: the last drift check, and the challenger."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -12,9 +12,9 @@ from serving.trial import Trial
 
 
 def drift(report: Path) -> list[Metric]:
-    """What the drift flow found when it last ran, from its report.
+    """The last report of the drift flow as metrics.
 
-    Nothing before the first check, or of a report that cannot be read or was written by another release: the other figures go on.
+    Empty before the first check, and if the report is unreadable or from another release: the other metrics must not fail with it.
     """
     try:
         return list(_drift(json.loads(report.read_text()), report.stat().st_mtime))
@@ -46,7 +46,7 @@ def _drift(found: dict[str, Any], checked: float) -> Iterator[Metric]:
 
 
 def challenger(trial: Trial) -> Iterator[Metric]:
-    """The share of the pictures that the challenger judges now: 0 after its canary has ended by itself; nothing without a challenger."""
+    """The share of the images that the challenger judges now: 0 after its canary was stopped; nothing without a challenger."""
     served = trial.challenger.served
     if served is not None:
         share = 0.0 if trial.ended() else trial.share
@@ -55,7 +55,7 @@ def challenger(trial: Trial) -> Iterator[Metric]:
 
 
 def _gauge(name: str, meaning: str, values: Iterable[tuple[float | None, tuple[str, ...]]], *labels: str) -> Metric:
-    """A figure for each combination of labels; one that is not defined is left out."""
+    """A gauge with a value for each combination of labels; undefined values are left out."""
     family = GaugeMetricFamily(name, meaning, labels=labels)
     for value, named in values:
         if value is not None:

@@ -1,7 +1,7 @@
-"""When a canary ends by itself: the challenger fails, or its shares of verdicts differ from the champion's over the same period.
+"""Stops a canary if the challenger fails, or if its shares of verdicts differ from the champion's over the same period.
 
-Each picture goes to either of the two by its hash, as if by lot, so that their shares of verdicts may differ by what the models are and
-by luck, and by nothing else.
+The hash of an image assigns it to one of the two, as if at random, so their shares of verdicts differ only by chance or because the
+models differ.
 """
 
 from collections import Counter
@@ -13,19 +13,19 @@ from pipeline.detector import Verdict
 
 VERDICTS = get_args(Verdict)
 FAILURES, FAILURE_RATE = 3, 0.01
-"""A canary ends at this many failures, where they are a larger share of the challenger's pictures than that."""
+"""A canary is stopped after this many failures, if they exceed this share of the challenger's images."""
 
 MOST = 200_000
-"""Pictures that are counted. A version does not change while it is served: what is wrong with it shows before."""
+"""Images counted at most. A version does not change while it is served, so its faults show before that."""
 
 
 class Guard:
-    """Counts the verdicts of champion and challenger on different pictures, and compares them.
+    """Counts the verdicts of champion and challenger on distinct images, and compares them.
 
     For each verdict a two-sided z-test (Agresti and Caffo, The American Statistician 2000) of whether the two shares differ by more than
-    `shift`. It is made when both have `least` pictures, and whenever that number has doubled; the first time at half of `alpha`, then at
-    a quarter and so on, shared among the verdicts: `alpha` bounds the chance that a challenger which is no further from the champion than
-    `shift` is ever stopped, however long its canary lasts.
+    `shift`. It runs when both have `least` images, and again each time that number has doubled; first at half of `alpha`, then at a
+    quarter and so on, divided among the verdicts: `alpha` bounds the chance that a challenger within `shift` of the champion is ever
+    stopped, however long its canary lasts.
     """
 
     def __init__(self, shift: float, alpha: float, least: int) -> None:
@@ -36,13 +36,13 @@ class Guard:
         self._seen: set[float] = set()
 
     def note(self, lot: float, by_challenger: bool, verdict: str) -> None:
-        """Count an answer; a picture that comes again, which its lot tells, is no news."""
+        """Count an answer, once per image: a repeated image is recognised by its lot."""
         if lot not in self._seen and len(self._seen) < MOST:
             self._seen.add(lot)
             (self.challenger if by_challenger else self.champion)[verdict] += 1
 
     def failed(self) -> None:
-        """Count a picture on which the challenger failed."""
+        """Count an image on which the challenger failed."""
         self.failures += 1
 
     def wrong(self) -> str | None:

@@ -1,4 +1,4 @@
-"""What /metrics counts."""
+"""The counters behind /metrics."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -9,13 +9,13 @@ from prometheus_client.registry import Collector
 
 
 class Read(Collector):
-    """Figures that were read elsewhere."""
+    """Collector of metrics that were read elsewhere."""
 
     def __init__(self, found: Iterable[Metric]) -> None:
         self.found = list(found)
 
     def collect(self) -> Iterable[Metric]:
-        """The figures."""
+        """The metrics."""
         return self.found
 
 
@@ -36,7 +36,7 @@ class Metrics:
         self._canaries_ended = Counter("unmask_canaries_ended", "Canaries that ended by themselves")
 
     def text(self, others: Iterable[Metric] = ()) -> bytes:
-        """The sums over all workers and other figures, as Prometheus reads them. BentoML sets the folder that the sums come from."""
+        """The sums over all workers, and `others`, in Prometheus' text format. The sums come from PROMETHEUS_MULTIPROC_DIR."""
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
         registry.register(Read(others))
@@ -48,23 +48,23 @@ class Metrics:
         self._seconds.labels(version).observe(seconds)
 
     def refused(self, code: str) -> None:
-        """Count an error that a client was told of."""
+        """Count an error that was sent to a client."""
         self._errors.labels(code).inc()
 
     def lost(self, rows: int) -> None:
-        """Count answers that are not in the log."""
+        """Count answers missing from the prediction log."""
         self._lost.inc(rows)
 
     def shadowed(self, outcome: Literal["judged", "dropped", "failed"]) -> None:
-        """Count a picture for the shadow."""
+        """Count an image for the shadow."""
         self._shadowed.labels(outcome).inc()
 
     def canary_failed(self) -> None:
-        """Count a picture on which the challenger failed."""
+        """Count an image on which the challenger failed."""
         self._canary_failures.inc()
 
     def canary_ended(self) -> None:
-        """Count a canary that ended by itself."""
+        """Count a canary that was stopped automatically."""
         self._canaries_ended.inc()
 
     def told(self, verdict: str, label: str) -> None:

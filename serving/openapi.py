@@ -1,4 +1,4 @@
-"""/openapi.json, made from the models of the answers and the table of errors; and the routes as BentoML's own client wants them."""
+"""Makes /openapi.json from the response models and the table of errors, and the schema that BentoML's own client reads."""
 
 from functools import cache
 from typing import Any
@@ -33,7 +33,7 @@ FILE = {
 
 @cache
 def document(max_batch: int) -> dict[str, Any]:
-    """The OpenAPI 3.1 description of the service; it takes that many images at a time."""
+    """The OpenAPI 3.1 description of the service; `max_batch` is the most images per batch."""
     _, definitions = models_json_schema([(body, "serialization") for body in BODIES], ref_template="#/components/schemas/{model}")
     png = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
     paths = {
@@ -105,7 +105,7 @@ def document(max_batch: int) -> dict[str, Any]:
 
 
 def bentoml_schema() -> dict[str, Any]:
-    """/schema.json for `bentoml.SyncHTTPClient`, which makes a method of each route: `client.predict(image=Path("photo.jpg"))`."""
+    """/schema.json for `bentoml.SyncHTTPClient`, which turns each route into a method: `client.predict(image=Path("photo.jpg"))`."""
     image = {"type": "object", "properties": {"image": {"type": "file"}}, "required": ["image"]}
     images = {"type": "object", "properties": {"images": {"type": "array", "items": {"type": "file"}}}, "required": ["images"]}
     routes = [("predict", "/predict", image), ("predict_batch", "/predict/batch", images), ("explain", "/explain", image)]
@@ -134,7 +134,7 @@ def _upload(
 
 
 def _operation(summary: str, content: dict[str, Any], codes: tuple[str, ...], secured: bool = True) -> dict[str, Any]:
-    """An operation with its answer, and with every error that it can end in as an example."""
+    """An operation with its response, and an example of every error that it can end in."""
     responses: dict[str, Any] = {"200": {"description": summary, "content": content}}
     for code in sorted({*codes, *(ANYWHERE if secured else ())}, key=lambda code: (STATUS[code], code)):
         message, hint = MEANING[code]

@@ -1,4 +1,4 @@
-"""The routes: a form in, an answer out."""
+"""The HTTP endpoints."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ MAP = "-F image=@photo.jpg URL/explain"
 SEVERAL = "-F images=@a.jpg -F images=@b.jpg URL/predict/batch"
 LABEL = "-F id=ID -F label=real URL/feedback"
 FLUSH_SECONDS = 2 * predictions.FLUSH_SECONDS
-"""After this time an answer is in the log, from which feedback reads it."""
+"""After this time an answer is in the prediction log, where feedback looks it up."""
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Predict(HTTPEndpoint):
     async def post(self, request: Request) -> Response:
         """The verdict on the form's `image`."""
         started, context = time.perf_counter(), _context(request)
-        context.served()  # without a model there is no use in receiving the picture
+        context.served()  # without a model, fail before receiving the image
         async with upload.form(request, context, ONE) as form:
             data = await upload.files(form, "image", 1, ONE)[0].read()
         champion = context.served()
@@ -70,7 +70,7 @@ class PredictBatch(HTTPEndpoint):
             names = [file.filename and file.filename[:200] for file in files]
             champion = context.served()
             async with _deadline(context):
-                # One after the other: decoded pictures are large, and a batch must not take every thread from single requests.
+                # One after the other: decoded images are large, and a batch must not take every thread from single requests.
                 opened = [await _opened(context, champion, await file.read()) for file in files]
                 good = [item for item in opened if not isinstance(item, ApiError)]
                 judged = iter(await asyncio.gather(*(context.judge(champion, item) for item in good)))
@@ -88,7 +88,7 @@ class Explain(HTTPEndpoint):
     """POST /explain."""
 
     async def post(self, request: Request) -> Response:
-        """Where the model looked, as numbers or, if `Accept` asks for image/png, as a transparent picture to lay over the image."""
+        """The heat map, as numbers or, if `Accept` asks for image/png, as a transparent PNG to lay over the image."""
         context = _context(request)
         context.served()
         async with upload.form(request, context, MAP) as form:
@@ -100,7 +100,7 @@ class Explain(HTTPEndpoint):
             return served, *await context.threads.look(lambda: served.detector.explain(prepared)), prepared.size
 
         async with _deadline(context):
-            challenger = context.trial.answers(context.trial.picture(data))  # whose verdict it was
+            challenger = context.trial.answers(context.trial.picture(data))  # if the verdict was its own
             served, found, seen, size = await context.tried(champion, challenger, looked)
         if "image/png" in request.headers.get("accept", ""):
             return Response(overlay(found.heat, seen, size), media_type="image/png", headers={"X-Explanation-Method": found.method})
@@ -112,7 +112,7 @@ class Feedback(HTTPEndpoint):
     """POST /feedback."""
 
     async def post(self, request: Request) -> Response:
-        """Note what a user says an image is, and keep the image if the user agrees."""
+        """Record what a user says an image is, and keep the image if the user agrees."""
         context = _context(request)
         async with upload.form(request, context, LABEL) as form:
             id = upload.text(form, "id", (), LABEL)
@@ -122,7 +122,7 @@ class Feedback(HTTPEndpoint):
         answer = await _find(context, id)
         if image is not None:
             async with _deadline(context):
-                await context.decoded(image, lambda _: None)  # what is kept can be read
+                await context.decoded(image, lambda _: None)  # only a readable image is kept
         folder, most = context.settings.var / feedback.FOLDER, context.settings.feedback_megabytes * 1e6
 
         def note() -> None:
@@ -141,7 +141,7 @@ class Feedback(HTTPEndpoint):
 
 
 async def model(request: Request) -> Response:
-    """GET /model: what answers, and how good it was on its test part."""
+    """GET /model: the model that answers, and its figures on the test part."""
     context = _context(request)
     served, trouble = context.served(), context.champion.trouble
     detector, settings = served.detector, context.settings
@@ -163,7 +163,7 @@ async def model(request: Request) -> Response:
 
 
 async def card(request: Request) -> Response:
-    """GET /model/card: what a person should know before trusting the model, as a page or in Markdown."""
+    """GET /model/card: the model card, as a page or in Markdown."""
     path = _context(request).served().detector.package.path / "card.md"
     if not path.is_file():
         raise ApiError("no_card")
@@ -171,9 +171,9 @@ async def card(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """GET /metrics: figures for Prometheus."""
+    """GET /metrics: metrics for Prometheus."""
     context = _context(request)
-    # Imported late, as the counters are.
+    # Imported late, like the counters in serving/context.py.
     from serving import gauges
 
     def read() -> bytes:
@@ -183,14 +183,14 @@ async def metrics(request: Request) -> Response:
 
 
 async def drift(request: Request) -> Response:
-    """GET /drift: what the drift flow found when it last ran."""
+    """GET /drift: the last report of the drift flow."""
     path = _context(request).settings.var / DRIFT_REPORT
     try:
         checked = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
         return JSONResponse({"checked": checked, **json.loads(path.read_text())})
     except FileNotFoundError:
         raise ApiError("no_report") from None
-    except (OSError, ValueError, TypeError):  # not JSON, not an object, or with a figure that JSON does not have
+    except (OSError, ValueError, TypeError):  # not JSON, not an object, or with NaN or infinity, which JSON lacks
         raise ApiError("no_report", "The last drift report cannot be read", "The next run of the flow `drift` writes a new one.") from None
 
 
@@ -200,7 +200,7 @@ async def schema(request: Request) -> Response:
 
 
 async def status(_: Request) -> Response:
-    """GET /status: the operators' page."""
+    """GET /status: the status page for operators."""
     return FileResponse(WEB / "status.html")
 
 
@@ -224,7 +224,7 @@ async def _deadline(context: Context) -> AsyncGenerator[None, None]:
 
 
 def _noted(context: Context, opened: Opened, served: Served, found: Predicted, started: float) -> answers.Prediction:
-    """The answer to an image, after it was counted and recorded."""
+    """Count and record an answer, and return its body."""
     id, seconds = str(uuid.uuid4()), time.perf_counter() - started
     context.metrics.predicted(found.verdict, served.version, seconds)
     context.log.record(id=id, package=served.detector.package.digest, version=served.version, prediction=found)
@@ -238,13 +238,13 @@ async def _opened(context: Context, champion: Served, data: bytes) -> Opened | A
         return await context.open(champion, data)
     except ImageError as error:
         return ApiError(error.code, error.message, error.hint)
-    except Exception:  # whatever one image does, the others get their answers
+    except Exception:  # whatever goes wrong with one image, the others get their answers
         log.exception("an image of a batch failed")
         return internal()
 
 
 async def _agreed(form: FormData) -> bytes | None:
-    """The image that may be kept."""
+    """The image, if the user agreed to have it kept. Raises ApiError: bad_value if it came without consent, wrong_field."""
     keep = upload.text(form, "keep_image", ("true", "false"), LABEL, default="false") == "true"
     if "image" in form and not keep:
         raise ApiError("bad_value", "An image came without `keep_image=true`", "Send no image, or the user's agreement with it.")
@@ -254,7 +254,7 @@ async def _agreed(form: FormData) -> bytes | None:
 
 
 async def _find(context: Context, id: str) -> predictions.Recorded:
-    """An answer in the log, where the youngest ones arrive a moment late."""
+    """Look up an answer in the prediction log, which the newest ones reach with a delay. Raises ApiError: unknown_id."""
     path = context.settings.var / predictions.FILE
     for wait in (0.0, FLUSH_SECONDS):
         await anyio.sleep(wait)

@@ -1,4 +1,4 @@
-"""What a service may be told, from environment variables; read once, when it starts."""
+"""The service's settings, from environment variables that are read once, when it starts."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from pipeline.monitoring import predictions
 PREFIX = "UNMASK_"
 
 FORM_BYTES = 64_000
-"""What a multipart form may add to its files: boundaries, headers, small fields."""
+"""Bytes that a multipart form may have besides its files: boundaries, headers, small fields."""
 
 
 def _listed(value: object) -> object:
@@ -22,7 +22,7 @@ def _listed(value: object) -> object:
 
 
 class Settings(BaseModel):
-    """The field `max_batch` is the variable UNMASK_MAX_BATCH, and so on. Limits hold for each worker process."""
+    """The field `max_batch` is the variable UNMASK_MAX_BATCH, and so on. Limits apply to each worker process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -89,15 +89,15 @@ class Settings(BaseModel):
 
     @property
     def images(self) -> Limits:
-        """What an image may cost."""
+        """The limits on an image."""
         return Limits(max_bytes=int(self.max_megabytes * 1e6), max_pixels=int(self.max_megapixels * 1e6), formats=self.formats)
 
     @property
     def under_way_bytes(self) -> int:
-        """What uploads under way may hold in memory together: as many pictures as may be, or one batch."""
+        """Bytes that concurrent uploads may hold in memory together: `queue` images of the largest size, or one batch if that is more."""
         return int(max(self.queue * self.max_megabytes, self.max_batch_megabytes) * 1e6) + FORM_BYTES * self.queue
 
     @property
     def requests_a_minute(self) -> int:
-        """Of one client; 0 for any number. Without keys the only client is this machine, whose user would limit himself."""
+        """Per client; 0 for unlimited, the default without keys: the only client is then this machine."""
         return self.rate if self.rate is not None else 1200 if self.api_keys else 0

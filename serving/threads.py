@@ -1,4 +1,4 @@
-"""Work that takes the processor, beside the requests that only wait."""
+"""Thread pools for CPU-bound work, which must not block the event loop."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from pipeline.cores import cores
 Result = TypeVar("Result")
 
 MOST_LONG = 4
-"""Pictures of up to 50 megapixels that are looked at together: each takes up to 0.8 GB meanwhile."""
+"""Large images processed at a time: one of 50 megapixels takes up to 0.8 GB meanwhile."""
 
 
 class Threads:
-    """A thread for each core, and beside them fewer for long work and one for heat maps, so that short work does not wait for those."""
+    """One thread per core for short work, fewer for long work and one for heat maps, so that short work never waits for either."""
 
     def __init__(self) -> None:
         number = cores()
@@ -23,12 +23,12 @@ class Threads:
         self._maps = ThreadPoolExecutor(1, "maps")
 
     async def run(self, work: Callable[[], Result], long: bool = False) -> Result:
-        """What the work returns or raises; `long` is what takes a tenth of a second and more.
+        """Run work in a thread, and return or raise what it does; `long` is for work of a tenth of a second or more.
 
-        Once nobody waits for it, what has not begun is dropped, and what has begun keeps its thread until it ends.
+        If the caller is cancelled, work that has not begun is dropped; work that has begun keeps its thread until it ends.
         """
         return await asyncio.get_running_loop().run_in_executor(self._long if long else self._short, work)
 
     async def look(self, work: Callable[[], Result]) -> Result:
-        """What the work of a heat map returns or raises. One at a time: attention is locked, and gradients take all cores."""
+        """The same for the work of a heat map. One at a time: attention is locked, and gradients take all cores."""
         return await asyncio.get_running_loop().run_in_executor(self._maps, work)

@@ -1,8 +1,8 @@
-"""The challenger beside the champion, on a share of the pictures: in its shadow, where nobody hears of it, or answering, as a canary.
+"""Tries a challenger on a share of the images: as a shadow, which clients do not see, or as a canary, which answers.
 
-Which pictures it gets follows from their bytes: the same picture always has the same judge, whoever sends it and however often, and
-nothing needs to be remembered. By clients it would not do: what one client sends is not what another does, and no difference between
-the two models' verdicts could then be told from one between their clients.
+The bytes of an image decide which model gets it: the same image always goes to the same model, whoever sends it and however often, and
+no state is kept. Images are not divided by client: clients send different images, so a difference between clients would look like one
+between the models.
 """
 
 import hashlib
@@ -29,50 +29,50 @@ if TYPE_CHECKING:
     from serving.metrics import Metrics
 
 WAITING = 16
-"""Pictures that may wait in the shadow; further ones are dropped and counted."""
+"""Images that may wait for the shadow; more are dropped and counted."""
 
 HASHED = 65_536
-"""Bytes of a file that its picture's lot is drawn from."""
+"""Leading bytes of a file that its lot is computed from."""
 
 log = logging.getLogger("pipeline.trial")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A file and its lot, a number from 0 up to 1 that follows from its bytes. `data` is empty where the challenger does not judge it."""
+    """A file and its lot, a number from 0 to 1 computed from its bytes. `data` is empty if the challenger does not judge it."""
 
     data: bytes
     lot: float
 
 
 class Trial:
-    """What UNMASK_CHALLENGER asks for, in one worker. With `off` there is no thread, and no picture is anybody's but the champion's."""
+    """What UNMASK_CHALLENGER asks for, in one worker. With `off` there is no thread, and the champion gets every image."""
 
     def __init__(self, settings: Settings, champion: Champion, record: PredictionLog, metrics: "Metrics") -> None:
         self.settings, self.mode, self.share = settings, settings.challenger, settings.challenger_share
         self.champion, self.challenger = champion, Challenger(champion, settings.var)
         self.batches = Batches()
-        """Its own: the champion's pictures do not wait for the challenger."""
+        """Separate, so that the champion's images do not wait for the challenger."""
         self._record, self._metrics = record, metrics
         self._guarded: tuple[Version, Guard] | None = None
         self._untold: tuple[Version, str] | None = None
-        """What ended, and why, where the file that says so to everybody could not be written."""
+        """The version whose canary was stopped, and why, if the file that tells all workers could not be written."""
         self._shadowed: queue.Queue[tuple[str, Served, bytes]] = queue.Queue(WAITING)
 
     def start(self) -> None:
-        """Begin to follow the alias."""
+        """Start following the alias."""
         if self.mode != "off":
             self.challenger.start()
         if self.mode == "shadow":
             threading.Thread(target=self._judge_on, name="shadow", daemon=True).start()
 
     def stop(self) -> None:
-        """End following."""
+        """Stop following the alias."""
         if self.mode != "off":
             self.challenger.stop()
 
     def ended(self) -> str | None:
-        """Why the canary of the version that is the challenger now has ended; None if it has not."""
+        """Why the canary of the current challenger was stopped; None if it was not."""
         now = self.challenger.now
         if self.mode != "canary" or now is None:
             return None
@@ -96,21 +96,21 @@ class Trial:
         return Picture(data if self.judge_of(Picture(data, lot)) else b"", lot)
 
     def judge_of(self, picture: Picture) -> Served | None:
-        """The challenger, if this picture is of its share."""
+        """The challenger, if this image is in its share."""
         served = self.challenger.served
         return served if served is not None and picture.data and picture.lot < self.share and self.ended() is None else None
 
     def answers(self, picture: Picture) -> Served | None:
-        """The challenger, if it answers this picture."""
+        """The challenger, if it answers for this image."""
         return self.judge_of(picture) if self.mode == "canary" else None
 
     def told(self, picture: Picture, id: str, served: Served, verdict: str) -> None:
-        """An answer went out: count it for the canary, or let the challenger judge its picture in the shadow."""
+        """After an answer: count it for the canary, or queue its image for the shadow."""
         if self.mode == "canary" and self.challenger.served is not None:
             by_challenger = served is self.challenger.served
             if self.ended() is not None:
-                self._guarded = None  # should it begin again, it begins with nothing against it
-            elif by_challenger or served is self.champion.served:  # and not one that was replaced meanwhile
+                self._guarded = None  # if it starts again, it starts with a clean record
+            elif by_challenger or served is self.champion.served:  # not a model that was replaced meanwhile
                 self._guard().note(picture.lot, by_challenger, verdict)
                 self._look()
         elif self.mode == "shadow" and (challenger := self.judge_of(picture)) is not None:
@@ -120,7 +120,7 @@ class Trial:
                 self._metrics.shadowed("dropped")
 
     def failed(self, error: Exception) -> None:
-        """The challenger did not answer; the champion does instead."""
+        """Record that the challenger failed; the champion answers instead."""
         log.warning("the challenger failed, and the champion answers instead: %r", error)
         self._metrics.canary_failed()
         self._guard().failed()
@@ -149,13 +149,13 @@ class Trial:
             log.warning("other workers were not told: %s", error)
 
     def _judge_on(self) -> None:
-        with suppress(OSError):  # of this thread alone, where the system has priorities of threads
+        with suppress(OSError):  # of this thread only, if the system has thread priorities
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         while True:
             id, challenger, data = self._shadowed.get()
             try:
                 found = challenger.detector.predict([decode(data, self.settings.images)])[0]
-            except Exception:  # the answer is out long since
+            except Exception:  # the answer was sent long ago
                 log.exception("the challenger failed in the shadow")
                 self._metrics.shadowed("failed")
             else:

@@ -1,4 +1,4 @@
-"""Multipart forms, bounded while they are received and kept in memory: no picture touches the disk, no name steers a path."""
+"""Multipart forms, limited while they are received and kept in memory: no image touches the disk, no file name becomes a path."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -15,24 +15,24 @@ from serving.settings import FORM_BYTES
 
 
 class Parser(MultiPartParser):
-    """Starlette's, which takes a form that breaks off for one without the part that it breaks off in."""
+    """Starlette's parser, which silently drops the last part of a truncated form; `whole` tells whether it was complete."""
 
     whole = False
 
     def on_end(self) -> None:
-        """Note the last delimiter."""
+        """Called at the closing delimiter."""
         self.whole = True
 
 
 @asynccontextmanager
 async def form(request: Request, context: Context, example: str, most_files: int = 1) -> AsyncGenerator[FormData, None]:
-    """The request's form, until the block ends.
+    """Receive the request's form; it is closed when the block ends.
 
     Args:
         request: whose body is read.
-        context: whose settings say how large and how slow an upload may be, and which counts the bytes.
-        example: arguments of curl for a right request, for error messages.
-        most_files: how many files the request may have; more than one share `max_batch_megabytes`.
+        context: its settings limit size and time of the upload, and it counts the bytes.
+        example: arguments of curl for a correct request, for error messages.
+        most_files: how many files the request may have; if more than one, `max_batch_megabytes` is their limit together.
 
     Raises:
         ApiError: not_multipart, too_large, too_many_images, upload_timeout, bad_form, busy.
@@ -43,7 +43,7 @@ async def form(request: Request, context: Context, example: str, most_files: int
     if not kind.lower().startswith("multipart/form-data"):
         raise ApiError("not_multipart", "The request is not a multipart form", hint)
     charset = parse_options_header(kind)[1].get(b"charset", b"utf-8").decode("latin-1")
-    if charset.lower() not in ("utf-8", "utf8"):  # Starlette would decode with any codec of Python, and some fail or make surrogates
+    if charset.lower() not in ("utf-8", "utf8"):  # Starlette would use any of Python's codecs, and some fail or make surrogates
         raise ApiError("bad_form", f"The form's charset is {charset[:40]!r}, and only utf-8 is read", hint)
     megabytes = settings.max_megabytes if most_files == 1 else settings.max_batch_megabytes
     limit = int(megabytes * 1e6) + FORM_BYTES
@@ -57,20 +57,20 @@ async def form(request: Request, context: Context, example: str, most_files: int
         context.hold(size)
         request.state.held += size
 
-    if known:  # all of it at once: uploads that grow side by side would all end where the room does, and none be received
+    if known:  # all of it at once: uploads that grow together would all be stopped by the limit, and none completed
         hold(int(length))
 
     async def bounded() -> AsyncGenerator[bytes, None]:
         received = 0
         async for chunk in request.stream():
             received += len(chunk)
-            if received > limit:  # a chunked upload has no length to look at beforehand
+            if received > limit:  # a chunked upload does not announce its length
                 raise too_large
             if not known:
                 hold(len(chunk))
             yield chunk
 
-    # A few more than are allowed, so that the error can name the fields; from there on the parser stops.
+    # A few more files than allowed, so that the error can name the fields; beyond that the parser stops.
     parser = Parser(request.headers, bounded(), max_files=most_files + 8, max_fields=32)
     parser.spool_max_size = limit
     try:
@@ -91,7 +91,7 @@ async def form(request: Request, context: Context, example: str, most_files: int
 
 
 def files(form: FormData, field: str, most: int, example: str) -> list[UploadFile]:
-    """The form's files in a field, of which there is at least one. Raises ApiError: wrong_field, too_many_images."""
+    """The files in a field of the form, at least one. Raises ApiError: wrong_field, too_many_images."""
     found = [value for value in form.getlist(field) if isinstance(value, UploadFile)]
     if not found or len(found) != len(form.getlist(field)) or (most == 1 and len(found) > 1):
         kinds = [(name, "file" if isinstance(value, UploadFile) else "text") for name, value in form.multi_items()]
@@ -104,15 +104,15 @@ def files(form: FormData, field: str, most: int, example: str) -> list[UploadFil
 
 
 def text(form: FormData, field: str, allowed: tuple[str, ...], example: str, default: str | None = None, most: int | None = None) -> str:
-    """The form's text in a field.
+    """The text in a field of the form.
 
     Args:
         form: what was sent.
         field: its name.
-        allowed: what the text may be; anything if empty.
-        example: arguments of curl for a right request.
-        default: of a field that may be missing.
-        most: characters.
+        allowed: the allowed values; any if empty.
+        example: arguments of curl for a correct request.
+        default: value of an optional field that is missing.
+        most: largest number of characters.
 
     Raises:
         ApiError: wrong_field if it is missing, bad_value if it is not one of the allowed ones, or too long.
@@ -120,7 +120,7 @@ def text(form: FormData, field: str, allowed: tuple[str, ...], example: str, def
     value = form.get(field, default)
     if not isinstance(value, str):
         raise ApiError("wrong_field", f"The form needs a text in the field `{field}`", _hint(example))
-    value = value.replace("\r\n", "\n")  # browsers send a line's end so, and count it as one
+    value = value.replace("\r\n", "\n")  # browsers send line ends as two characters, but count one
     if allowed and value not in allowed:
         raise ApiError("bad_value", f"`{field}` is {value[:40]!r}", f"It should be one of: {', '.join(allowed)}.")
     if most is not None and len(value) > most:
