@@ -1,7 +1,7 @@
-"""HTTP in, verdict out: what `bentoml serve` starts. The routes are in serving/, what they say in pipeline/.
+"""The service that `bentoml serve` starts. The routes are in serving/, the model behind them in pipeline/.
 
-The routes are a Starlette application that BentoML mounts, and not `@bentoml.api` methods: those parse the whole upload, of any
-size, before a method sees it, and answer a bad file or a wrong field with bodies of their own.
+The routes are a Starlette application that BentoML mounts, not `@bentoml.api` methods: those parse the whole upload, of any size,
+before a method sees it, and answer a bad file or a wrong field with error bodies of their own.
 """
 
 import atexit
@@ -32,20 +32,20 @@ from serving.settings import Settings
 
 HERE = Path(__file__).parent
 CONFIG: dict[str, Any] = {
-    # More seconds than the settings allow for an upload and its answer: this limit's error has no body of ours.
+    # Seconds, more than the settings allow for an upload and its answer: BentoML's own timeout does not answer with our error body.
     "traffic": {"timeout": 250},
-    # BentoML counts by the path as it was asked for, so that whoever asks for many paths fills the memory. Ours are in serving/metrics.py.
+    # BentoML labels its metrics with the requested path, so a client that requests many paths fills the memory. See serving/metrics.py.
     "metrics": {"enabled": False},
-    # A type that is not UTF-8 makes the access log fail, which then has a traceback in the place of a line.
+    # A Content-Type that is not UTF-8 makes the access log write a traceback instead of a line.
     "logging": {"access": {"request_content_type": False}},
-    # A span for each request, which goes nowhere unless somebody sets an exporter, costs half a millisecond.
+    # A span per request costs half a millisecond, and goes nowhere unless an exporter is set.
     "tracing": {"excluded_urls": ".*"},
 }
-"""What BentoML does around the routes; BENTOML_CONFIG_OPTIONS="services.unmask.tracing.excluded_urls=none" and the like change it."""
+"""BentoML's settings for this service; BENTOML_CONFIG_OPTIONS overrides them, e.g. "services.unmask.tracing.excluded_urls=none"."""
 
 COUNTERS = "UNMASK_COUNTERS"
-"""Variable with the folder of this service's counters, which its workers share. BentoML would take one for all services of a user, and
-empty it whenever one of them starts, even one that does not come up."""
+"""Environment variable with the folder of the counters that this service's workers share. BentoML would use one for all services of a
+user, and empty it whenever one of them starts, even if that start fails."""
 
 log = logging.getLogger("pipeline.service")
 routes = app.make()
@@ -53,7 +53,7 @@ bound()
 
 
 def _champion() -> Champion:
-    """Inside a bento, whose sources lie in a folder beside bento.yaml, the package that was packed with them."""
+    """What is served: inside a bento, whose sources are in a folder next to bento.yaml, the package that it contains."""
     bento = HERE.parent / "bento.yaml"
     if not bento.is_file():
         return champion()
@@ -62,16 +62,16 @@ def _champion() -> Champion:
 
 
 def _host() -> str | None:
-    """Where `bentoml serve` will listen, of which BentoML tells the service nothing; None where something else starts it."""
+    """The host that `bentoml serve` will listen on, which BentoML does not pass on; None if something else starts the service."""
     command = click.get_current_context(silent=True)
     if command is None or "host" not in command.params:
         return None
     host = command.params["host"]
-    return str(BentoMLContainer.http.host.get() if host is None else host)  # where the flag is missing, BentoML fills it in later
+    return str(BentoMLContainer.http.host.get() if host is None else host)  # without the flag, BentoML fills it in later
 
 
 def _one_line(record: logging.LogRecord) -> bool:
-    """A filter that lets everything through, with control characters escaped: no path of a request writes a line of its own."""
+    """Log filter that drops nothing but escapes control characters, so that a request's path cannot forge a log line."""
     message = record.getMessage()
     if not message.isprintable():
         message = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message)
@@ -86,7 +86,7 @@ class Unmask:
 
     @bentoml.on_deployment
     def may_start() -> None:
-        """Before any worker: wrong settings, or a door that is open to everybody, end the start here."""
+        """Runs before any worker: refuse to start with invalid settings, or on a public address without API keys."""
         try:
             settings = Settings.from_environment()
         except StageError as error:
@@ -104,7 +104,7 @@ class Unmask:
         logging.getLogger("pipeline").setLevel(logging.INFO)
         logging.getLogger("bentoml.access").addFilter(_one_line)
         give_back_large()
-        cv2.setNumThreads(1)  # requests run side by side: threads of their own would only wait for each other
+        cv2.setNumThreads(1)  # requests already run in parallel: OpenCV's own threads would only compete
         settings = Settings.from_environment()
         if COUNTERS in os.environ:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ[COUNTERS]
@@ -116,7 +116,7 @@ class Unmask:
 
     @bentoml.on_shutdown
     def close(self) -> None:
-        """Stop following, and write what is not written yet."""
+        """Stop following MLflow, and write the rest of the prediction log."""
         self.context.champion.stop()
         self.context.trial.stop()
         self.context.log.close()
