@@ -261,7 +261,7 @@ class About(Model):
 
 
 class DriftReport(Answer):
-    """The last check of whether traffic still looks like the data that the model was tested on."""
+    """The last check of whether traffic still looks like the model's validation data."""
 
     model_config = ConfigDict(
         extra="allow",
