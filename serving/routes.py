@@ -100,7 +100,7 @@ class Explain(HTTPEndpoint):
             return served, *await context.threads.look(lambda: served.detector.explain(prepared)), prepared.size
 
         async with _deadline(context):
-            challenger = context.trial.answers(context.trial.picture(data))  # if the verdict was its own
+            challenger = context.trial.answers(context.trial.picture(data))  # if it gave the verdict
             served, found, seen, size = await context.tried(champion, challenger, looked)
         if "image/png" in request.headers.get("accept", ""):
             return Response(overlay(found.heat, seen, size), media_type="image/png", headers={"X-Explanation-Method": found.method})

@@ -58,7 +58,7 @@ class GraphActivation:
 
 
 def _pool(graph: "openvino.Model") -> "openvino.Node | None":
-    """The pooling over all positions that alone leads to the logits, its input (n, channels, positions ...); None if there is none."""
+    """The average pooling over all positions, if the logits depend on it alone, else None; its input is (n, channels, positions ...)."""
     node = graph.outputs[0].get_node()
     while True:
         given = [node.input_value(index) for index in range(node.get_input_size())]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import openvino
 
 EXTRA_TOKENS = 8
-"""At most, before the patches: DeiT has two, DINOv2 a class token and a few registers."""
+"""Most tokens before the patches: DeiT has two, DINOv2 a class token and a few registers."""
 AVERAGED = ("clip", "metaclip_2")
 """Model types with a class token whose classifier reads the mean of the patches instead."""
 TWO_LOGITS = "DeiTForImageClassificationWithTeacher"
@@ -21,7 +21,7 @@ TWO_LOGITS = "DeiTForImageClassificationWithTeacher"
 
 
 class GraphAttention:
-    """The attention inside an exported graph, compiled separately: as outputs of the main graph it would slow down every verdict."""
+    """The attention inside an exported graph, compiled separately: as an output of the graph it would cost verdicts time and memory."""
 
     def __init__(self, graph: "openvino.Model", config: Mapping[str, Any]) -> None:
         """Compile the parts of the whole network's `graph` up to the attention; the weights are shared. `config` is config.json."""
@@ -82,7 +82,7 @@ def rollout(attentions: list[np.ndarray], config: Mapping[str, Any]) -> np.ndarr
 
 
 def patches(joined: np.ndarray, config: Mapping[str, Any]) -> np.ndarray | None:
-    """How the tokens that the classifier reads weight the patches, from (tokens, tokens), as a square; None if they form none."""
+    """What reaches the classifier from each patch, as a square, from `joined` (tokens, tokens); None if the patches form no square."""
     tokens = joined.shape[-1]
     side = int(tokens**0.5)
     first, mean = joined[0], joined[-side * side :].mean(0)

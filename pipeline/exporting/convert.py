@@ -17,7 +17,7 @@ BATCH = OpenVinoRuntime.batch
 RANKING_BATCHES = 10
 """Batches used to rank the operations by what 8 bits cost in each."""
 MOST_DROP = 0.001
-"""In AUC on the validation part: half of what pipeline.exporting.precision allows on the test part, which the search never sees."""
+"""Of AUC on the validation part: half of what pipeline.exporting.precision allows on the test part, which the search never sees."""
 
 
 def to_openvino(folder: Path, graph: Path, values: np.ndarray) -> float:

@@ -32,7 +32,7 @@ def kind(reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any], 
     """Classify the drift that a report shows. The first rule that applies decides:
 
     1. `broken client`: one repeated image, or images without a face, have a share higher by REPEATED in the window than in the reference.
-    2. `share of fakes`: a subsample of the reference with the window's share of fakes, estimated from the probabilities, does not differ.
+    2. `share of fakes`: a subsample of the reference with the window's estimated share of fakes does not differ from the window.
     3. `camera or compression`: an image statistic or a quality warning shifted.
     4. `new generator`: the embedding shifted, but no image statistic and no quality warning did.
     5. `unknown`: none of these.
