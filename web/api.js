@@ -1,11 +1,11 @@
-// Requests to the service, and the key that it may ask for.
+// Requests to the service, and the key that it may require.
 
 import { Problem } from "./i18n.js";
 import { storage } from "./storage.js";
 
 const KEY = "unmask-key";
-const SENDABLE = /^[\x21-\x7e]+$/;  // a header with anything else in it makes fetch throw
-const PROXY = { 401: "login", 413: "too_large", 429: "too_many_requests" };  // what one answers without an error of ours, before it asks the service
+const SENDABLE = /^[\x21-\x7e]+$/;  // fetch throws on a header with anything else
+const PROXY = { 401: "login", 413: "too_large", 429: "too_many_requests" };  // what a proxy answers by itself, without our error body
 const FORM = `
   <h2 data-i18n="keyTitle"></h2>
   <p data-i18n="keyText"></p>
@@ -18,13 +18,13 @@ const session = storage("sessionStorage");
 const $ = (id) => document.getElementById(id);
 let asking = null;
 
-$("key-form").innerHTML = FORM;  // the same on every page; each puts it into its language with the rest
+$("key-form").innerHTML = FORM;  // the same on every page, translated with the rest of it
 
-/** Ask the service; with a key if it wants one. Returns the response; throws Problem. */
+/** Send a request, with a key if the service requires one. Returns the response; throws Problem. */
 export async function request(path, options = {}) {
   for (;;) {
     const key = session.getItem(KEY);
-    const headers = { Accept: "application/json", ...options.headers, ...(key && { "X-API-Key": key }) };  // Authorization may be a proxy's
+    const headers = { Accept: "application/json", ...options.headers, ...(key && { "X-API-Key": key }) };  // a proxy may use Authorization
     let response;
     try {
       response = await fetch(path, { ...options, headers });
@@ -33,19 +33,19 @@ export async function request(path, options = {}) {
     }
     if (response.ok) return response;
     const { error } = await response.json().catch(() => ({}));
-    // And from 502 on for a service that does not answer, or not in time.
+    // A proxy answers 502 or above if the service does not answer, or not in time.
     const code = error?.code ?? PROXY[response.status] ?? (response.status > 501 ? "gateway" : "other");
-    const locked = response.status === 401 && response.headers.get("WWW-Authenticate") === "Bearer";  // whose body may be the card's page
+    const locked = response.status === 401 && response.headers.get("WWW-Authenticate") === "Bearer";  // the body may be the card's page
     if (!locked) throw new Problem(code, error?.message, error?.hint, Number(response.headers.get("Retry-After")));
-    // Another request may have asked for the key meanwhile.
+    // Another request may have asked the user for the key meanwhile.
     if (session.getItem(KEY) === key) await (asking ??= ask(key !== null));
   }
 }
 
-/** Whether the service wanted a key, and there is one. */
+/** Whether the service required a key, and the user gave one. */
 export const keyed = () => session.getItem(KEY) !== null;
 
-/** Ask, and read the answer as JSON. Throws Problem. */
+/** Send a request, and read the answer as JSON. Throws Problem. */
 export async function call(path, options) {
   const response = await request(path, options);
   return response.json().catch(() => {
@@ -53,7 +53,7 @@ export async function call(path, options) {
   });
 }
 
-/** Ask the user for the key, until there is one; `wrong` if the service did not take the last one. */
+/** Ask the user for the key until there is one; `wrong` if the service rejected the last one. */
 function ask(wrong) {
   session.removeItem(KEY);
   $("key-form").hidden = false;

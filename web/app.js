@@ -1,4 +1,4 @@
-// Pictures in, verdicts out. All words are in words.en.js and words.zh.js; what one picture's answer looks like is in detail.js.
+// The page: images in, verdicts out. All its words are in words.en.js and words.zh.js; detail.js shows the answer to one image.
 
 import { call, keyed } from "./api.js";
 import { fill } from "./card.js";
@@ -9,13 +9,13 @@ import { exportCsv, mayPass, showRows } from "./rows.js";
 
 const AT_ONCE = 3;
 const LATER = ["busy", "too_many_requests", "no_model", "network"];
-const ONCE = ["unsent", "gateway"];  // it happens as the service starts anew, too; twice, the picture or its way is to blame
-const LONGEST = 60;  // a proxy may ask for hours of patience, and the service be back in seconds
+const ONCE = ["unsent", "gateway"];  // may happen while the service restarts; the second time, the image or the network is to blame
+const LONGEST = 60;  // seconds: a proxy may ask for hours, although the service is back in seconds
 const $ = (id) => document.getElementById(id);
 
-// `served` is what /model says: undefined until the service was asked, null if it has no model or cannot be asked; why is `trouble`.
-// `saved` is whether nothing was judged since the last CSV file.
-// An item: file, url; later answer or problem, and held, the problem that it waits for to pass; map and mapState for what was looked at;
+// `served` is the answer of /model: undefined before the first, null if there is no model or no answer; `trouble` says why.
+// `saved` is whether nothing was judged since the last CSV export.
+// An item: file, url; later answer or problem, and `held`, the problem that it waits out; map and mapState once it was selected;
 // telling, told or tellProblem for feedback.
 const state = { items: [], selected: null, served: undefined, trouble: null, watching: 0, working: 0, saved: true };
 
@@ -25,7 +25,7 @@ function form(fields) {
   return { method: "POST", body };
 }
 
-/** Take pictures in, and look at the first of them. */
+/** Add images, and select the first of them. */
 function choose(files) {
   const items = [...(files ?? [])].map((file) => ({ file, url: URL.createObjectURL(file) }));
   if (!items.length) return;
@@ -35,7 +35,7 @@ function choose(files) {
   begin();
 }
 
-/** The files of a drop or a paste. A folder among them would be one that cannot be read; where there are no others, it is said. */
+/** The files of a drop or a paste, without folders, which cannot be read. If nothing is left, the page says why. */
 function unpack({ items }) {
   const all = [...items].filter(({ kind }) => kind === "file");
   const files = all.filter((item) => !item.webkitGetAsEntry()?.isDirectory).map((item) => item.getAsFile());
@@ -45,20 +45,20 @@ function unpack({ items }) {
   return files;
 }
 
-/** Judge what waits; pictures may come before the service has said what it serves, and while it is away. */
+/** Judge what waits: images may be added before the first answer of /model, and while the service is unavailable. */
 function begin() {
   while (state.served && state.working < AT_ONCE && waiting().length) work();
 }
 
 const waiting = () => state.items.filter((item) => !item.answer && !item.problem && !item.started);
 
-/** Judge one picture after the other until none waits. */
+/** Judge one image after the other until none waits. */
 async function work() {
   state.working += 1;
   for (let [item] = waiting(); item; [item] = waiting()) {
     item.started = true;
     await judge(item);
-    if (!state.items.includes(item)) continue;  // it was cleared away meanwhile
+    if (!state.items.includes(item)) continue;  // the list was cleared meanwhile
     state.saved = false;
     if (item === state.selected) explain(item);
     announce(item);
@@ -76,7 +76,7 @@ async function judge(item) {
   }
 }
 
-/** What the service answers to a picture, however long it has to be waited for; nothing if the picture was taken away. Throws Problem. */
+/** The service's answer to an image, retried for as long as it takes; undefined if the image was removed. Throws Problem. */
 async function ask(path, item) {
   let before = null;
   while (state.items.includes(item)) {
@@ -97,19 +97,19 @@ async function ask(path, item) {
   }
 }
 
-/** What is behind a problem: where nothing was answered the service is away or, if it can be asked, this one upload did not get through. */
+/** The cause of a problem: without an answer, either the service is unavailable or, if it answers /model, only this upload failed. */
 async function cause(problem) {
   if (["no_model", "network", "gateway"].includes(problem.code)) await watch();
   const meant = (state.trouble ? { gateway: "network" } : { network: "unsent" })[problem.code];
   return meant ? new Problem(meant, "", "", problem.wait) : problem;
 }
 
-/** Ask for the heat map of a picture that is looked at, unless it is there or on its way. */
+/** Request the heat map of the selected image, unless it is there or on its way. */
 async function explain(item) {
   if (!item.answer || item.map || item.mapState === "mapWaiting") return;
   item.mapState = "mapWaiting";
   show();
-  // The first map of some networks waits for PyTorch, which on a busy machine takes longer than the service lets it; the second does not.
+  // For some networks the first map imports PyTorch, which on a busy machine exceeds the service's timeout; the second does not.
   for (let tries = 2; tries > 0; tries -= 1) {
     try {
       item.map = await ask("explain", item);
@@ -128,21 +128,21 @@ function select(item) {
   show();
 }
 
-/** Judge pictures once more, which failed. */
+/** Judge failed images again. */
 function again(items) {
   for (const item of items) Object.assign(item, { problem: null, started: false });
   select(state.selected);
   begin();
 }
 
-/** Look at a picture of the list, and see to it that there is something to see: on a phone the list fills the screen. */
+/** Select an image in the list, and scroll to its answer: on a phone the list fills the screen. */
 function pick(item) {
   select(item);
   const shown = $(item.problem ? "error" : "result");
   if (shown.getBoundingClientRect().top > innerHeight * 0.75) shown.scrollIntoView({ block: "nearest" });
 }
 
-/** Bring the page to what `state` says. */
+/** Update the page to `state`. */
 function show() {
   const { items, selected, served, trouble } = state;
   document.body.classList.toggle("judged", items.length > 0);
@@ -162,7 +162,7 @@ function show() {
   showDetail(selected);
 }
 
-/** Say why nothing can be judged now, and that it goes on by itself. */
+/** Say why nothing can be judged now, and that judging resumes by itself. */
 function showTrouble(trouble) {
   const { title, hint } = describe(trouble), untrained = trouble.code === "no_model";
   say("trouble-title", title);
@@ -171,14 +171,14 @@ function showTrouble(trouble) {
   say("trouble-detail", untrained ? [trouble.message, trouble.hint].filter(Boolean).join(". ") : text("goesOn"));
 }
 
-/** Tell who does not see the page: of many pictures each tenth of them, because a screen reader reads out all that it is told. */
+/** Announce progress to screen readers: with many images, only every tenth of the way, because every announcement is read out. */
 function announce(item) {
   const { items } = state, done = items.filter(({ answer, problem }) => answer || problem).length;
   if (items.length > 1 && (done === items.length || done % Math.ceil(items.length / 10) === 0)) $("announce").textContent = text("progress", { done, all: items.length });
   else if (items.length === 1 && item.answer) $("announce").textContent = announceable(item.answer);
 }
 
-/** Ask which model is served, until there is one; and again now and then, because another may be promoted. */
+/** Ask which model is served: often until there is one, then now and then, because another may be promoted. */
 async function watch() {
   clearTimeout(state.watching);
   try {
@@ -192,7 +192,7 @@ async function watch() {
   begin();
 }
 
-/** Whether answers to many pictures are nowhere else. */
+/** Whether answers to several images exist only on this page. */
 const wouldBeLost = () => state.items.length > 1 && !state.saved;
 
 async function tell(event) {
@@ -230,7 +230,7 @@ for (const button of document.querySelectorAll("[data-choose]")) {
   button.addEventListener("click", () => input.click());
   input.addEventListener("change", () => {
     choose(input.files);
-    input.value = "";  // the same file can be chosen again
+    input.value = "";  // so that the same file can be chosen again
   });
 }
 for (const button of document.querySelectorAll("[data-card]")) button.addEventListener("click", openCard);
@@ -243,7 +243,7 @@ $("csv").addEventListener("click", () => {
   state.saved = true;
 });
 addEventListener("beforeunload", (event) => {
-  if (wouldBeLost()) event.preventDefault();  // the browser asks
+  if (wouldBeLost()) event.preventDefault();  // the browser asks for confirmation
 });
 $("clear").addEventListener("click", () => {
   if (wouldBeLost() && !confirm(text("clearAsk"))) return;
@@ -256,7 +256,7 @@ $("copy").addEventListener("click", async () => {
   $("copy").textContent = text("copied");
 });
 addEventListener("paste", (event) => {
-  // What office programs copy is text and a picture of it.
+  // Office programs copy text together with an image of it.
   if (!event.target.matches?.("textarea, input") || !event.clipboardData.types.includes("text/plain")) choose(unpack(event.clipboardData));
 });
 addEventListener("resize", () => draw(state.selected));

@@ -1,4 +1,4 @@
-// The model card as a page of its own. It comes with the card in it, unless the service wants a key first.
+// The model card as a page of its own. The page contains the card, unless the service requires a key first.
 
 import { fill } from "./card.js";
 import { describe, speak } from "./i18n.js";

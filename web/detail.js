@@ -1,4 +1,4 @@
-// Everything that is said of the one picture that is looked at.
+// Everything that the page says about the selected image.
 
 import { date, describe, has, percents, say, text } from "./i18n.js";
 import { draw, side } from "./map.js";
@@ -85,7 +85,7 @@ function showAnswer(answer) {
   $("details").replaceChildren(...known.flatMap(([name, value]) => [element("dt", text(name)), element("dd", value)]));
 }
 
-/** Name the map by its method: rollout shows where the model looked, the others what speaks for a fake, which may be nowhere. */
+/** Name the map by its method: rollout shows where the model looked, the others where evidence of a fake is, if anywhere. */
 function showMap({ answer, map, mapState }) {
   const empty = Boolean(map) && map.heat.flat().every((value) => value === 0);
   const kind = map?.method === "attention_rollout" ? "looked" : "spoke";
@@ -106,7 +106,7 @@ function showCredentials(found) {
   $("credentials-text").textContent = parts.join(" ");
 }
 
-/** The form is empty for each new picture, as it was left for one that is looked at again, and gone when it was sent. */
+/** The form is empty for a new image, as it was left for one selected again, and hidden once it was sent. */
 function showFeedback(item) {
   if (inForm !== item) {
     const form = $("feedback"), { elements } = form;

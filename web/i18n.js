@@ -1,4 +1,4 @@
-// The page's language, and how figures, dates and problems are put into words.
+// The page's language, and how numbers, dates and problems are put into words.
 
 import { storage } from "./storage.js";
 import en from "./words.en.js";
@@ -6,11 +6,11 @@ import zh from "./words.zh.js";
 
 export const WORDS = { en, zh };
 const KEY = "unmask-language";
-const FURTHER = 4;  // the service gives no more digits
+const FURTHER = 4;  // extra digits at most: the service sends no more
 const remembered = storage("localStorage");
 let language = WORDS[remembered.getItem(KEY)] ? remembered.getItem(KEY) : navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en";
 
-/** A problem that the page can put into words: `code` is the service's, `wait` the seconds after which to try again. */
+/** A problem that the page can put into words: `code` is as in the service's errors, `wait` the seconds before the next try. */
 export class Problem extends Error {
   constructor(code, message = "", hint = "", wait = 0) {
     super(message);
@@ -18,15 +18,15 @@ export class Problem extends Error {
   }
 }
 
-/** Whether there is a text of this name. */
+/** Whether there is a text with this name. */
 export const has = (name) => name in WORDS.en;
 
-/** The text of this name in the page's language, with {placeholders} filled in. */
+/** The text with this name in the page's language, with {placeholders} filled in. */
 export function text(name, values = {}) {
   return WORDS[language][name].replace(/\{(\w+)\}/g, (_, key) => values[key]);
 }
 
-/** Put the page's language into every element that names a text. */
+/** Translate every element that names a text. */
 function translate() {
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
   for (const element of document.querySelectorAll("[data-i18n]")) put(element, text(element.dataset.i18n));
@@ -35,15 +35,15 @@ function translate() {
   }
 }
 
-/** Let the element with this id say this. */
+/** Set the text of the element with this id. */
 export const say = (id, words) => put(document.getElementById(id), words);
 
-/** What an element says already stays untouched: a live region would be read out again, and a long list laid out. */
+/** Set an element's text only if it changes: otherwise a live region would be read out again, and a long list laid out again. */
 export function put(element, words) {
   if (element.textContent !== words) element.textContent = words;
 }
 
-/** Put the page into its language, and into another when that is chosen, which this browser remembers. `show` says the rest of the page anew. */
+/** Translate the page now and whenever another language is chosen, which the browser remembers. `show` updates the rest of the page. */
 export function speak(show = () => {}) {
   for (const button of document.querySelectorAll("[data-language]")) {
     button.addEventListener("click", () => {
@@ -65,7 +65,7 @@ function percent(share, further) {
   return `${(share * 100).toFixed(digits + further)}%`;
 }
 
-/** A probability and its two thresholds as percentages, with further digits where it would look like one that it is not. */
+/** A probability and its two thresholds as percentages, with more digits if it would otherwise look equal to one that it differs from. */
 export function percents(probability, { real_below: low, fake_above: high }) {
   const shares = [probability, low, high];
   for (let further = 0; ; further += 1) {
@@ -75,20 +75,20 @@ export function percents(probability, { real_below: low, fake_above: high }) {
   }
 }
 
-/** An ISO 8601 time as a date, and as a time of day too if asked for. */
+/** An ISO 8601 time as a date, with the time of day if asked for. */
 export function date(iso, withTime = false) {
   const options = { dateStyle: "medium", ...(withTime && { timeStyle: "short" }) };
   return new Intl.DateTimeFormat(document.documentElement.lang, options).format(new Date(iso));
 }
 
-/** What went wrong, and what to do: in the page's words where it has them, else in the service's. */
+/** What went wrong, and what to do: in the page's words if it has any for this code, else in the service's. */
 export function describe(error) {
   const { code, message, hint } = error instanceof Problem ? error : new Problem("other");
   if (has(`error_${code}`)) return { title: text(`error_${code}`), hint: text(`hint_${code}`) };
   return { title: message || text("error_other"), hint: hint || text("hint_other") };
 }
 
-/** An answer in a sentence, for who does not see the page. */
+/** An answer in one sentence, for screen readers. */
 export function announceable({ verdict, probability_fake, thresholds }) {
   return text("announced", { verdict: text(verdict), percent: percents(probability_fake, thresholds)[0] });
 }

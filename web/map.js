@@ -1,13 +1,13 @@
-// What lies over the picture: the heat map, and a box around each face.
+// What is drawn over the image: the heat map, and a box around each face.
 
 import { percents } from "./i18n.js";
 
 const $ = (id) => document.getElementById(id);
 
-// Red, green, blue at even steps from cold to hot, as in the legend and in pipeline/explanation/overlay.py, which says why these.
+// RGB at even steps from cold to hot, as in the legend and in pipeline/explanation/overlay.py, which explains the choice.
 const COLOURS = [[31, 59, 224], [106, 26, 232], [200, 0, 216], [255, 20, 144]];
 
-/** Draw what is known of an item: `map` is the answer of /explain, `answer` that of /predict; either may be missing. */
+/** Draw what is known about an item: `map` is the answer of /explain, `answer` that of /predict; either may be missing. */
 export function draw(item) {
   const image = $("preview"), canvas = $("map");
   const shown = !image.hidden && image.naturalWidth > 0;
@@ -16,11 +16,11 @@ export function draw(item) {
   image.style.filter = "";
   if (!shown) return;
 
-  // In shares of the picture: on paper it is smaller than on the screen, and no script is asked.
+  // In fractions of the image: it is smaller when printed, and no script runs then.
   const { naturalWidth, naturalHeight } = image;
   $("seen").style.setProperty("--ratio", naturalWidth / naturalHeight);
   if (item?.map) heat(canvas, item.map);
-  // The more of the map is shown, the greyer the picture: a colour of its own would be taken for heat.
+  // The more opaque the map, the greyer the image: its own colours would be mistaken for heat.
   if (item?.map?.heat.flat().some((value) => value > 0)) image.style.filter = `grayscale(${2 * canvas.style.opacity})`;
   const faces = item?.answer?.faces ?? [];
   faces.forEach((face, index) => {
@@ -36,13 +36,13 @@ export function draw(item) {
   });
 }
 
-/** Lay an element on a part of the picture, in shares of its sides. */
+/** Place an element on a part of the image, in fractions of its sides. */
 function lay(element, left, top, width, height) {
   const shares = Object.entries({ left, top, width, height });
   Object.assign(element.style, Object.fromEntries(shares.map(([name, share]) => [name, `${100 * share}%`])));
 }
 
-/** Put a label above its box, or as near as it can be seen: nothing shows outside of the stage. */
+/** Put a label above its box, or as close as it stays visible: nothing shows outside the stage. */
 function place(label, box) {
   const { offsetLeft: outerLeft, offsetTop: outerTop } = $("seen");
   const left = box.offsetLeft + box.clientLeft + outerLeft, top = box.offsetTop + box.clientTop + outerTop;
@@ -57,7 +57,7 @@ export function side(probability, { real_below: low, fake_above: high }) {
   return probability < low ? "real" : "uncertain";
 }
 
-/** Lay the map on the part of the picture that the model saw. */
+/** Draw the map over the part of the image that the model saw. */
 function heat(canvas, { heat: rows, region }) {
   const cells = new ImageData(rows[0].length, rows.length);
   rows.flat().forEach((value, index) => cells.data.set([...colour(value), 255 * value], index * 4));

@@ -1,14 +1,14 @@
-// The list of all pictures of this visit, and its export.
+// The list of all images of this visit, and its CSV export.
 
 import { describe, percents, put, text } from "./i18n.js";
 
 const OF_THE_FILE = ["empty", "not_an_image", "too_large", "too_many_pixels", "truncated"];
 const $ = (id) => document.getElementById(id);
 
-/** Whether an item failed, and trying again may change that. */
+/** Whether an item failed but may succeed if tried again. */
 export const mayPass = ({ problem }) => Boolean(problem) && !OF_THE_FILE.includes(problem.code);
 
-/** Bring the list to what the items say; `select` is called with the item that the user picks. */
+/** Update the list to the items; `select` is called with the item that the user picks. */
 export function showRows(items, selected, select) {
   $("list").hidden = items.length < 2;
   const done = items.filter((item) => item.answer || item.problem).length;
@@ -23,7 +23,7 @@ export function showRows(items, selected, select) {
     fill(item, item === selected);
   }
   const rows = items.map((item) => item.row);
-  // Rows that stay are not moved: a button that is moved loses the focus.
+  // Rows that stay are not moved: a moved button loses focus.
   if (rows.length !== $("rows").children.length || rows.some((made, index) => made !== $("rows").children[index])) $("rows").replaceChildren(...rows);
 }
 
@@ -36,7 +36,7 @@ function row(item, select) {
   button.addEventListener("keydown", (event) => {
     const next = { ArrowDown: made.nextElementSibling, ArrowUp: made.previousElementSibling }[event.key];
     if (!next) return;
-    event.preventDefault();  // of scrolling
+    event.preventDefault();  // would scroll
     next.firstChild.focus();
   });
   const thumbnail = document.createElement("img");
@@ -56,14 +56,14 @@ function row(item, select) {
 function fill({ row: made, answer, problem }, chosen) {
   const button = made.firstChild;
   button.setAttribute("aria-current", String(chosen));
-  button.tabIndex = chosen ? 0 : -1;  // one stop for the tab key, not hundreds on the way to the answer; the arrows go through the rows
+  button.tabIndex = chosen ? 0 : -1;  // one tab stop instead of hundreds before the answer; the arrow keys move between rows
   const said = button.querySelector(".said");
   said.className = `said ${answer?.verdict ?? (problem ? "bad" : "")}`;
   put(said, answer ? text(answer.verdict) : problem ? describe(problem).title : text("waitingShort"));
   put(button.querySelector(".number"), answer ? percents(answer.probability_fake, answer.thresholds)[0] : "");
 }
 
-/** Save the answers as a CSV file, one row a picture. */
+/** Save the answers as a CSV file, one row per image. */
 export function exportCsv(items) {
   const columns = ["file", "verdict", "probability_fake", "real_below", "fake_above", "faces", "warnings", "model_version", "id", "error"];
   const lines = items.map(({ file, answer, problem }) =>
@@ -73,14 +73,14 @@ export function exportCsv(items) {
       : [file.name, "", "", "", "", "", "", "", "", problem?.code ?? ""]);
   const content = [columns, ...lines].map((line) => line.map(cell).join(",")).join("\r\n");
   const link = document.createElement("a");
-  // With the byte order mark spreadsheets read names that are not ASCII.
+  // Spreadsheets need the byte order mark to read names that are not ASCII.
   link.href = URL.createObjectURL(new Blob(["\ufeff", content, "\r\n"], { type: "text/csv" }));
   link.download = "unmask.csv";
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-/** A value as a cell. Text is quoted, whatever a spreadsheet takes for a separator, and a name that it would run as a formula made text. */
+/** A value as a cell. Text is quoted, whatever separator a spreadsheet uses; what it would run as a formula gets an apostrophe. */
 function cell(value) {
   if (typeof value !== "string") return String(value);
   const safe = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;

@@ -1,4 +1,4 @@
-// The operators' page: /model, /metrics and /drift in plain words.
+// The status page for operators: /model, /metrics and /drift in plain words.
 
 import { call, request } from "./api.js";
 import { Problem, date, describe, say, speak, text } from "./i18n.js";
@@ -7,8 +7,8 @@ const SECONDS = 10;
 const DAY = 24 * 3600 * 1000;
 const QUANTILES = [0.5, 0.9, 0.99];
 const $ = (id) => document.getElementById(id);
-const EXPECTED = ["no_model", "no_report"];  // which say something of the service
-// `seen` is when everything was last answered, and `failed` why it is not now. The report of the drift check may fail by itself.
+const EXPECTED = ["no_model", "no_report"];  // errors that are answers: they say something about the service
+// `seen` is when everything was last answered, `failed` why it is not now. The drift report may fail on its own.
 let known = { samples: [] };
 
 async function look() {
@@ -20,17 +20,17 @@ async function look() {
   show();
 }
 
-/** Passes on what is a report of the drift check: the service shows what lies in a file. Throws Problem. */
+/** Returns its argument if that is a drift report: the service passes on a file unchecked. Throws Problem. */
 function checkedReport(found) {
   const { drift, p_value, checked } = found ?? {};
   if (typeof drift === "boolean" && Number.isFinite(p_value) && Date.parse(checked)) return found;
   throw new Problem("other");
 }
 
-/** Why nothing was answered, unless that is an answer itself. */
+/** Why a request failed, unless the error is an expected answer. */
 const unexpected = ({ reason }) => (reason && !EXPECTED.includes(reason.code) ? reason : null);
 
-/** Samples of Prometheus' text format: name, labels, value. */
+/** The samples in Prometheus' text format: name, labels, value. */
 function parse(content) {
   const samples = [];
   for (const line of content.split("\n")) {
@@ -42,7 +42,7 @@ function parse(content) {
   return samples;
 }
 
-/** Sums of a metric's samples, by what `key` makes of their labels. */
+/** Sums of a metric's samples, grouped by `key` of their labels. */
 function sums(name, key) {
   const found = new Map();
   for (const sample of known.samples) {
@@ -51,7 +51,7 @@ function sums(name, key) {
   return found;
 }
 
-/** The upper bound of the bucket in which a quantile lies. */
+/** The upper bound of the bucket that contains a quantile; null without samples. */
 function quantile(buckets, share) {
   const sorted = [...buckets].map(([bound, count]) => [bound === "+Inf" ? Infinity : Number(bound), count]).sort(([a], [b]) => a - b);
   const all = sorted.at(-1)?.[1] ?? 0;
@@ -95,7 +95,7 @@ function show() {
     return [text("statusQuantile", { share: `${share * 100}%` }), value === null ? "–" : text("statusSeconds", { value: value === Infinity ? "> 10" : value })];
   }));
 
-  // This page itself asks for a report that may not be there.
+  // This page itself causes `no_report`, by asking for a drift report before there is one.
   const errors = [...sums("unmask_errors_total", (labels) => labels.code)].filter(([code, count]) => count && code !== "no_report");
   list("errors", errors.sort(([, a], [, b]) => b - a));
   $("no-errors").textContent = errors.length ? "" : text("statusNoErrors");

@@ -1,6 +1,6 @@
 // What this browser keeps for the page.
 
-/** `localStorage` or `sessionStorage`. Where the user's settings forbid them, reading either throws: a stand-in then lasts as long as the page. */
+/** `localStorage` or `sessionStorage`. If the user's settings forbid them, reading throws; a stand-in then lasts as long as the page. */
 export function storage(kind) {
   try {
     return window[kind];
