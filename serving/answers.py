@@ -94,7 +94,7 @@ class Prediction(Answer):
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_PREDICTION]})
 
-    id: str = Field(description="of this answer; feedback names it")
+    id: str = Field(description="of this answer; send it with feedback")
     verdict: Literal["real", "fake", "uncertain"]
     probability_fake: float = Field(ge=0, le=1, description="calibrated; of several faces the largest")
     thresholds: Bounds

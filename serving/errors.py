@@ -44,7 +44,7 @@ MEANING = {
     "empty": ("The file is empty", "Choose an image file."),
     "internal": ("Something went wrong inside the service", "Try again; the service log has details."),
     "loopback_only": (
-        "Without API keys this service answers only requests from its own machine, to the name localhost",
+        "Without API keys this service answers only requests from its own machine, addressed to localhost",
         "Set UNMASK_API_KEYS when you start the service, and send one of the keys.",
     ),
     "method_not_allowed": ("This endpoint does not support that method", "GET /openapi.json lists the endpoints."),

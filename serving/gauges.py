@@ -29,17 +29,17 @@ def _drift(found: dict[str, Any], checked: float) -> Iterator[Metric]:
     )
     for name, value, meaning in (
         ("checked_timestamp_seconds", checked, "When the last drift check ended, in seconds since 1970"),
-        ("p_value", found["p_value"], "Of all statistics together; a drift at or below unmask_drift_alpha"),
+        ("p_value", found["p_value"], "p-value of all statistics together; drift if it is at most unmask_drift_alpha"),
         ("alpha", found["alpha"], "False-alarm rate of one check"),
         ("window", found["window"], "Answers that the last check compared"),
-        ("share_of_fakes", found["share_of_fakes"], "Share of fakes among them, estimated"),
+        ("share_of_fakes", found["share_of_fakes"], "Estimated share of fakes among them"),
     ):
         yield _gauge(f"unmask_drift_{name}", meaning, [(value, ())])
     f1 = [(figure["value"], (name,)) for name, figure in found["f1"].items() if figure is not None]
     yield _gauge("unmask_drift_f1", "F1: expected without labels, measured on users' labels, tested on the test part", f1, "how")
     for name, key, meaning in (
         ("unmask_drift_statistic", "value", "Value of a statistic: how far the window is from the reference"),
-        ("unmask_drift_statistic_p_value", "p_value", "p-value that a statistic alone would give for all together"),
+        ("unmask_drift_statistic_p_value", "p_value", "p-value of a statistic, adjusted for the number of statistics"),
         ("unmask_drift_statistic_psi", "psi", "Population stability index"),
     ):
         yield _gauge(name, meaning, [(row[key], (row["name"], row["kind"])) for row in found["statistics"]], "statistic", "kind")

@@ -27,13 +27,11 @@ class Metrics:
         self._seconds = Histogram("unmask_prediction_seconds", "From the request's headers to the answer, by model version", ["version"])
         self._errors = Counter("unmask_errors", "Refused requests and images, by code", ["code"])
         self._lost = Counter("unmask_predictions_lost", "Answers that could not be written to the prediction log")
-        self._feedback = Counter(
-            "unmask_feedback", "Statements of users, by the verdict they are about and their label", ["verdict", "label"]
-        )
+        self._feedback = Counter("unmask_feedback", "User feedback, by verdict and by the user's label", ["verdict", "label"])
 
-        self._shadowed = Counter("unmask_shadow", "Pictures for the champion's shadow, by what became of them", ["outcome"])
+        self._shadowed = Counter("unmask_shadow", "Pictures for the shadow challenger, by outcome", ["outcome"])
         self._canary_failures = Counter("unmask_canary_failures", "Pictures on which the challenger failed and the champion answered")
-        self._canaries_ended = Counter("unmask_canaries_ended", "Canaries that ended by themselves")
+        self._canaries_ended = Counter("unmask_canaries_ended", "Canaries that were stopped automatically")
 
     def text(self, others: Iterable[Metric] = ()) -> bytes:
         """The sums over all workers, and `others`, in Prometheus' text format. The sums come from PROMETHEUS_MULTIPROC_DIR."""

@@ -62,7 +62,7 @@ class Settings(BaseModel):
     def _are_known(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
         found = tuple(name.upper() for name in formats)
         if unknown := [name for name in found if name not in FORMATS]:
-            raise ValueError(f"{', '.join(unknown)} cannot be read here")
+            raise ValueError(f"{', '.join(unknown)} cannot be read in this installation")
         return found
 
     @field_validator("challenger_share")
@@ -85,7 +85,7 @@ class Settings(BaseModel):
         except ValidationError as error:
             field = str(error.errors()[0]["loc"][0])
             what = cls.model_fields[field].description
-            raise StageError(f"{names[field]}: {error.errors()[0]['msg']}; it is: {what}") from None
+            raise StageError(f"{names[field]}: {error.errors()[0]['msg']}; meaning: {what}") from None
 
     @property
     def images(self) -> Limits:

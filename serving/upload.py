@@ -84,7 +84,7 @@ async def form(request: Request, context: Context, example: str, most_files: int
         raise ApiError("upload_timeout", f"The upload took more than {settings.upload_timeout:g} seconds") from None
     try:
         if not parser.whole:
-            raise ApiError("bad_form", "The multipart form breaks off before its last delimiter", hint)
+            raise ApiError("bad_form", "The multipart form is incomplete: its closing delimiter is missing", hint)
         yield read
     finally:
         await read.close()
@@ -119,7 +119,7 @@ def text(form: FormData, field: str, allowed: tuple[str, ...], example: str, def
     """
     value = form.get(field, default)
     if not isinstance(value, str):
-        raise ApiError("wrong_field", f"The form needs a text in the field `{field}`", _hint(example))
+        raise ApiError("wrong_field", f"The form needs text in the field `{field}`", _hint(example))
     value = value.replace("\r\n", "\n")  # browsers send line ends as two characters, but count one
     if allowed and value not in allowed:
         raise ApiError("bad_value", f"`{field}` is {value[:40]!r}", f"It should be one of: {', '.join(allowed)}.")
