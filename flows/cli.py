@@ -79,7 +79,7 @@ def show(found: dict[str, Any]) -> str:
         "newest version": f"{run['version']}, gate {run['gate'] or 'unknown'}" if run["version"] else "none yet",
         **{alias: _line(found[alias]) for alias in ALIASES},
         "served": "; ".join(filter(None, [now["version"] and f"version {now['version']}", now["trouble"]])),
-        "last drift check": "none yet that this release can read",
+        "last drift check": "none yet by this release",
         "last promotion": "none recorded",
     }
     if check:
