@@ -131,7 +131,7 @@ class Champion:
     def _tell(self, message: str, hint: str) -> None:
         if self.trouble != (message, hint):
             self.trouble = (message, hint)
-            still = f"; version {self.served.version} goes on serving" if self.served else ""
+            still = f"; version {self.served.version} is still served" if self.served else ""
             log.warning("%s: %s%s. %s", self.alias, message, still, hint)
 
 

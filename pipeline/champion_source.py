@@ -120,7 +120,7 @@ class Registry:
             return self._from_server()
         if parts.scheme == "sqlite":
             return self._from_file(Path(parts.path.removeprefix("/")))
-        raise UnavailableError(f"MLFLOW_TRACKING_URI starts with {parts.scheme}:", "Only http, https and sqlite can be followed.")
+        raise UnavailableError(f"MLFLOW_TRACKING_URI starts with {parts.scheme}:", "Only http, https and sqlite are supported.")
 
     def _from_server(self) -> Version | None:
         parts = urlsplit(self.uri)

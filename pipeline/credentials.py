@@ -26,10 +26,10 @@ class Credentials(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    signer: str | None = Field(description="who the certificate that signed it was made out to")
+    signer: str | None = Field(description="holder of the signing certificate")
     claim_generator: str | None = Field(description="the program that wrote it")
-    valid: bool = Field(description="the signature and the hash of the file hold; whether to trust the signer is another question")
-    problems: list[str] = Field(description="C2PA's codes of what does not hold")
+    valid: bool = Field(description="the signature and the file's hash are valid; whether to trust the signer is another question")
+    problems: list[str] = Field(description="C2PA codes of failed checks")
     ai_generated: list[str] = Field(description="digital source types that say that generative AI made, or helped to make, the image")
 
 

@@ -100,7 +100,7 @@ def main() -> None:
         compare(manifest.read(arguments.old), manifest.read(arguments.new), arguments.to)
     except ManifestError as error:
         sys.exit(f"error: {error}")
-    print(f"{arguments.to} tells what changed; its pictures are in {arguments.to.with_suffix('')}/")
+    print(f"{arguments.to} shows what changed; its plots are in {arguments.to.with_suffix('')}/")
 
 
 if __name__ == "__main__":

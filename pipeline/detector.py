@@ -114,7 +114,7 @@ class Detector:
         if faces is not None:
             self._finder.found = FaceDetector(faces)
         elif package.meta.trained_on == "faces":
-            log.warning("this model was trained on faces that were cut out, and no face detector is set: it judges whole images")
+            log.warning("this model was trained on face crops, and no face detector is set: it judges whole images")
 
     @classmethod
     def load(cls, folder: Path, device: Literal["auto", "cpu", "cuda"] = "auto", faces: Path | None = None) -> Self:
@@ -192,7 +192,7 @@ class Detector:
             found = self.judge([Prepared([self._part(picture, (0, 0, *size), None, None)], size)])[0].probability_fake
             expected = golden.expected(self.runtime.precision)
             if not abs(found - expected) <= self.package.meta.golden_tolerance:
-                raise PackageError(f"the golden example {path.name} gets {found:.4f}, and {expected:.4f} was recorded")
+                raise PackageError(f"the golden example {path.name} gets {found:.4f}; {expected:.4f} was recorded")
 
     def explain(self, prepared: Prepared) -> tuple[Explanation, dict[str, float]]:
         """Where the model looked in a prepared picture; if it has several faces, in the most suspicious one.

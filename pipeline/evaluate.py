@@ -139,12 +139,12 @@ def warnings(result: dict[str, Any], most: float) -> list[str]:
     """
     found = []
     if result["groups"] < FEW:
-        found.append(f"The images are of {result['groups']} groups: intervals from so few are too narrow, or missing.")
+        found.append(f"There are only {result['groups']} groups: intervals from so few are too narrow, or missing.")
     metadata = result["baselines"]["metadata"]["auc"] if "baselines" in result else None
     if metadata and metadata["value"] is not None and metadata["value"] > most:
         found.append(
             f"How the files are stored and their mean colour tell real from fake with AUC {figure_text(metadata)}, "
-            "without a look at a face: the detector may have learnt that instead, and its figures hold for files of this kind only."
+            "without looking at any face: the detector may have learnt that instead, and its figures hold for files of this kind only."
         )
     gap = result["vs_baseline"]["auc"] if "vs_baseline" in result else None
     if gap and gap["low"] is not None and gap["low"] <= 0:
@@ -153,7 +153,7 @@ def warnings(result: dict[str, Any], most: float) -> list[str]:
             f"its AUC differs by {figure_text(gap)}."
         )
     if broken := result.get("golden", {}).get("broken"):
-        found.append(f"{broken} golden examples that the model before this one got right are not right any more; they are listed below.")
+        found.append(f"{broken} golden examples that the previous model got right are now wrong; they are listed below.")
     return found
 
 

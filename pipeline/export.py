@@ -177,7 +177,7 @@ def servable(test: pd.DataFrame) -> pd.DataFrame:
         if not (found["label"] == label).any():
             raise StageError(
                 f"every {label} image of the test part is over {limits.max_bytes / 1e6:.0f} MB or {limits.max_pixels:,} pixels, which a "
-                "service refuses: none can be a golden example. Set export.golden_from: rendered, or bring smaller images"
+                "service refuses: none can be a golden example. Set export.golden_from: rendered, or add smaller images"
             )
     return found
 

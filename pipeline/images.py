@@ -148,7 +148,7 @@ def identify(data: bytes, limits: Limits | None = None) -> Image.Image:
         image.format = "JPEG"
     if max(image.size) > LONGEST_SIDE:
         size = f"{image.width:,} x {image.height:,}"
-        raise ImageError("too_many_pixels", f"The image has {size} pixels; a side may have {LONGEST_SIDE:,}", "Cut out what matters.")
+        raise ImageError("too_many_pixels", f"The image has {size} pixels; a side may have {LONGEST_SIDE:,}", "Crop it first.")
     if image.width * image.height > limits.max_pixels:
         raise ImageError(
             "too_many_pixels",

@@ -100,7 +100,7 @@ def one_row_a_picture(table: pd.DataFrame, users: Collection[str] = ()) -> tuple
     agreed = table[~outvoted & (table["label"].mask(outvoted).groupby(key).transform("nunique") == 1)]
     conflicts = table[contradictory & ~table.index.isin(agreed.index)]
     other = table[contradictory].groupby("pixel_hash")["file"].agg(lambda files: "; ".join(files.head(4)))
-    detail = "one picture stands under real and under fake: " + conflicts["pixel_hash"].map(other).astype("str")
+    detail = "the same picture is labelled both real and fake: " + conflicts["pixel_hash"].map(other).astype("str")
     conflicts = conflicts.assign(reason="conflict", detail=detail)
     unique = agreed.sort_values("path").drop_duplicates("pixel_hash")
     codes, names = pd.factorize(unique["group"], sort=True)
@@ -146,11 +146,11 @@ def _check_owned(params: Params) -> None:
     """Raise StageError if the user's own images are in data/raw, where everything is deleted that is not a copy of a listed image."""
     for source in params.data.sources:
         if isinstance(source, FolderSource) and source.path.resolve().is_relative_to(RAW.resolve()):
-            raise StageError(f"data source {source.name}: {source.path} lies in {RAW}, which holds copies alone: move it elsewhere")
+            raise StageError(f"data source {source.name}: {source.path} is in {RAW}, which is for copies only: move it elsewhere")
     accepted = set(pd.read_parquet(manifest.ACCEPTED, columns=["source"])["source"]) if manifest.ACCEPTED.is_file() else set()
     for folder in RAW.glob("*/"):
         if folder.name not in accepted and any(folder.iterdir()) and not any(LEDGERS.glob(f"{glob.escape(folder.name)}-*")):
-            raise StageError(f"{folder} is not known to be made by ingest, which would delete it: move it out of {RAW}")
+            raise StageError(f"ingest has no record of creating {folder}, and would delete it: move it out of {RAW}")
 
 
 def _forget_what_left(params: Params) -> None:

@@ -71,8 +71,8 @@ def _generators(parts: dict[str, pd.DataFrame]) -> list[str]:
     found = sorted(set.intersection(*held))
     if len(found) < 2:
         raise StageError(
-            f"leave-one-out: train, val and test have {', '.join(found) or 'no generator'} in common, and it takes two. "
-            "Name what made each fake (the column `generator` of manifest.csv), and let none be kept out of training: "
+            f"leave-one-out: train, val and test have {', '.join(found) or 'no generator'} in common; two are needed. "
+            "Name what made each fake (the column `generator` of manifest.csv), and hold out none: "
             "python -m pipeline.settings -S 'split.holdout_generators=[]'"
         )
     return found

@@ -157,7 +157,7 @@ def verify(folder: Path) -> Package:
         if name not in there:
             raise PackageError(f"{folder / name} is missing from the package")
         if _sha256(folder / name) != digest:
-            raise PackageError(f"{folder / name} was changed after the package was made: its SHA-256 is not the recorded one")
+            raise PackageError(f"{folder / name} was changed after the package was made: its SHA-256 differs from the recorded one")
     if there - set(meta.files):
         raise PackageError(f"{folder / min(there - set(meta.files))} does not belong to the package")
     return Package(folder, meta)

@@ -42,7 +42,7 @@ class Validate(Section):
             if low is None and high is None:
                 raise ValueError(f"ranges.{column} needs a lowest value, a highest one or both")
             if low is not None and high is not None and low > high:
-                raise ValueError(f"ranges.{column}: the lowest value {low:g} is over the highest, {high:g}")
+                raise ValueError(f"ranges.{column}: the lowest value {low:g} is above the highest, {high:g}")
         return self
 
 
@@ -137,8 +137,8 @@ class Params(Section):
         both = sorted(forge.shown & set(self.split.holdout_generators)) if forge else []
         if both:
             raise ValueError(
-                f"split.holdout_generators and train.forge.methods both name {', '.join(both)}: training would be shown forgeries "
-                "of the kind that the part `unseen` is judged on as never seen. Take it out of one of them, or hold out none: "
+                f"split.holdout_generators and train.forge.methods both name {', '.join(both)}: training would see forgeries "
+                "of the kind that is supposed to be new in the part `unseen`. Remove it from one of them, or hold out none: "
                 "python -m pipeline.settings -S 'split.holdout_generators=[]'"
             )
         return self

@@ -133,7 +133,7 @@ class Data(Section):
         if self.shard and any(isinstance(source, FolderSource) and source.in_place for source in self.sources):
             raise ValueError("a source that is read in place cannot be packed into shards: set `in_place: false` or `shard: false`")
         if self.forge and FORGED in names:
-            raise ValueError(f"a source cannot be called {FORGED!r} beside `forge`: the forged fakes have that name")
+            raise ValueError(f"a source cannot be called {FORGED!r} if `forge` is set: the forged fakes have that name")
         return self
 
 

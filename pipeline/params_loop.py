@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.params_data import Section, Share
 
-FIELDS = "a schedule has five fields, as a line of crontab: minute, hour, day, month, weekday"
+FIELDS = "a schedule has five fields, like a line of a crontab: minute, hour, day, month, weekday"
 
 
 class Promotion(Section):

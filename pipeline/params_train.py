@@ -152,7 +152,7 @@ class Span(Section):
     @model_validator(mode="after")
     def _spans(self) -> "Span":
         if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(f"low {self.low:g} has to be under high {self.high:g}, and over 0 with `log`")
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}, and above 0 with `log`")
         return self
 
 

@@ -90,5 +90,5 @@ def selective(curve: pd.DataFrame, chosen: dict[str, Any], axes: Axes) -> None:
     if chosen["error"]["value"] is not None:
         axes.scatter([chosen["coverage"]["value"]], [chosen["error"]["value"]], color=REAL, zorder=3, label="with the uncertain band")
         axes.legend(frameon=False)
-    axes.set(xlabel="share of images that get a verdict", ylabel="share of those that is wrong", title="Selective prediction")
+    axes.set(xlabel="share of images that get a verdict", ylabel="share of those that are wrong", title="Selective prediction")
     axes.set(xlim=(0, 1.02), ylim=(0, None))

@@ -59,7 +59,7 @@ class Record:
                     mlflow.log_input(_dataset(part), context=context)
         except mlflow.exceptions.MlflowException as error:
             raise StageError(
-                without_secrets(f"MLflow at {tracking_uri()} does not take the run: {str(error).splitlines()[0]} ")
+                without_secrets(f"MLflow at {tracking_uri()} did not accept the run: {str(error).splitlines()[0]} ")
                 + "Start it (make up), or unset MLFLOW_TRACKING_URI to record in mlflow.db here."
             ) from None
         return cls(run_id)
@@ -76,7 +76,7 @@ class Record:
         try:
             mlflow.end_run()
         except mlflow.exceptions.MlflowException as error:
-            log.warning("MLflow was not told that the training has ended: %s", error)
+            log.warning("MLflow could not be told that the training ended: %s", error)
 
     def _log_metrics(self, metrics: dict[str, float], step: int | None) -> None:
         import mlflow
@@ -84,7 +84,7 @@ class Record:
         try:
             mlflow.log_metrics(metrics, step=step)
         except mlflow.exceptions.MlflowException as error:
-            log.warning("MLflow did not take metrics of this step: %s", error)
+            log.warning("MLflow did not accept metrics of this step: %s", error)
 
 
 def parent_run(kind: str, key: str) -> str:

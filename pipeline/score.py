@@ -104,7 +104,7 @@ def _write(rows: Iterable[dict[str, str]], file: TextIO) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.score", description="Score images; one row an input.")
+    parser = argparse.ArgumentParser(prog="python -m pipeline.score", description="Score images: one row per input.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image, or folder of images")
     there = PACKAGE if PACKAGE.is_dir() else STARTER
     parser.add_argument("--package", type=Path, default=there, help=f"model package (default {PACKAGE}, and {STARTER} before it is made)")

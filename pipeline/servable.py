@@ -15,14 +15,14 @@ def obstacle(number: int | str, tags: Mapping[str, str]) -> str | None:
     """Why the version with these tags may not be served; None if it may."""
     if tags.get(SMOKE_TEST, "").startswith("failed"):
         why = tags[SMOKE_TEST].partition(": ")[2]
-        return f"version {number} did not pass its smoke test: {why}. Without its tag {SMOKE_TEST} it is tried again"
+        return f"version {number} did not pass its smoke test: {why}. Remove its tag {SMOKE_TEST} to try it again"
     override = tags.get(OVERRIDE)
     if tags.get("gate") == "passed" or (override is not None and _names_who_and_why(override)):
         return None
     failed = failed_gates(tags)
     reason = f"version {number} did not pass its gate: {'; '.join(failed) or tags.get('gate', 'it has none')}"
     if override is not None:
-        reason += f". Its tag {OVERRIDE} says {override!r}, which is not `who: why`"
+        reason += f". Its tag {OVERRIDE} is {override!r}, not `who: why`"
     return reason
 
 

@@ -206,7 +206,7 @@ def _check_parts(division: Division, settings: Split) -> list[Finding]:
     findings = suites.check(suites.splits(frame), frame)
     failures = [finding["detail"] for finding in findings if not finding["success"]]
     if failures:
-        raise StageError("the split is not sound, and nothing was written:\n" + "\n".join(f"  - {line}" for line in failures))
+        raise StageError("the split is invalid; nothing was written:\n" + "\n".join(f"  - {line}" for line in failures))
     return findings
 
 
@@ -215,7 +215,7 @@ def _check_holdout(table: pd.DataFrame, settings: Split) -> None:
     absent = sorted(set(settings.holdout_generators) - there)
     if absent:
         raise StageError(
-            f"split.holdout_generators: no image is made by {', '.join(absent)}; the data has: {', '.join(sorted(there)) or 'no fakes'}"
+            f"split.holdout_generators: no image has the generator {', '.join(absent)}; there are: {', '.join(sorted(there)) or 'no fakes'}"
         )
 
 
@@ -230,7 +230,7 @@ def _check_sizes(table: pd.DataFrame, linked: Links, group: np.ndarray, held_out
     made = np.unique(linked.edges["parents"][rows[linked.edges["parents"][:, 0]], 0])
     raise StageError(
         f"The group {inside['group'].min()!r} holds {sizes.max()} of {sizes.sum()} images, more than the largest part ({part}, "
-        f"{settings.shares[part]:.0%}) may have, and a group is never cut. It was joined out of {inside['group'].nunique()} groups: "
+        f"{settings.shares[part]:.0%}) may have, and a group is never split. It was joined from {inside['group'].nunique()} groups: "
         f"{near} of its images have a near-duplicate in it and {len(made)} a parent. Lower split.duplicate_radius "
         f"({settings.duplicate_radius}) if it joined pictures that differ, or correct the column `group`."
     )
@@ -246,8 +246,8 @@ def _check_apart(table: pd.DataFrame, group: np.ndarray, part: np.ndarray) -> No
     first, last = low[rows][0], high[rows][0]
     one, two = (table["path"][rows & (part == place)].iloc[0] for place in (first, last))
     raise StageError(
-        f"{len(torn)} groups stand in two parts: {one} is in {PARTS[first]} and {two} in {PARTS[last]} since an earlier "
-        "split, but by now they belong together (same group, near-duplicates or a parent). Remove the folder data/splits to draw anew."
+        f"{len(torn)} groups are in two parts: {one} is in {PARTS[first]} and {two} in {PARTS[last]} since an earlier "
+        "split, but now they belong together (same group, near-duplicates or a parent). Remove the folder data/splits to redraw the split."
     )
 
 
@@ -265,7 +265,7 @@ def _check_classes(table: pd.DataFrame, rows: dict[str, np.ndarray]) -> None:
             groups = table.loc[of_class & np.logical_or.reduce(list(rows.values())), "group"].nunique()
             raise StageError(
                 f"Part {' and '.join(lacking)} would have no image of class {label}: all images of this class are in {groups} groups, "
-                "which are never cut. Bring more groups with it, or change split.shares."
+                "which are never split. Add more groups with it, or change split.shares."
             )
 
 

@@ -117,7 +117,7 @@ def _candidate(settings: Params, values: dict[str, Any]) -> Params:
         for parent in parents:
             section = section.get(parent) if isinstance(section, dict) else None
         if not isinstance(section, dict) or parents[:1] not in (["train"], ["augment"], ["model"]):
-            raise StageError(f"tune.space: {key} is no setting of train, augment or model")
+            raise StageError(f"tune.space: {key} is not a setting of train, augment or model")
         section[last] = value
     return check_params(content, PARAMS_FILE)
 
@@ -157,7 +157,7 @@ def _report(study: "optuna.Study", owner: str) -> dict[str, Any]:
     client.set_terminated(owner)
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.write_text(json.dumps(found, indent=2) + "\n")
-    log.info("best of %d trials: validation AUC %.4f; take it over with: %s", found["trials"], study.best_value, found["best"]["command"])
+    log.info("best of %d trials: validation AUC %.4f; apply it with: %s", found["trials"], study.best_value, found["best"]["command"])
     return found
 
 

@@ -57,7 +57,7 @@ def connect(experiment: str = EXPERIMENT) -> str:
         return mlflow.create_experiment(experiment, artifact_location=folder)
     if found.lifecycle_stage == LifecycleStage.DELETED:
         mlflow.MlflowClient().restore_experiment(found.experiment_id)
-        log.warning("MLflow's experiment %s had been deleted: it is restored with its runs, to record in. Delete runs instead", experiment)
+        log.warning("MLflow's experiment %s had been deleted: it was restored with its runs. Delete runs instead", experiment)
     return found.experiment_id
 
 

@@ -137,7 +137,7 @@ def _fit(
     if checkpoint:
         # Trainer's own loading is not strict: a renamed weight would silently restart from its initial value.
         load_model(moving, checkpoint / WEIGHTS)
-        log.info("going on from %s", checkpoint)
+        log.info("resuming from %s", checkpoint)
 
     rate = tuning.learning_rate(recipe, network)
     history = History(folder, record, pairs)
@@ -202,7 +202,7 @@ def _pairing(recipe: params.Train) -> tuple[bool, int, Forging | None]:
 def _validation(prediction: EvalPrediction) -> dict[str, float]:
     logits, labels = np.asarray(prediction.predictions, np.float64), np.asarray(prediction.label_ids)
     if not np.isfinite(logits).all():
-        raise DivergedError("training: the network answers with what is no number any more; lower train.lr, or train with train.bf16=false")
+        raise DivergedError("training: the network's outputs are no longer finite; lower train.lr, or train with train.bf16=false")
     score = logits[:, 1] - logits[:, 0]
     probability = expit(score)
     found = figures(labels, probability, 0.5)

@@ -59,7 +59,7 @@ def run(params: Params) -> dict[str, Any]:
         log.warning("warning: %s", warning)
     if critical:
         lines = "\n".join(f"  - {line}" for line in critical)
-        raise StageError(f"the data is not fit for training:\n{lines}\nOpen {PAGE}: it shows the pictures. {REPORT} has all of it.")
+        raise StageError(f"the data is not fit for training:\n{lines}\n{PAGE} shows the pictures; {REPORT} has all the details.")
     versions.accept()
     return report
 

@@ -44,7 +44,7 @@ def test_the_majority_of_clients_decides_and_a_draw_counts_for_nobody():
     counted, aside = judged(votes)
     assert counted == ["0", "1"] and aside == {"2": "most clients say that this image is real"}
     counted, aside = judged(votes[1:])
-    assert counted == [] and set(aside.values()) == {"clients disagree on this image, as many on either side"}
+    assert counted == [] and set(aside.values()) == {"clients are evenly divided on this image"}
 
 
 def test_a_client_has_one_vote_on_an_image_however_often_it_says_so():
@@ -60,7 +60,7 @@ def test_a_client_that_floods_is_bounded():
     assert len(counted) == 80 and "99" in aside and "0" in counted
     slow = [said(number, "fake", "bot", number, hours=25 * (number // 30)) for number in range(300)]  # within the daily limit, over days
     counted, aside = judged(slow + others, a_day=30, max_share=0.5)
-    assert len(counted) == 100 and aside["299"] == "its client would bring more than 50% of all"
+    assert len(counted) == 100 and aside["299"] == "its client would contribute more than 50% of all"
     assert len(judged(slow, a_day=30)[0]) == 300  # a client that is the only one is trusted
 
 

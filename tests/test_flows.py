@@ -136,7 +136,7 @@ def test_a_failed_gate_is_registered_and_not_promoted(here: Path, capsys: pytest
 
 def test_a_failed_stage_names_itself_and_its_reason(here: Path):
     apply({"split.holdout_generators": ["nobody"]}, here / "params.yaml")
-    with pytest.raises(SystemExit, match=r"^error: stage split failed.*no image is made by nobody"):
+    with pytest.raises(SystemExit, match=r"^error: stage split failed.*no image has the generator nobody"):
         loop()
 
 

@@ -251,7 +251,7 @@ def test_it_follows_the_alias_and_refuses_a_broken_package(client, store, packag
     register(store, broken)
     wait_for(lambda: "Version 3 was refused" in (client.get("/readyz").json()["trouble"] or ""))
     trouble = client.get("/readyz").json()["trouble"]
-    assert "model.safetensors" in trouble and "is not the recorded one. Promote another version" in trouble
+    assert "model.safetensors" in trouble and "differs from the recorded one. Promote another version" in trouble
     assert predict(client, PNG).json()["model"]["version"] == "2"
     assert "Version 3 was refused" in (workspace / "service.log").read_text()
 

@@ -185,7 +185,7 @@ def test_other_settings_draw_anew_and_say_so(run, values: dict[str, Any]):
     rows = people(60) + people(60, 60, "gan")
     run(rows)
     name = next(iter(values))
-    assert f"drawn anew, images may have moved: {name} was" in run(rows, **values)["drawn"]
+    assert f"drawn again, images may have moved: {name} was" in run(rows, **values)["drawn"]
     fresh = {name: set(part["image_id"]) for name, part in read_parts().items()}
     assert "stay" in run(rows, **values)["drawn"]
     assert {name: set(part["image_id"]) for name, part in read_parts().items()} == fresh
@@ -223,7 +223,7 @@ def test_a_group_too_large_for_every_part_is_named(run):
         row["phash"] = "00000000000000ff"
     rows[95]["parents"] = rows[0]["image_id"]
     expected = (
-        r"The group 'a/p0' holds 92 of 120 images, more than the largest part \(train, 70%\).*joined out of 46 groups: "
+        r"The group 'a/p0' holds 92 of 120 images, more than the largest part \(train, 70%\).*joined from 46 groups: "
         r"90 of its images have a near-duplicate in it and 1 a parent\. Lower split.duplicate_radius \(4\)"
     )
     with pytest.raises(StageError, match=expected):
@@ -238,7 +238,7 @@ def test_a_class_missing_from_a_part_is_named(run):
 
 
 def test_an_unknown_generator_is_named(run):
-    with pytest.raises(StageError, match="no image is made by nobody; the data has: swap"):
+    with pytest.raises(StageError, match="no image has the generator nobody; there are: swap"):
         run(people(30), holdout_generators=["nobody", "swap"])
 
 

@@ -48,4 +48,4 @@ def test_leaving_out_says_what_was_not_known(folder: Path):
 
     apply({"split.holdout_generators": ["resynthesis", "swap"]}, folder / "params.yaml")
     printed = run(folder, sys.executable, "-c", FLOW.format(name="leave_one_out"))
-    assert "StageFailed" in printed and "it takes two" in printed
+    assert "StageFailed" in printed and "two are needed" in printed

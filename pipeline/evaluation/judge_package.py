@@ -61,7 +61,7 @@ def judge(package: Path, data: Path, out: Path, params: Params) -> dict[str, Any
     result |= {"no_baselines": simple} if isinstance(simple, str) else simple
     result["warnings"] = warnings(result, params.validate_.shortcut.warn)
     if unreadable:
-        result["warnings"].append(f"{len(unreadable)} files are no images that can be read, and are not part of the figures.")
+        result["warnings"].append(f"{len(unreadable)} files are not readable images and are left out of the metrics.")
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -89,7 +89,7 @@ def describe_folder(data: Path) -> tuple[pd.DataFrame, list[dict[str, str]]]:
         rows = list(tqdm(pool.map(described, listed["file"]), total=len(listed), desc="read", unit="image"))
     unreadable = [{"path": file, "reason": row} for file, row in zip(listed["file"], rows, strict=True) if isinstance(row, str)]
     if len(unreadable) == len(rows):
-        raise StageError(f"{data}: none of its {len(rows)} files is an image that can be read")
+        raise StageError(f"{data}: none of its {len(rows)} files is a readable image")
     readable = listed[[not isinstance(row, str) for row in rows]].reset_index(drop=True)
     columns = pd.DataFrame([row for row in rows if isinstance(row, dict)])
     table = pd.concat([readable.drop(columns=list(columns), errors="ignore"), columns], axis=1)

@@ -63,7 +63,9 @@ def to_onnx(folder: Path, target: Path, values: np.ndarray) -> float:
             )
         except torch.onnx.errors.OnnxExporterError as error:
             reason = str(error).partition("\n")[0]
-            raise StageError(f"no ONNX graph of this network: {reason}. python -m pipeline.settings -S export.onnx=false") from None
+            raise StageError(
+                f"this network cannot be exported to ONNX: {reason}. Skip it: python -m pipeline.settings -S export.onnx=false"
+            ) from None
     return _difference(module, target, values)
 
 

@@ -83,7 +83,7 @@ def _prepare(file: Path, settings: Ingest) -> tuple[bytes, dict[str, Any]]:
     described, pixels = describe(data, limits, None if settings.normalise else detector)
     height, width, _ = pixels.shape
     if min(width, height) < settings.min_side:
-        raise ImageError("too_small", f"{width} x {height} pixels, ingest.min_side is {settings.min_side}", "Bring larger images.")
+        raise ImageError("too_small", f"{width} x {height} pixels, ingest.min_side is {settings.min_side}", "Use larger images.")
     if settings.normalise:
         data = normalised(Image.fromarray(pixels), settings.normalise)
         described, _ = describe(data, limits, detector)

@@ -64,8 +64,8 @@ def bring(
     lost = listed.loc[~listed["path"].isin(described["name"]), "file"]
     if len(lost):
         raise StageError(
-            f"{len(lost)} of {len(listed)} images of the source {name} were brought in and are not in {out} as they were stored, the first "
-            f"is {lost.iloc[0][:200]}. Does something else write there? Run it again"
+            f"{len(lost)} of {len(listed)} images of the source {name} were copied, but are missing from {out} or changed there; the first "
+            f"is {lost.iloc[0][:200]}. Does another program write there? Run it again"
         )
     ledger.compact(described)
     described = described.drop(columns=["stamp", "stored_stamp"])

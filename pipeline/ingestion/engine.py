@@ -67,7 +67,7 @@ def _ray(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[
     try:
         import ray
     except ImportError:
-        raise StageError("data.engine is ray, and Ray is not installed: pip install -e '.[ray]', or set data.engine: local") from None
+        raise StageError("data.engine is ray, but Ray is not installed: pip install -e '.[ray]', or set data.engine: local") from None
     started = not ray.is_initialized()
     if started:
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False, configure_logging=False)

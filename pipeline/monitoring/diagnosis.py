@@ -44,7 +44,7 @@ def kind(reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any], 
     names = shifted(report)
     repeats = [_most_repeated(part) for part in (reference, window)]
     faceless = [_share(part, "no_face") for part in (reference, window)]
-    for what, (before, now) in (("are one picture again and again", repeats), ("show no face", faceless)):
+    for what, (before, now) in (("are for the same picture", repeats), ("found no face", faceless)):
         if now - before >= REPEATED:
             return {"kind": "broken client", "why": f"{now:.0%} of the answers {what} ({before:.0%} in the reference)"}
     before, now = float(reference["probability_fake"].mean()), share_of_fakes(reference, window)
@@ -55,7 +55,7 @@ def kind(reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any], 
     if pictures:
         return {"kind": "camera or compression", "why": f"the pictures themselves differ: {', '.join(pictures)}"}
     if set(names) & set(EMBEDDING):
-        return {"kind": "new generator", "why": "the network sees something else, while the pictures' statistics are as they were"}
+        return {"kind": "new generator", "why": "the embeddings differ, but the pictures' statistics do not"}
     return {"kind": "unknown", "why": f"only {', '.join(names)} differ"}
 
 

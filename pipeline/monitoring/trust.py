@@ -48,13 +48,13 @@ def judge(statements: Iterable[Statement], source: FeedbackSource) -> Judged:
         if (said.client or said.id) in caught:
             aside.append((said, "its client contradicts a golden example"))
         elif len(within) >= source.a_day:
-            aside.append((said, f"its client said more than {source.a_day} things within 24 hours"))
+            aside.append((said, f"its client made more than {source.a_day} statements within 24 hours"))
         else:
             within.append(said)
             votes = by_image[said.image or said.id]
             voter = f"client {said.client}" if said.client else f"answer {said.id}"
             if voter in votes:
-                aside.append((votes[voter], "the same client said something newer of this image"))
+                aside.append((votes[voter], "the same client made a newer statement about this image"))
             votes[voter] = said
     counted = []
     for votes in by_image.values():
@@ -63,7 +63,7 @@ def judge(statements: Iterable[Statement], source: FeedbackSource) -> Judged:
         winner = tally.most_common(1)[0][0]
         for said in votes.values():
             if equal:
-                aside.append((said, "clients disagree on this image, as many on either side"))
+                aside.append((said, "clients are evenly divided on this image"))
             elif said.label != winner:
                 aside.append((said, f"most clients say that this image is {winner}"))
             else:
@@ -90,7 +90,7 @@ def _bounded(counted: list[Statement], aside: list[tuple[Statement, str]], sourc
     for said in sorted(counted, key=lambda statement: statement.time):
         taken[said.client] += 1
         if len(of_client) > 1 and taken[said.client] > most[said.client]:
-            aside.append((said, f"its client would bring more than {source.max_share:.0%} of all"))
+            aside.append((said, f"its client would contribute more than {source.max_share:.0%} of all"))
         else:
             kept.append(said)
     return Judged(kept, aside)

@@ -71,8 +71,8 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StageError(
-            f"model.name = {settings.name!r} with init {settings.init} gives no image classifier: {reason}. "
-            "Give a hub name, a folder with config.json and model.safetensors or, with init scratch, a transformers model type: vit, say."
+            f"model.name = {settings.name!r} with init {settings.init} is not an image classifier: {reason}. "
+            "Give a hub name, a folder with config.json and model.safetensors or, with init scratch, a transformers model type such as vit."
         ) from None
     side = _side(config)
     return model, ViTImageProcessorPil(size={"height": side, "width": side})
@@ -91,7 +91,7 @@ def _check_shapes(mismatched: Any, outputs: int, settings: "params.Model") -> No
     others = sorted({name for name, was, now in mismatched if (*was[:1], *now) != (outputs, len(ID2LABEL), *was[1:])})
     if others:
         raise StageError(
-            f"model.config = {settings.config}: the shape is another one in {settings.name} of {', '.join(others[:3])}. "
+            f"model.config = {settings.config}: the shapes differ from those in {settings.name}: {', '.join(others[:3])}. "
             "Leave out what changes shapes (image_size, hidden_size ...), or train with model.init=scratch."
         )
 
@@ -113,9 +113,9 @@ def _order_outputs(model: PreTrainedModel, names: Mapping[int, str]) -> None:
     if labels == list(reversed(LABEL2ID)):
         turned = {name: value.flip(0) for name, value in weights.items() if value.shape[:1] == (len(labels),)}
         if not turned:
-            raise StageError(f"{type(model).__name__} has no `classifier` whose outputs, {', '.join(labels)}, could be turned round")
+            raise StageError(f"{type(model).__name__} has no `classifier` whose outputs, {', '.join(labels)}, could be swapped")
     else:
-        log.info("the outputs of the head are called %s, which says nothing of real and fake: it begins anew", ", ".join(labels))
+        log.info("the outputs of the head are called %s, not real and fake: the head is reset", ", ".join(labels))
         fresh = AutoModelForImageClassification.from_config(model.config, **WHOLE).state_dict()
         turned = {name: fresh[name] for name in weights}
     model.load_state_dict(turned, strict=False)
@@ -137,7 +137,7 @@ def head(model: PreTrainedModel) -> nn.Module:
     """The layer or layers that map features to logits. Raises StageError if the model has no `classifier`."""
     found = getattr(model, "classifier", None)
     if not isinstance(found, nn.Module):
-        raise StageError(f"{type(model).__name__} has no `classifier`, so that only train.tune: full can train it")
+        raise StageError(f"{type(model).__name__} has no `classifier`; only train.tune: full works")
     return found
 
 
@@ -157,7 +157,7 @@ def normalise_features(model: PreTrainedModel) -> None:
     """
     linear = head(model)
     if not isinstance(linear, nn.Linear):
-        raise StageError(f"train.tune: layernorm needs a head of one linear layer, and that of {type(model).__name__} is {linear}")
+        raise StageError(f"train.tune: layernorm needs a head of one linear layer; that of {type(model).__name__} is {linear}")
     normalised = NormalisedLinear(linear.in_features, linear.out_features, linear.bias is not None)
     normalised.load_state_dict(linear.state_dict())
     model.set_submodule("classifier", normalised)

@@ -42,7 +42,7 @@ def listing(source: Source, staging: Path) -> pd.DataFrame:
     taken = sorted(TAKEN & set(table))
     if taken:
         raise StageError(
-            f"data source {source.name}: the name of its column {', '.join(taken)} is one that ingest or evaluation gives itself; "
+            f"data source {source.name}: column name {', '.join(taken)} is reserved for ingest or evaluation; "
             "rename it, or leave the column out"
         )
     return _completed(table).sort_values("path", ignore_index=True)

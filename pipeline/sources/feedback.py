@@ -30,7 +30,7 @@ def listing(source: FeedbackSource, staging: Path) -> pd.DataFrame:
         listed = [{name: getattr(said, name) for name in fields} | {"reason": reason} for said, reason in judged.set_aside]
         staging.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(listed).to_csv(aside, index=False)
-        log.warning("%d statements of users do not count: %s says why", len(listed), aside)
+        log.warning("%d user labels were not counted, see %s", len(listed), aside)
     rows = {
         said.image: {
             "file": str(source.path / feedback.IMAGES / said.image),

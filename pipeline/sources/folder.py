@@ -56,7 +56,7 @@ def _listed(source: FolderSource) -> pd.DataFrame:
         raise StageError(f"{origin}: label {first}; allowed are {', '.join(LABELS)}")
     outside = [path for path in table["path"] if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts]
     if outside:
-        raise StageError(f"{origin}: {outside[0]!r} points out of the folder; paths are relative to it")
+        raise StageError(f"{origin}: {outside[0]!r} points outside the folder; paths are relative to it")
     absent = [path for path in table["path"] if not os.path.isfile(source.path / path)]  # noqa: PTH113 - pathlib raises for a long name
     if absent:
         raise StageError(f"{origin}: {len(absent)} listed files do not exist, the first is {absent[0][:200]!r}")
@@ -74,11 +74,11 @@ def _table(origin: Path) -> pd.DataFrame:
     except ValueError as error:  # from pandas for anything that is not CSV, from Python for bytes that are not UTF-8
         raise StageError(f"{origin} cannot be read: {str(error).strip()}. Save it as CSV in UTF-8, with commas") from None
     if len(table) and not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus fields for row names
-        raise StageError(f"{origin}: its rows have more fields than its first line has names: {', '.join(table.columns)}")
+        raise StageError(f"{origin}: its rows have more fields than its header has names: {', '.join(table.columns)}")
     names = [name.strip() for name in table.columns]
     table.columns = pd.Index([name.lower() if name.lower() in GIVEN else name for name in names])
     if table.columns.has_duplicates:
-        raise StageError(f"{origin}: column {table.columns[table.columns.duplicated()][0]} is there twice")
+        raise StageError(f"{origin}: column {table.columns[table.columns.duplicated()][0]} appears twice")
     return table
 
 

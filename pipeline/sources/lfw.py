@@ -29,7 +29,7 @@ def listing(source: LfwSource) -> pd.DataFrame:
         raise StageError(f"data source {source.name}: unpacking into {folder} was cut short; remove that folder and run again")
     files = sorted(Path(folder).glob("*/*.jpg"))
     if not files:
-        raise StageError(f"data source {source.name}: {folder} holds no images; remove it and run again to fetch it anew")
+        raise StageError(f"data source {source.name}: {folder} holds no images; remove it and run again to download it")
     return pd.DataFrame(
         [{"file": str(file), "path": f"{file.parent.name}/{file.name}", "label": "real", "group": file.parent.name} for file in files]
     )

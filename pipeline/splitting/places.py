@@ -37,11 +37,11 @@ NOTHING = Earlier(pd.Series(dtype="str"), np.empty(0, np.int64), np.empty(0, boo
 def read(settings: Split) -> tuple[Earlier, str]:
     """Where earlier runs placed images, and whether that is kept, as text for the log and the report."""
     if not DRAWN.is_file():
-        return NOTHING, "drawn anew: there was no earlier split"
+        return NOTHING, "newly drawn: there was no earlier split"
     before, now = json.loads(DRAWN.read_text()), drawn_with(settings)
-    changed = [f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if before.get(name) != value]
+    changed = [f"{name} was {before.get(name)}, is now {value}" for name, value in now.items() if before.get(name) != value]
     if changed:
-        return NOTHING, "drawn anew, images may have moved: " + "; ".join(changed)
+        return NOTHING, "drawn again, images may have moved: " + "; ".join(changed)
     there = (*PARTS, UNSEEN) if settings.holdout_generators else PARTS
     last = placed({part: pd.read_parquet(SPLITS / f"{part}.parquet", columns=["image_id"]) for part in there})
     ever = pd.concat([last, pd.read_parquet(PLACES)]).drop_duplicates("image_id") if PLACES.is_file() else last

@@ -84,7 +84,7 @@ def _behind(network: PreTrainedModel, number: int) -> list[nn.Parameter]:
     """The weights of the last blocks and of everything after them, in order of definition."""
     blocks = _blocks(network)
     if number > len(blocks):
-        raise StageError(f"train.last_blocks = {number}: {type(network).__name__} has {len(blocks)} blocks")
+        raise StageError(f"train.last_blocks = {number}: {type(network).__name__} has only {len(blocks)} blocks")
     first = next(blocks[-number].parameters())
     weights = list(network.parameters())
     start = next(index for index, weight in enumerate(weights) if weight is first)
@@ -102,7 +102,7 @@ def _blocks(network: PreTrainedModel) -> list[nn.Module]:
     whole = sum(weight.numel() for weight in network.parameters())
     large = [blocks for blocks in kinds.values() if 3 * sum(w.numel() for block in blocks for w in block.parameters()) >= whole]
     if not large:
-        raise StageError(f"train.tune: last_blocks finds no blocks in {type(network).__name__}; use full, head, layernorm or lora")
+        raise StageError(f"train.tune: {type(network).__name__} has no blocks for last_blocks; use full, head, layernorm or lora")
     return max(large, key=len)
 
 

@@ -70,7 +70,7 @@ def _bars(columns: list[dict[str, Any]], bounds: Shortcut, axes: Axes) -> None:
     for name, bound in (("warn", bounds.warn), ("refuse", bounds.refuse)):
         axes.axvline(bound, color=plots.GUIDE, linestyle=":")
         axes.text(bound, len(names) - 0.4, name, ha="center", color=plots.GUIDE)
-    axes.set(xlabel="AUC of the column alone (0.5 says nothing)", xlim=(min(0.45, float(values.min())), 1.01))
+    axes.set(xlabel="AUC of the column alone (0.5 is chance)", xlim=(min(0.45, float(values.min())), 1.01))
 
 
 def _example(path: str, row: pd.Series) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def group_folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> Folds | st
     splitter = kind(min(FOLDS, fewest), shuffle=True, random_state=seed)
     folds = list(splitter.split(labels, labels, groups))
     if any(len(set(labels[train])) < len(LABELS) for train, _ in folds):
-        return "a few groups hold nearly all images of a class, so that no part of the data could judge another"
+        return "a few groups hold nearly all images of a class: too few groups to cross-validate"
     return folds
 
 
@@ -98,13 +98,13 @@ def message(shortcut: dict[str, Any], table: pd.DataFrame, ingest: Ingest) -> st
     columns = ", ".join(f"{column['name']} (alone {column['auc']:.2f})" for column in named)
     text = (
         f"Metadata alone tells real from fake with AUC {auc['value']:.2f} ({auc['low']:.2f} to {auc['high']:.2f}), "
-        f"most of it by {columns}: "
+        f"mainly through {columns}: "
         "a detector trained on this would learn the files, not the faces."
     )
     if any(column["name"] not in COLOURS for column in named):
         text += f" {_remedy(table, ingest)}"
     if any(column["name"] in COLOURS for column in named):
-        text += " Re-encoding leaves mean colour as it is: bring reals and fakes that were taken alike, or forge the fakes (data.forge)."
+        text += " Re-encoding leaves mean colour as it is: use reals and fakes that were taken alike, or forge the fakes (data.forge)."
     return text
 
 
@@ -127,7 +127,7 @@ def _remedy(table: pd.DataFrame, ingest: Ingest) -> str:
     values = f"{{size: {wanted['size']}, jpeg_quality: {wanted['jpeg_quality']}}}"
     if ingest.normalise is None:
         return f"Set `ingest.normalise: {values}` in params.yaml, which re-encodes both classes alike, and run again."
-    return f"ingest.normalise is set already: try {values}, or bring pictures whose files were made alike."
+    return f"ingest.normalise is set already: try {values}, or use pictures whose files were made alike."
 
 
 def varying(found: pd.DataFrame) -> pd.DataFrame:

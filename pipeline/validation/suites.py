@@ -66,7 +66,7 @@ def manifest(table: pd.DataFrame, settings: Validate, accepted: pd.DataFrame | N
             column_set=list(COLUMNS), exact_match=False, severity=CRITICAL, notes=f"A column is missing. {AGAIN}"
         ),
         gxe.ExpectTableRowCountToBeBetween(
-            min_value=1, severity=CRITICAL, notes="There are no images. Look at data.sources and reports/quarantine.csv."
+            min_value=1, severity=CRITICAL, notes="There are no images. Check data.sources and reports/quarantine.csv."
         ),
     ]
     if len(table):
@@ -104,11 +104,11 @@ def splits(frame: pd.DataFrame) -> "gx.ExpectationSuite":
 
     again = "Remove data/splits and run `dvc repro split` again."
     failures = {
-        "group_in_several_parts": f"A group (person, source picture or video) stands in several parts. {again}",
-        "cluster_in_several_parts": f"Near-duplicates stand in several parts. {again}",
-        "image_id_in_several_parts": f"The same file stands in several parts. {again}",
-        "pixel_hash_in_several_parts": f"The same picture, in two files, stands in several parts. {again}",
-        "parent_elsewhere": f"A forged fake and the picture that it was made from stand in different parts. {again}",
+        "group_in_several_parts": f"A group (person, source picture or video) is in several parts. {again}",
+        "cluster_in_several_parts": f"Near-duplicates are in several parts. {again}",
+        "image_id_in_several_parts": f"The same file is in several parts. {again}",
+        "pixel_hash_in_several_parts": f"The same picture, in two files, is in several parts. {again}",
+        "parent_elsewhere": f"A forged fake and the picture that it was made from are in different parts. {again}",
         "held_out_elsewhere": f"A generator of split.holdout_generators is in train, val or test. {again}",
     }
     wanted = [f"{part} {label}" for part in PARTS for label in LABELS]
@@ -117,7 +117,7 @@ def splits(frame: pd.DataFrame) -> "gx.ExpectationSuite":
             column="part_and_label",
             value_set=wanted,
             severity=CRITICAL,
-            notes="A part lacks a class. Bring more groups, or change split.shares or split.seed.",
+            notes="A part lacks a class. Add more groups, or change split.shares or split.seed.",
         ),
         *[
             gxe.ExpectColumnValuesToBeNull(column=column, severity=CRITICAL, notes=text)
@@ -158,7 +158,7 @@ def _classes(settings: Validate) -> list[Any]:
         gxe.ExpectColumnValuesToBeNull(
             column="scarce_class",
             severity=CRITICAL,
-            notes=f"A class has fewer than validate.min_images = {settings.min_images} images. Bring more of it, or lower the setting.",
+            notes=f"A class has fewer than validate.min_images = {settings.min_images} images. Add more of it, or lower the setting.",
         ),
         gxe.ExpectColumnKLDivergenceToBeLessThan(
             column="label",
@@ -168,7 +168,7 @@ def _classes(settings: Validate) -> list[Any]:
             threshold=most * math.log(2 * most) + (1 - most) * math.log(2 * (1 - most)) + 1e-9,
             severity=WARNING,
             notes=f"One class has over validate.max_imbalance = {settings.max_imbalance:g} times the images of the other. "
-            "Bring more of the lesser one.",
+            "Add more of the smaller one.",
         ),
     ]
 
@@ -176,26 +176,26 @@ def _classes(settings: Validate) -> list[Any]:
 def _pictures() -> list[Any]:
     import great_expectations.expectations as gxe
 
-    correct = "Leave it out, or correct the label that is wrong in its source."
+    correct = "Leave it out, or correct the wrong label in its source."
     return [
-        gxe.ExpectColumnValuesToBeUnique(column="image_id", severity=CRITICAL, notes=f"The same file stands in two rows. {AGAIN}"),
-        gxe.ExpectColumnValuesToBeUnique(column="path", severity=CRITICAL, notes=f"The same path stands in two rows. {AGAIN}"),
+        gxe.ExpectColumnValuesToBeUnique(column="image_id", severity=CRITICAL, notes=f"The same file is in two rows. {AGAIN}"),
+        gxe.ExpectColumnValuesToBeUnique(column="path", severity=CRITICAL, notes=f"The same path is in two rows. {AGAIN}"),
         gxe.ExpectColumnValuesToBeUnique(
             column="pixel_hash",
             severity=WARNING,
-            notes="The same picture stands in several files. They stay in one part, but count several times: leave the copies out.",
+            notes="The same picture is in several files. They stay in one part, but count several times: leave the copies out.",
         ),
         gxe.ExpectColumnValuesToBeNull(
-            column="file_with_two_labels", severity=CRITICAL, notes=f"The same file is called both real and fake. {correct}"
+            column="file_with_two_labels", severity=CRITICAL, notes=f"The same file is labelled both real and fake. {correct}"
         ),
         gxe.ExpectColumnValuesToBeNull(
-            column="picture_with_two_labels", severity=CRITICAL, notes=f"The same picture is called both real and fake. {correct}"
+            column="picture_with_two_labels", severity=CRITICAL, notes=f"The same picture is labelled both real and fake. {correct}"
         ),
         gxe.ExpectColumnUniqueValueCountToBeBetween(
             column="format",
             max_value=1,
             severity=WARNING,
-            notes="The images are of several formats. Set ingest.normalise to store all alike, or see that each class has each format.",
+            notes="The images have several formats. Set ingest.normalise to store all alike, or make sure that each class has each format.",
         ),
     ]
 
@@ -217,8 +217,8 @@ def _generators(settings: Validate) -> list[Any]:
         gxe.ExpectColumnValuesToBeNull(
             column="scarce_generator",
             severity=WARNING,
-            notes=f"A generator has fewer than validate.min_per_generator = {settings.min_per_generator} fakes: its figures say little. "
-            "Bring more of them, or leave it out.",
+            notes=f"A generator has fewer than validate.min_per_generator = {settings.min_per_generator} fakes: its metrics are unreliable."
+            " Add more of them, or leave it out.",
         ),
     ]
 
@@ -229,7 +229,7 @@ def _ranges(table: pd.DataFrame, settings: Validate) -> list[Any]:
     numbers = sorted({name for name, kind in COLUMNS.items() if kind != "str"} | set(table.select_dtypes("number").columns))
     unknown = sorted(set(settings.ranges) - set(numbers))
     if unknown:
-        raise StageError(f"params.yaml: validate.ranges: no number is called {', '.join(unknown)}; there are: {', '.join(numbers)}")
+        raise StageError(f"params.yaml: validate.ranges: {', '.join(unknown)} is not a numeric column; there are: {', '.join(numbers)}")
     suite = []
     for column, (low, high) in settings.ranges.items():
         bounds = {"at least": low, "at most": high}

@@ -41,13 +41,13 @@ def drift(table: pd.DataFrame, accepted: pd.DataFrame, settings: Validate) -> li
     """
     import great_expectations.expectations as gxe
 
-    meant = "If the change is meant, there is nothing to do: reports/data_card.md shows it."
+    meant = "If the change is intended, there is nothing to do: reports/data_card.md shows it."
     suite: list[Any] = [
         gxe.ExpectColumnDistinctValuesToContainSet(
             column=column,
             value_set=sorted(accepted[column].dropna().unique()),
             severity=WARNING,
-            notes=f"A {column} of the last accepted data version has no image any more. {meant}",
+            notes=f"A {column} of the last accepted data version no longer has any images. {meant}",
         )
         for column in ("generator", "source")
     ]
@@ -66,7 +66,7 @@ def drift(table: pd.DataFrame, accepted: pd.DataFrame, settings: Validate) -> li
             threshold=settings.max_divergence,
             tail_weight_holdout=NEW,
             severity=WARNING,
-            notes=f"The distribution of {column} is not that of the last accepted data version. {meant}",
+            notes=f"The distribution of {column} differs from that of the last accepted data version. {meant}",
         )
         for column, partition in partitions.items()
     ]

@@ -193,7 +193,7 @@ def test_a_package_is_judged_on_a_folder_and_prints_what_the_report_shows(
     for name in ("f1", "auc", "ece"):
         value = f"{found['test'][name]['value']:.3f}"
         assert next(line for line in said.splitlines() if line.startswith(f"{name} ")).split()[1] == value and value in page
-    assert "by cross-validation over groups" in page and "1 files are no images" in page
+    assert "by cross-validation over groups" in page and "1 files are not readable images" in page
     with pytest.raises(SystemExit, match="nowhere is not a model package"):
         evaluate(monkeypatch, "--package", "nowhere", "--data", str(faces), "--out", "x")
 

@@ -100,5 +100,5 @@ def test_each_generator_is_left_out_in_turn(
     part = manifest.read(manifest.SPLITS / "val.parquet")
     part.loc[part["label"] == "fake", "generator"] = "swap"
     manifest.write(part, manifest.SPLITS / "val.parquet")
-    with pytest.raises(StageError, match=r"have swap in common, and it takes two"):
+    with pytest.raises(StageError, match=r"have swap in common; two are needed"):
         leave_one_out.run(chosen)

@@ -34,9 +34,9 @@ def test_clean_data_passes_without_a_word(clean: pd.DataFrame, workspace):
         (lambda table: table.drop(table.index[:25]), "critical", r"fewer than validate.min_images = 10.*5 images: fake", ["fake/25.jpg"]),
         (lambda table: table.drop(table.index[:25]), "warning", r"over validate.max_imbalance = 3 times.*divergence", []),
         (lambda table: table.head(0), "critical", "There are no images", []),
-        (twin_of_one_class("image_id"), "critical", "The same file stands in two rows", [REAL, "real/08.jpg"]),
-        (twin_of_one_class("path"), "critical", "The same path stands in two rows", [REAL, REAL]),
-        (twin("image_id"), "critical", "The same file is called both real and fake", [FAKE, REAL]),
+        (twin_of_one_class("image_id"), "critical", "The same file is in two rows", [REAL, "real/08.jpg"]),
+        (twin_of_one_class("path"), "critical", "The same path is in two rows", [REAL, REAL]),
+        (twin("image_id"), "critical", "The same file is labelled both real and fake", [FAKE, REAL]),
     ],
 )
 def test_planted_trouble_is_named_and_shown(clean: pd.DataFrame, workspace, plant, severity: str, message: str, shown: list[str]):
@@ -53,11 +53,11 @@ def test_each_of_many_troubles_is_named_with_its_own_pictures_and_nothing_else(c
         (change("group", None, "real/21.jpg"), "critical", r"Column group has empty values.*1 image", ["real/21.jpg"]),
         (change("generator", "gan", "real/22.jpg"), "critical", "A real image names a generator.*1 image: gan", ["real/22.jpg"]),
         (change("generator", "none", "fake/20.jpg"), "critical", "A fake has 'none' as its generator", ["fake/20.jpg"]),
-        (twin("pixel_hash"), "critical", "The same picture is called both real and fake", [FAKE, REAL]),
+        (twin("pixel_hash"), "critical", "The same picture is labelled both real and fake", [FAKE, REAL]),
         (
             change("pixel_hash", "feed" * 4, "real/24.jpg", "real/25.jpg"),
             "warning",
-            "The same picture stands in several files",
+            "The same picture is in several files",
             [FAKE, REAL, "real/24.jpg", "real/25.jpg"],
         ),
         (change("generator", "new", "fake/21.jpg"), "warning", "fewer than.*min_per_generator = 20.*image: new", ["fake/21.jpg"]),
@@ -83,9 +83,9 @@ def test_each_of_many_troubles_is_named_with_its_own_pictures_and_nothing_else(c
 
 def test_a_range_of_an_unknown_column_and_one_without_bounds_are_named(clean: pd.DataFrame, workspace):
     settings = workspace(validate__ranges={"sharpness": [1, 2]}).validate_
-    with pytest.raises(StageError, match=r"validate.ranges: no number is called sharpness; there are: blue, blur"):
+    with pytest.raises(StageError, match=r"validate.ranges: sharpness is not a numeric column; there are: blue, blur"):
         suites.manifest(clean, settings)
-    for bounds, message in (((None, None), "ranges.blur needs a lowest value"), ((2.0, 1.0), "the lowest value 2 is over the highest")):
+    for bounds, message in (((None, None), "ranges.blur needs a lowest value"), ((2.0, 1.0), "the lowest value 2 is above the highest")):
         with pytest.raises(ValidationError, match=message):
             Validate.model_validate(settings.model_dump() | {"ranges": {"blur": bounds}})
 
@@ -102,7 +102,7 @@ def test_every_critical_failure_is_in_the_message_and_the_page_shows_it(clean: p
     with pytest.raises(StageError) as caught:
         validate.run(params)
     message = str(caught.value)
-    assert "called both real and fake" in message and "A real image names a generator" in message and "reports/validation.html" in message
+    assert "labelled both real and fake" in message and "A real image names a generator" in message and "reports/validation.html" in message
     report = json.loads(validate.REPORT.read_text())
     assert not report["passed"] and len(report["critical"]) == 2 and not manifest.ACCEPTED.exists()
     page = validate.PAGE.read_text()

@@ -36,11 +36,11 @@ def test_a_clean_split_has_no_leak(parts: dict[str, pd.DataFrame], workspace):
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        ("group", "A group .* stands in several parts.*2 images: "),
-        ("cluster", "Near-duplicates stand in several parts.*2 images"),
-        ("image_id", "The same file stands in several parts.*2 images"),
-        ("pixel_hash", "The same picture, in two files, stands in several parts.*2 images"),
-        ("parents", "made from stand in different parts.*1 image"),
+        ("group", "A group .* is in several parts.*2 images: "),
+        ("cluster", "Near-duplicates are in several parts.*2 images"),
+        ("image_id", "The same file is in several parts.*2 images"),
+        ("pixel_hash", "The same picture, in two files, is in several parts.*2 images"),
+        ("parents", "made from are in different parts.*1 image"),
     ],
 )
 @pytest.mark.parametrize("part", ["val", "unseen"])

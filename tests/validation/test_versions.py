@@ -35,8 +35,8 @@ def test_a_version_is_compared_with_the_last_accepted_one(clean: pd.DataFrame, p
     save(changed.sort_values("path", ignore_index=True))
     warnings = validate.run(params)["warnings"]
     for expected in (
-        r"A source of the last accepted data version has no image any more.*\(faces\)",
-        r"distribution of generator is not that of the last accepted",
+        r"A source of the last accepted data version no longer has any images.*\(faces\)",
+        r"distribution of generator differs from that of the last accepted",
         r"distribution of source .*divergence",
         r"distribution of blur ",
     ):
@@ -73,7 +73,7 @@ def test_a_generator_that_disappeared_is_named(clean: pd.DataFrame, workspace):
     accepted = change("generator", "gan", *(f"fake/{index:02d}.jpg" for index in range(10)))(clean)
     found = failures(clean, settings, accepted)
     gone = found["expect_column_distinct_values_to_contain_set(generator)"]
-    assert "A generator of the last accepted data version has no image any more" in gone["detail"] and "(gan)" in gone["detail"]
+    assert "A generator of the last accepted data version no longer has any images" in gone["detail"] and "(gan)" in gone["detail"]
 
 
 def test_the_same_distribution_does_not_warn(clean: pd.DataFrame, workspace):
