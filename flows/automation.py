@@ -27,7 +27,7 @@ def retrain_on_drift(deployment_id: UUID) -> None:
         there = client.read_automations_by_name(NAME)
         wanted = AutomationCore(
             name=NAME,
-            description="Starts the flow `train` when the flow `drift` found one.",
+            description="Starts the flow `train` when the flow `drift` finds drift.",
             enabled=there[0].enabled if there else True,
             trigger=EventTrigger(
                 expect={DRIFT_EVENT},

@@ -51,9 +51,9 @@ def backup(file: Path) -> dict[str, Any]:
     """
     state = here()
     if file.exists():
-        raise StageError(f"{file} exists already: give the backup a new name")
+        raise StageError(f"{file} already exists: give the backup a new name")
     if inside := [name for name, place in state.files.items() if file.resolve().is_relative_to(place.resolve())]:
-        raise StageError(f"{file} lies in {inside[0]}, which is backed up itself: choose another folder")
+        raise StageError(f"{file} is in {inside[0]}, which is itself backed up: choose another folder")
     found = {name: place for name, place in state.files.items() if place.exists()}
     elsewhere = dict(state.elsewhere)
     if state.remote and found.pop("cache", None):
@@ -167,4 +167,4 @@ def _add_index(archive: tarfile.TarFile, index: dict[str, Any]) -> None:
 def _push() -> None:
     done = subprocess.run([sys.executable, "-m", "dvc", "push", "--quiet"], text=True, capture_output=True)
     if done.returncode:
-        raise StageError(f"dvc push, so that the remote holds all data: {done.stderr.strip()}")
+        raise StageError(f"`dvc push` of all data to the remote failed: {done.stderr.strip()}")

@@ -124,7 +124,7 @@ def forget(id: str) -> dict[str, int]:
         "images": len(feedback.forget(record, id)),
     }
     if not any(found.values()):
-        raise StageError(f"nothing is kept of an answer with the id {id!r}")
+        raise StageError(f"nothing is stored about an answer with the id {id!r}")
     return found
 
 
@@ -141,7 +141,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if name in ("backup", "restore"):
             verb.add_argument("file", metavar="FILE", type=Path, help="a tar.gz archive")
         if name == "restore":
-            verb.add_argument("--force", action="store_true", help="replace the state that is here")
+            verb.add_argument("--force", action="store_true", help="replace the existing state")
     arguments = parser.parse_args(words)
     found: dict[str, Any]
     try:
@@ -157,7 +157,7 @@ def main(words: Sequence[str] | None = None) -> None:
         elif arguments.verb == "restore":
             found = restore(arguments.file, arguments.force)
             bring = "dvc pull" if "cache" in found["elsewhere"] else "dvc checkout"
-            text = f"as it was at {found['made']}: {_kept(found)}\nNext: {bring}, make up"
+            text = f"restored the state of {found['made']}: {_kept(found)}\nNext: {bring}, make up"
         else:
             found = rollback()
             text = f"champion: version {found['to']} (was {found['from'] or 'none'}). The service follows within seconds."

@@ -79,7 +79,7 @@ def _follow(by: str | None) -> State[Any]:
         return Failed(name="Refused", message=reason)
     new = note(replace(version, tags=version.tags | {BENTO: tag}), by)
     if new is None:
-        return Completed(name="Superseded", message=f"version {version.number} is not the champion any more: nothing is recorded of it")
+        return Completed(name="Superseded", message=f"version {version.number} is no longer the champion; nothing was recorded")
     return Completed(name="Cached" if built and not new else None, message=tag)
 
 

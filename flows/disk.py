@@ -12,4 +12,4 @@ def full() -> str | None:
     free = shutil.disk_usage(Path.cwd()).free
     if free >= LEAST:
         return None
-    return f"the disk of {Path.cwd()} is full ({free / 1e6:.1f} MB left): make room and run again, it goes on where it was"
+    return f"the disk of {Path.cwd()} is full ({free / 1e6:.1f} MB left): free some space and run again; it resumes"

@@ -58,7 +58,7 @@ def _look() -> State[Any]:
     params = load_params()
     settings = params.drift
     if WORKSPACE in at_work():  # it may read images that would be deleted, and take hours, too long to wait
-        get_run_logger().info("a run is at work in this folder: kept pictures that have expired go with the first check after it")
+        get_run_logger().info("a run is active in this folder: expired images will be deleted by the first check after it")
     else:
         with workspace_lock():
             let_expire(params.feedback.retention_days)
@@ -70,7 +70,7 @@ def _look() -> State[Any]:
     source = next((source for source in params.data.sources if isinstance(source, FeedbackSource)), FeedbackSource(kind="feedback"))
     window = predictions.newest(var_folder() / predictions.FILE, version.digest, settings.max_window)
     if len(window) < settings.min_window:
-        message = f"{len(window)} of {settings.min_window} answers needed: not enough data to say anything"
+        message = f"{len(window)} of the {settings.min_window} answers needed: not enough data"
         return Completed(name="NotEnoughData", message=message)
     reference, report = check(references(found.path), window, settings)
     report = {"version": version.number} | report
@@ -166,7 +166,7 @@ def sentence(report: dict[str, Any]) -> str:
     if report["drift"]:
         text += f", above all in {', '.join(shifted(report)[:MOST_NAMED])}; {report['kind']['kind']}: {report['kind']['why']}"
     if (challenger := report["challenger"]) is not None:
-        text += f". In its shadow version {challenger['version']} agreed on {challenger['agreement']:.0%} of {challenger['n']} answers"
+        text += f". As a shadow, version {challenger['version']} agreed on {challenger['agreement']:.0%} of {challenger['n']} answers"
     return text
 
 

@@ -26,7 +26,7 @@ class Verdict:
 
     def __str__(self) -> str:
         bounds = [f"{word} {bound:g}" for word, bound in (("at least", self.min), ("at most", self.max)) if bound is not None]
-        value = "not defined, for want of a class or of groups" if self.value is None else f"{self.value:.4f}"
+        value = "not defined (needs both classes and enough groups)" if self.value is None else f"{self.value:.4f}"
         return f"{'passed' if self.passed else 'failed'}: {value}, {' and '.join(bounds)}"
 
 

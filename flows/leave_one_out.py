@@ -20,7 +20,7 @@ def leave_one_out() -> State[Any]:
     except (StageError, ParamsError) as error:
         return Failed(name="StageFailed", message=str(error))
     message = (
-        f"AUC on a kind of forgery that was not shown: mean {found['mean_auc']:.3f}, worst {found['worst_auc']:.3f} ({found['worst']}), "
+        f"AUC on an unseen kind of forgery: mean {found['mean_auc']:.3f}, worst {found['worst_auc']:.3f} ({found['worst']}), "
         f"pooled {figure_text(found['pooled_auc'])}"
     )
     lines = [f"| {name} | {figure_text(row['auc'])} | {figure_text(row['recall'])} |" for name, row in found["generators"].items()]

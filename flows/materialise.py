@@ -132,7 +132,7 @@ def workspace_lock(name: str = WORKSPACE, say: Callable[[str], None] | None = No
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            (say or get_run_logger().info)(f"another run is at work in this folder ({name}); waiting until it ends")
+            (say or get_run_logger().info)(f"another run is active in this folder ({name}); waiting until it ends")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

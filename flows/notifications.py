@@ -19,7 +19,7 @@ def send(fact: Fact, message: str) -> None:
             return
         block = Block.load(name)
         if not isinstance(block, NotificationBlock):
-            raise TypeError("it is no notification block")
+            raise TypeError("it is not a notification block")
         block.notify(message, subject=f"Unmask: {fact}")  # type: ignore[unused-coroutine]
     except Exception as error:  # whatever a mail server does, a roll-back must go on
         get_logger("unmask").warning("not sent, notifications.block of params.yaml: %s: %s", error, message)

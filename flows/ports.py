@@ -53,7 +53,7 @@ def running() -> dict[str, str]:
             if address.hostname and address.scheme in HTTP:
                 places[name] = (address.hostname, address.port or HTTP[address.scheme])
         except ValueError:  # its message would show the password
-            sys.exit(f"error: {name} is no address like http://{HOST}:5000")
+            sys.exit(f"error: {name} is not a URL like http://{HOST}:5000")
     found = {}
     for name, place in places.items():
         with suppress(OSError), socket.create_connection(place, timeout=5):

@@ -34,7 +34,7 @@ class Ended:
         for number in reversed(range(len(lines))):
             if lines[number].lower().startswith("error:"):
                 return "\n".join(lines[number:]).partition(":")[2].strip()
-        return lines[-1] if lines else f"it printed nothing and ended with {self.returncode}"
+        return lines[-1] if lines else f"it printed nothing and exited with {self.returncode}"
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -132,11 +132,11 @@ def roll_back(by: str) -> dict[str, int | None]:
     target = _before(champion, [line for line in lines if _key(line) not in left]) or registry.holder(PREVIOUS)
     if target is None or target == champion or (target.number, target.digest) in left:
         raise StageError(
-            "there is no version to go back to: none but the champion was ever promoted, it is no longer registered, or you came from it. "
+            "there is no version to roll back to: only the champion was ever promoted, the one before is gone, or it was rolled back. "
             f"Move the alias `{CHAMPION}` of {registry.MODEL} in MLflow."
         )
     if (reason := obstacle(target)) is not None:
-        raise StageError(f"cannot go back: {reason}. {ADVICE}")
+        raise StageError(f"cannot roll back: {reason}. {ADVICE}")
     promote(target)
     record(target, by, back=True)
     return {"from": champion.number if champion else None, "to": target.number}

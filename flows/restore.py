@@ -67,7 +67,7 @@ def restore(file: Path, force: bool = False) -> dict[str, Any]:
                 undo.close()
             except Exception as second:
                 tidy.pop_all()
-                raise StageError(f"{error}. What was here could not be put back ({second}): it is in the folders {ROOM}*") from error
+                raise StageError(f"{error}. The previous state could not be put back ({second}): it is in the folders {ROOM}*") from error
             raise
     return index
 
@@ -75,9 +75,9 @@ def restore(file: Path, force: bool = False) -> dict[str, Any]:
 def _check_idle() -> None:
     if found := running():
         where = ", ".join(f"{place} ({name})" for name, place in found.items())
-        raise StageError(f"something listens on {where}: stop it before a restore, or unset what names a server that keeps nothing here")
+        raise StageError(f"a server listens on {where}: stop it before a restore, or unset the variable if it keeps no state here")
     if held := at_work():
-        raise StageError(f"a run is at work in this folder ({', '.join(held)}): let it end, or stop it, before a restore")
+        raise StageError(f"a run is active in this folder ({', '.join(held)}): let it end, or stop it, before a restore")
 
 
 def _room(folder: Path, tidy: ExitStack) -> Path:
@@ -131,14 +131,13 @@ def _unpack(file: Path, folder: Path) -> dict[str, Any]:
                 pass
         index: dict[str, Any] = json.loads((folder / INDEX).read_text())
     except FileNotFoundError as error:
-        what = "does not exist" if not file.exists() else f"is no whole backup: it has no {error.filename and Path(error.filename).name}"
+        name = error.filename and Path(error.filename).name
+        what = "does not exist" if not file.exists() else f"is not a complete backup: {name} is missing"
         raise StageError(f"{file} {what}") from None
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
         raise StageError(f"{file} cannot be restored: {error}") from None
     if index.get("format") != FORMAT:
-        raise StageError(
-            f"{file} has the format {index.get('format')}, this release reads {FORMAT}: restore it with the release that wrote it"
-        )
+        raise StageError(f"{file} has format {index.get('format')}; this release reads {FORMAT}: restore it with the release that wrote it")
     return index
 
 
@@ -146,7 +145,7 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) ->
     """Like tarfile's filter "data", which came with Python 3.11.4, too late for Debian 12. Raises tarfile.ReadError."""
     target = folder / member.name
     if not (member.isfile() or member.isdir()) or ".." in Path(member.name).parts or not target.is_relative_to(folder):
-        raise tarfile.ReadError(f"it holds {member.name!r}, which is no plain file or folder below where it is unpacked")
+        raise tarfile.ReadError(f"it holds {member.name!r}, which is not a regular file or folder inside the target")
     archive.extract(member, folder, set_attrs=False)  # the owner in the archive does not count
     if member.isfile():
         target.chmod(member.mode & 0o755 | 0o600)
@@ -166,12 +165,12 @@ def relocate(database: Path, old: Path, new: Path) -> None:
 def _check_fit(index: dict[str, Any], state: State, file: Path) -> None:
     if wrong := sorted(set(index["databases"]) - set(state.databases)) or sorted(set(index["files"]) - set(state.files)):
         raise StageError(
-            f"{file} holds {', '.join(wrong)}, for which the settings here name no such place. "
-            "Set the stores (.env) as they were when it was made; a database moves between SQLite and Postgres by no backup"
+            f"{file} holds {', '.join(wrong)}, which the current settings do not include. "
+            "Set the stores (.env) as they were when it was made; a backup cannot move a database between SQLite and Postgres"
         )
     for name, place in index["elsewhere"].items():
         if name in state.elsewhere and state.elsewhere[name] != place:
-            raise StageError(f"{file} counts on {name} at {place}; the settings here name {state.elsewhere[name]}")
+            raise StageError(f"{file} expects {name} at {place}; the current settings have {state.elsewhere[name]}")
 
 
 def _taken(index: dict[str, Any], state: State, new: Path) -> Iterator[str]:

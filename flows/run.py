@@ -83,7 +83,7 @@ def summary(version: Version, champion: Version | None, promoted: bool) -> str:
     width = max(map(len, rows))
     table = "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
     port = os.environ.get("SERVICE_PORT") or PORTS["SERVICE_PORT"]
-    commands = {"make up": "everything: MLflow to promote in, Prefect, the page"}
+    commands = {"make up": "everything: MLflow (to promote), Prefect, the page"}
     if champion:
         commands = {"make serve": f"the page and the API on http://localhost:{port}"} | commands
     listed = "\n".join(f"  {command:<{width}}  {what}" for command, what in commands.items())
@@ -98,7 +98,7 @@ def verdict(version: Version) -> str:
 
 def _role(version: Version, champion: Version | None, promoted: bool) -> str:
     if promoted:
-        return ", champion: the very first that passed"
+        return ", champion: the first version that passed"
     if champion == version:
         return ", champion"
     if not version.passed:

@@ -42,7 +42,7 @@ def smoke(bento: Path, package: Package) -> str | None:
             with leash(-process.pid), httpx.Client(base_url=f"http://{HOST}:{port}", timeout=60) as client:
                 answer = _ready(client, process)
                 if answer is None:
-                    return f"it does not come up: {Ended(process.returncode or 0, log.read_text().splitlines()).message()}"
+                    return f"it does not start: {Ended(process.returncode or 0, log.read_text().splitlines()).message()}"
                 # It checks its package before it listens, so an error is final.
                 return _differs(client, package) if answer.is_success else f"it serves nothing: {answer.json()['error']['message']}"
         except httpx.HTTPError as error:
@@ -75,5 +75,5 @@ def _differs(client: httpx.Client, package: Package) -> str | None:
             return f"{path.name}: it answers {answer.status_code}: {answer.text[:200]}"
         found = answer.json()["probability_fake"]
         if min(abs(found - golden.expected(precision)) for precision in ("f32", "int8")) > package.meta.golden_tolerance:
-            return f"{path.name}: it says {found:.4f}, the package says {golden.probability_fake:.4f}"
+            return f"{path.name}: it answers {found:.4f}; {golden.probability_fake:.4f} was recorded"
     return None

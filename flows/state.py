@@ -53,10 +53,10 @@ def here() -> State:
     try:
         urls = {name: make_url(uri) for name, uri in uris.items()}
     except (ArgumentError, ValueError):  # its message would show the password
-        raise StageError(f"one of {BACKEND} and {PREFECT[1]} is no address like postgresql://USER:PASSWORD@HOST/NAME") from None
+        raise StageError(f"one of {BACKEND} and {PREFECT[1]} is not a URL like postgresql://USER:PASSWORD@HOST/NAME") from None
     for name, url in urls.items():
         if url.get_backend_name() not in ("sqlite", "postgresql"):
-            raise StageError(f"the database of {name} is of the kind {url.get_backend_name()}: only SQLite and Postgres can be backed up")
+            raise StageError(f"the database of {name} is {url.get_backend_name()}: only SQLite and Postgres can be backed up")
     artifacts = os.environ.get(ARTIFACTS) or "mlartifacts"
     bucket = "://" in artifacts and not artifacts.startswith("file:")
     cache, remote = _dvc()

@@ -76,8 +76,8 @@ def skipped(settings: Params) -> str | None:
     if known is None:
         return None
     folder = retraining.label_next(settings)
-    none = "no user let us keep an image that nobody has labelled, so there is none to label"
-    what = f"label what {folder} holds, and add it to data.sources" if folder else none
+    none = "there are no unlabelled images that users let us keep"
+    what = f"label the images in {folder}, and add it to data.sources" if folder else none
     return f"nothing new since version {known.number}; {what}"
 
 

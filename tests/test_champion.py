@@ -234,6 +234,6 @@ def test_what_deploy_refuses_is_not_served(tmp_path: Path, package: Path, new_st
         source.wanted()
     client(store).set_model_version_tag("unmask", "1", OVERRIDE, "Ada: registered by hand")
     assert source.wanted()
-    client(store).set_model_version_tag("unmask", "1", SMOKE_TEST, "failed: it does not come up")
+    client(store).set_model_version_tag("unmask", "1", SMOKE_TEST, "failed: it does not start")
     with pytest.raises(UnavailableError, match="Version 1 did not pass its smoke test"):
         source.wanted()

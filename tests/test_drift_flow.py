@@ -151,7 +151,7 @@ def test_drifted_answers_start_a_training_once(tmp_path, prefect_home, new_store
             mlflow.MlflowClient(store, store).set_model_version_tag("unmask", version, registry.DIGEST, package.digest)
 
             record(var / FILE, package.digest, sample(rng, 37))
-            assert check() == "NotEnoughData: 37 of 100 answers needed: not enough data to say anything"
+            assert check() == "NotEnoughData: 37 of the 100 answers needed: not enough data"
             record(var / FILE, package.digest, sample(rng, 100))
             log = PredictionLog(var / FILE)
             for id in newest(var / FILE, package.digest, 60)["id"]:

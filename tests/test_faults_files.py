@@ -43,7 +43,7 @@ def test_two_runs_at_once(workspace: Path):
     for process, log in zip(processes, logs, strict=True):
         assert process.wait(timeout=600) == 0, log.read_text()
     said = "".join(log.read_text() for log in logs)
-    assert said.count("another run is at work in this folder (run)") == 1
+    assert said.count("another run is active in this folder (run)") == 1
     assert said.count("Running stage 'train'") == 1
     assert registered_once(workspace, store(workspace)).version == 1
 
@@ -88,7 +88,7 @@ def test_a_full_disk(workspace: Path, disk: Path, kilobytes: int):
     with filler.open("wb") as file:
         file.write(b"\0" * free)
     full = run(folder, *RUN, check=False)
-    assert "error:" in full and "is full" in full and "make room and run again" in full, full
+    assert "error:" in full and "is full" in full and "free some space and run again" in full, full
     filler.unlink()
     run(folder, *RUN)
     assert registered_once(folder, store(folder)).version == 1

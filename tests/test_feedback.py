@@ -111,7 +111,7 @@ def test_forget_removes_an_answer_everywhere(workspace, monkeypatch, capsys):
     assert newest(workspace / "var" / FILE, "package", 10)["id"].tolist() == ["b"]
     assert feedback.forget(folder, "c") == set()  # another user let us keep the same image
     assert [statement.id for statement in feedback.read(folder)] == ["b", "d"]
-    with pytest.raises(SystemExit, match="nothing is kept of an answer with the id 'a'"):
+    with pytest.raises(SystemExit, match="nothing is stored about an answer with the id 'a'"):
         cli.main()
 
 

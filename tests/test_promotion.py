@@ -75,7 +75,7 @@ def test_rollback_restores_the_version_before_and_says_so(store, package, tmp_pa
         versions(store, package, "passed", "passed", "failed")
         promote(store, "1")
         promotion.record(registry.known(1), "the test")
-        with pytest.raises(SystemExit, match=r"^error: there is no version to go back to"):
+        with pytest.raises(SystemExit, match=r"^error: there is no version to roll back to"):
             cli.main(["rollback"])
 
         promote(store, "2")  # in MLflow, and no flow has run since
@@ -129,7 +129,7 @@ def test_rollback_leaves_a_refused_champion_and_never_goes_to_one(store, package
         promotion.roll_back("me")
     assert aliases(store)["champion"] == "2"
     client(store).delete_model_version("unmask", "1")
-    with pytest.raises(promotion.StageError, match="no version to go back to"):
+    with pytest.raises(promotion.StageError, match="no version to roll back to"):
         promotion.roll_back("me")
 
 
@@ -140,7 +140,7 @@ def test_a_second_roll_back_goes_further_back_and_not_forth(store, package):
         promotion.record(registry.known(number))
     assert promotion.roll_back("me") == {"from": 3, "to": 2}
     assert promotion.roll_back("me") == {"from": 2, "to": 1}
-    with pytest.raises(promotion.StageError, match="no version to go back to"):
+    with pytest.raises(promotion.StageError, match="no version to roll back to"):
         promotion.roll_back("me")
     promote(store, "2")  # somebody wants it after all
     promotion.record(registry.known(2))
@@ -158,7 +158,7 @@ def test_a_roll_back_after_somebody_took_the_alias_away_goes_to_the_version_befo
     client(store).delete_registered_model_alias("unmask", "champion")
     assert promotion.roll_back("me") == {"from": None, "to": 1}
     client(store).delete_registered_model_alias("unmask", "champion")
-    with pytest.raises(promotion.StageError, match="no version to go back to"):
+    with pytest.raises(promotion.StageError, match="no version to roll back to"):
         promotion.roll_back("me")
     assert "champion" not in aliases(store)
 
@@ -195,7 +195,7 @@ def test_an_override_names_who_and_why(store, package):
 
 
 def test_what_failed_beside_the_gate_is_not_called_a_gate():
-    tags = {"gate": "passed", "gate.test.f1.low": "passed: 0.8, at least 0.75", "smoke_test": "failed: it does not come up"}
+    tags = {"gate": "passed", "gate.test.f1.low": "passed: 0.8, at least 0.75", "smoke_test": "failed: it does not start"}
     assert verdict(registry.Version(1, "run", tags)) == "passed"
     failed = tags | {"gate": "failed", "gate.test.f1.low": "failed: 0.7, at least 0.75"}
     assert verdict(registry.Version(1, "run", failed)) == "failed: test.f1.low 0.7, at least 0.75"

@@ -32,7 +32,7 @@ def test_a_drift_trains_on_new_labels_and_on_nothing_else(finished: Path, copy_w
     said = {"version": "1", "verdict": "real", "probability_fake": 0.45}
 
     run(workspace, sys.executable, "-c", "from flows.train import train; train(reason='a person')")
-    assert "ended as Skipped: skipped: nothing new since version 1; no user let us keep an image" in run(workspace, *drifted)
+    assert "ended as Skipped: skipped: nothing new since version 1; there are no unlabelled images" in run(workspace, *drifted)
 
     for number in range(8):
         picture(tmp_path / "upload.jpg", seed=number, quality=95)
@@ -49,7 +49,7 @@ def test_a_drift_trains_on_new_labels_and_on_nothing_else(finished: Path, copy_w
     assert "ended as Skipped: skipped: the last one began" in run(workspace, *drifted)
     apply({"retrain.cooldown_hours": 0.0}, workspace / "params.yaml")
     ended = run(workspace, *drifted)
-    assert "nothing new since version 2; label what var/labelling/" in ended
+    assert "nothing new since version 2; label the images in var/labelling/" in ended
     (folder,) = (workspace / "var/labelling").iterdir()
     assert len(list(folder.glob("*.jpeg"))) == 8
 
