@@ -25,7 +25,7 @@ from pipeline.memory import give_back_large
 from pipeline.tracking import MODEL
 from serving import app
 from serving.access import is_loopback
-from serving.connections import bound
+from serving.connections import install_protocol
 from serving.context import Context
 from serving.front import Front
 from serving.settings import Settings
@@ -49,7 +49,7 @@ user, and empty it whenever one of them starts, even if that start fails."""
 
 log = logging.getLogger("pipeline.service")
 routes = app.make()
-bound()
+install_protocol()
 
 
 def _champion() -> Champion:

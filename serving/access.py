@@ -71,24 +71,24 @@ def _key(request: Request, settings: Settings) -> bytes:
     return found[0]
 
 
-class RateLimit:
+class RateLimiter:
     """A token bucket per client, with a burst of one minute's worth."""
 
-    def __init__(self, a_minute: int) -> None:
-        self.a_minute = a_minute
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, client: str) -> None:
+    def acquire(self, client: str) -> None:
         """Take a token. Raises ApiError: too_many_requests, with the seconds to wait."""
-        if not self.a_minute:
+        if not self.per_minute:
             return
         now = time.monotonic()
-        left, seen = self._buckets.pop(client, (float(self.a_minute), now))
-        left = min(left + (now - seen) * self.a_minute / 60, self.a_minute)
+        left, seen = self._buckets.pop(client, (float(self.per_minute), now))
+        left = min(left + (now - seen) * self.per_minute / 60, self.per_minute)
         self._buckets[client] = (left - 1 if left >= 1 else left, now)
         if len(self._buckets) > REMEMBERED:
             self._buckets.popitem(last=False)
         if left < 1:
-            wait = int((1 - left) * 60 / self.a_minute) + 1
-            message = f"More than {self.a_minute} requests a minute"
+            wait = int((1 - left) * 60 / self.per_minute) + 1
+            message = f"More than {self.per_minute} requests a minute"
             raise ApiError("too_many_requests", message, f"Wait {wait} s.", {"Retry-After": str(wait)})

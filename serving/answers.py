@@ -36,7 +36,7 @@ EXAMPLE_PREDICTION: dict[str, Any] = {
 }
 
 
-def told(trouble: tuple[str, str] | None) -> str | None:
+def trouble_text(trouble: tuple[str, str] | None) -> str | None:
     """The problem with a version and what to do about it, as one text; None if all is well."""
     return ". ".join(trouble) if trouble else None
 
@@ -240,10 +240,10 @@ class Challenger(Answer):
         """What is tried out; None if UNMASK_CHALLENGER is off."""
         if trial.mode == "off":
             return None
-        served, ended, trouble = trial.challenger.served, trial.ended(), trial.challenger.trouble
+        served, ended, trouble = trial.challenger.served, trial.stop_reason(), trial.challenger.trouble
         share = trial.share if served and not ended else 0.0
         version = served.version if served else None
-        return cls(version=version, mode=trial.mode, share=share, ended=ended, trouble=told(trouble))
+        return cls(version=version, mode=trial.mode, share=share, ended=ended, trouble=trouble_text(trouble))
 
 
 class About(Model):

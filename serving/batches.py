@@ -36,16 +36,16 @@ class Batches:
         self._waiting: deque[Waiting] = deque()
         self._thread = ThreadPoolExecutor(1, "batches")
         self._running: asyncio.Task[None] | None = None
-        self._coming = 0
+        self._decoding = 0
 
     @contextmanager
-    def coming(self) -> Iterator[None]:
+    def decoding(self) -> Iterator[None]:
         """To wrap the decoding of an image that is judged right afterwards."""
-        self._coming += 1
+        self._decoding += 1
         try:
             yield
         finally:
-            self._coming -= 1
+            self._decoding -= 1
 
     async def judge(self, detector: Detector, prepared: Prepared) -> Prediction:
         """The verdict on an image. Raises what the network raises."""
@@ -82,7 +82,7 @@ class Batches:
         """Wait for images that are being decoded and, right after a batch, for the next images of the clients it answered."""
         runtime = self._waiting[0].detector.runtime
         for passed in range(MOST_WAIT if runtime.shares_cores else 0):
-            if len(self._waiting) >= runtime.batch or (not self._coming and passed >= (RETURN if answered else 0)):
+            if len(self._waiting) >= runtime.batch or (not self._decoding and passed >= (RETURN if answered else 0)):
                 return
             await asyncio.sleep(0.001)
 

@@ -21,7 +21,7 @@ OFFER = {b"connection", b"upgrade", b"http2-settings"}
 """Headers that offer HTTP/2. Java's client sends them with every first request, unless it is set to HTTP/1.1."""
 
 
-class Bounded(HttpToolsProtocol):
+class BoundedProtocol(HttpToolsProtocol):
     """HTTP with limited headers: a client that sends nothing, or headers without end, is disconnected. Offers of HTTP/2 are ignored."""
 
     _clock: asyncio.TimerHandle | None = None
@@ -107,7 +107,7 @@ class Bounded(HttpToolsProtocol):
             self._clock = None
 
 
-def bound() -> None:
-    """Make uvicorn use `Bounded`, for which BentoML has no option. To be called before a server is created."""
+def install_protocol() -> None:
+    """Make uvicorn use `BoundedProtocol`, for which BentoML has no option. To be called before a server is created."""
     chosen: dict[Any, str] = HTTP_PROTOCOLS
-    chosen["auto"] = f"{Bounded.__module__}:{Bounded.__qualname__}"
+    chosen["auto"] = f"{BoundedProtocol.__module__}:{BoundedProtocol.__qualname__}"

@@ -14,7 +14,7 @@ from pipeline.detector import Prediction, Prepared
 from pipeline.images import ImageError, identify, picture
 from pipeline.monitoring import predictions
 from pipeline.monitoring.predictions import PredictionLog
-from serving.access import RateLimit
+from serving.access import RateLimiter
 from serving.batches import Batches
 from serving.errors import ApiError
 from serving.settings import Settings
@@ -46,7 +46,7 @@ class Context:
         self.settings, self.champion = settings, champion
         self.metrics = Metrics()
         self.log = PredictionLog(settings.var / predictions.FILE, settings.log_rows, self.metrics.lost)
-        self.rate = RateLimit(settings.requests_a_minute)
+        self.rate = RateLimiter(settings.requests_per_minute)
         self.batches = Batches()
         self.trial = Trial(settings, champion, self.log, self.metrics)
         self.threads = Threads()
@@ -80,7 +80,7 @@ class Context:
     async def open(self, champion: Served, data: bytes) -> Opened:
         """Prepare an image file for the model that judges it. Raises ImageError."""
         picture = self.trial.picture(data)
-        return await self.tried(champion, self.trial.answers(picture), lambda served: self._open(served, picture, data))
+        return await self.with_fallback(champion, self.trial.canary_for(picture), lambda served: self._open(served, picture, data))
 
     async def judge(self, champion: Served, opened: Opened) -> tuple[Served, Prediction]:
         """The verdict and the model that gave it: the champion, if the challenger fails. Raises what the champion's network raises."""
@@ -91,9 +91,9 @@ class Context:
             return served, await batches.judge(served.detector, own.prepared)
 
         challenger = opened.served if opened.served is not champion else None
-        return await self.tried(champion, challenger, judged, self.settings.timeout / 2)
+        return await self.with_fallback(champion, challenger, judged, self.settings.timeout / 2)
 
-    async def tried(
+    async def with_fallback(
         self, champion: Served, challenger: Served | None, work: Callable[[Served], Awaitable[Result]], seconds: float | None = None
     ) -> Result:
         """The challenger's result, or the champion's if there is no challenger, or it fails or takes longer than `seconds`."""
@@ -114,7 +114,7 @@ class Context:
             image = identify(data, self.settings.images)
             return image if image.width * image.height > LARGE else (work(picture(image, data)),)
 
-        with self.batches.coming():
+        with self.batches.decoding():
             begun = await self.threads.run(begin)
         return begun[0] if isinstance(begun, tuple) else await self.threads.run(lambda: work(picture(begun, data)), long=True)
 

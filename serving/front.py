@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import card
 from serving.access import check
-from serving.answers import Ready, told
+from serving.answers import Ready, trouble_text
 from serving.context import Context
 from serving.errors import ApiError, http_error, internal
 from serving.openapi import bentoml_schema
@@ -59,7 +59,7 @@ class Front:
             if scope["path"] not in HEALTH and not (context.settings.api_keys and scope["path"] in self.page):
                 client = request.state.client = check(request, context.settings)
                 if scope["method"] == "POST":
-                    context.rate.take(client)
+                    context.rate.acquire(client)
                     context.enter()
                     request.state.held = 0
                     uploading = True
@@ -116,4 +116,4 @@ def _ready(context: Context) -> Response:
         served, trouble = context.served(), context.champion.trouble
     except ApiError as error:  # not counted: a probe is not a client's request
         return error.response()
-    return JSONResponse(Ready(ready=True, version=served.version, trouble=told(trouble)).model_dump())
+    return JSONResponse(Ready(ready=True, version=served.version, trouble=trouble_text(trouble)).model_dump())

@@ -49,7 +49,7 @@ def challenger(trial: Trial) -> Iterator[Metric]:
     """The share of the images that the challenger judges now: 0 after its canary was stopped; nothing without a challenger."""
     served = trial.challenger.served
     if served is not None:
-        share = 0.0 if trial.ended() else trial.share
+        share = 0.0 if trial.stop_reason() else trial.share
         meaning = "Share of the pictures that the challenger judges"
         yield _gauge("unmask_challenger_share", meaning, [(share, (served.version, trial.mode))], "version", "mode")
 

@@ -45,7 +45,7 @@ class Guard:
         """Count an image on which the challenger failed."""
         self.failures += 1
 
-    def wrong(self) -> str | None:
+    def check(self) -> str | None:
         """Why the canary should end, as the end of a sentence about the challenger; None if it may go on."""
         tried = self.challenger.total() + self.failures
         if self.failures >= FAILURES and self.failures > FAILURE_RATE * tried:

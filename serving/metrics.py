@@ -65,6 +65,6 @@ class Metrics:
         """Count a canary that was stopped automatically."""
         self._canaries_ended.inc()
 
-    def told(self, verdict: str, label: str) -> None:
+    def labelled(self, verdict: str, label: str) -> None:
         """Count a user's statement."""
         self._feedback.labels(verdict, label).inc()

@@ -54,7 +54,7 @@ class Predict(HTTPEndpoint):
         async with _deadline(context):
             opened = await context.open(champion, data)
             served, found = await context.judge(champion, opened)
-        return _json(_noted(context, opened, served, found, started))
+        return _json(_record_answer(context, opened, served, found, started))
 
 
 class PredictBatch(HTTPEndpoint):
@@ -80,7 +80,7 @@ class PredictBatch(HTTPEndpoint):
                 context.metrics.refused(item.code)
                 items.append(answers.Item(index=index, name=name, error=answers.Problem(**item.body)))
             else:
-                items.append(answers.Item(index=index, name=name, result=_noted(context, item, *next(judged), started)))
+                items.append(answers.Item(index=index, name=name, result=_record_answer(context, item, *next(judged), started)))
         return _json(answers.Batch(results=items, timing_ms=round((time.perf_counter() - started) * 1000, 1)))
 
 
@@ -95,13 +95,13 @@ class Explain(HTTPEndpoint):
             data = await upload.files(form, "image", 1, MAP)[0].read()
         champion = context.served()
 
-        async def looked(served: Served) -> tuple[Served, Explanation, dict[str, float], tuple[int, int]]:
+        async def explain(served: Served) -> tuple[Served, Explanation, dict[str, float], tuple[int, int]]:
             prepared = await context.decoded(data, served.detector.prepare)
-            return served, *await context.threads.look(lambda: served.detector.explain(prepared)), prepared.size
+            return served, *await context.threads.run_heat_map(lambda: served.detector.explain(prepared)), prepared.size
 
         async with _deadline(context):
-            challenger = context.trial.answers(context.trial.picture(data))  # if it gave the verdict
-            served, found, seen, size = await context.tried(champion, challenger, looked)
+            challenger = context.trial.canary_for(context.trial.picture(data))  # if it gave the verdict
+            served, found, seen, size = await context.with_fallback(champion, challenger, explain)
         if "image/png" in request.headers.get("accept", ""):
             return Response(overlay(found.heat, seen, size), media_type="image/png", headers={"X-Explanation-Method": found.method})
         heat = [[round(float(value), 3) for value in row] for row in found.heat]
@@ -118,7 +118,7 @@ class Feedback(HTTPEndpoint):
             id = upload.text(form, "id", (), LABEL)
             label = cast(Literal["real", "fake"], upload.text(form, "label", ("real", "fake"), LABEL))
             comment = upload.text(form, "comment", (), LABEL, default="", most=feedback.LONGEST_COMMENT).strip() or None
-            image = await _agreed(form)
+            image = await _consented_image(form)
         answer = await _find(context, id)
         if image is not None:
             async with _deadline(context):
@@ -136,7 +136,7 @@ class Feedback(HTTPEndpoint):
                 raise ApiError("no_room") from None
 
         await context.threads.run(note)
-        context.metrics.told(answer.verdict, label)
+        context.metrics.labelled(answer.verdict, label)
         return _json(answers.Feedback(id=id, label=label, image_kept=image is not None))
 
 
@@ -156,7 +156,7 @@ async def model(request: Request) -> Response:
         figures={name: {part: value and round(value, DIGITS) for part, value in figure.items()} for name, figure in meta.figures.items()},
         lineage=meta.lineage,
         limits=limits | {"formats": settings.formats},
-        trouble=answers.told(trouble),
+        trouble=answers.trouble_text(trouble),
         challenger=answers.Challenger.of(context.trial),
     )
     return _json(about)
@@ -223,12 +223,12 @@ async def _deadline(context: Context) -> AsyncGenerator[None, None]:
         raise ApiError("timeout", f"No answer within {seconds:g} seconds") from None
 
 
-def _noted(context: Context, opened: Opened, served: Served, found: Predicted, started: float) -> answers.Prediction:
+def _record_answer(context: Context, opened: Opened, served: Served, found: Predicted, started: float) -> answers.Prediction:
     """Count and record an answer, and return its body."""
     id, seconds = str(uuid.uuid4()), time.perf_counter() - started
     context.metrics.predicted(found.verdict, served.version, seconds)
     context.log.record(id=id, package=served.detector.package.digest, version=served.version, prediction=found)
-    context.trial.told(opened.picture, id, served, found.verdict)
+    context.trial.record_answer(opened.picture, id, served, found.verdict)
     return answers.Prediction.of(id, found, opened.signed, served, seconds)
 
 
@@ -243,7 +243,7 @@ async def _opened(context: Context, champion: Served, data: bytes) -> Opened | A
         return internal()
 
 
-async def _agreed(form: FormData) -> bytes | None:
+async def _consented_image(form: FormData) -> bytes | None:
     """The image, if the user agreed to have it kept. Raises ApiError: bad_value if it came without consent, wrong_field."""
     keep = upload.text(form, "keep_image", ("true", "false"), LABEL, default="false") == "true"
     if "image" in form and not keep:

@@ -29,6 +29,6 @@ class Threads:
         """
         return await asyncio.get_running_loop().run_in_executor(self._long if long else self._short, work)
 
-    async def look(self, work: Callable[[], Result]) -> Result:
+    async def run_heat_map(self, work: Callable[[], Result]) -> Result:
         """The same for the work of a heat map. One at a time: attention is locked, and gradients take all cores."""
         return await asyncio.get_running_loop().run_in_executor(self._maps, work)

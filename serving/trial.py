@@ -71,7 +71,7 @@ class Trial:
         if self.mode != "off":
             self.challenger.stop()
 
-    def ended(self) -> str | None:
+    def stop_reason(self) -> str | None:
         """Why the canary of the current challenger was stopped; None if it was not."""
         now = self.challenger.now
         if self.mode != "canary" or now is None:
@@ -93,27 +93,27 @@ class Trial:
         if self.mode == "off":
             return Picture(b"", 1.0)
         lot = int.from_bytes(hashlib.sha256(data[:HASHED]).digest()[:4]) / 2**32
-        return Picture(data if self.judge_of(Picture(data, lot)) else b"", lot)
+        return Picture(data if self.challenger_for(Picture(data, lot)) else b"", lot)
 
-    def judge_of(self, picture: Picture) -> Served | None:
+    def challenger_for(self, picture: Picture) -> Served | None:
         """The challenger, if this image is in its share."""
         served = self.challenger.served
-        return served if served is not None and picture.data and picture.lot < self.share and self.ended() is None else None
+        return served if served is not None and picture.data and picture.lot < self.share and self.stop_reason() is None else None
 
-    def answers(self, picture: Picture) -> Served | None:
+    def canary_for(self, picture: Picture) -> Served | None:
         """The challenger, if it answers for this image."""
-        return self.judge_of(picture) if self.mode == "canary" else None
+        return self.challenger_for(picture) if self.mode == "canary" else None
 
-    def told(self, picture: Picture, id: str, served: Served, verdict: str) -> None:
+    def record_answer(self, picture: Picture, id: str, served: Served, verdict: str) -> None:
         """After an answer: count it for the canary, or queue its image for the shadow."""
         if self.mode == "canary" and self.challenger.served is not None:
             by_challenger = served is self.challenger.served
-            if self.ended() is not None:
+            if self.stop_reason() is not None:
                 self._guarded = None  # if it starts again, it starts with a clean record
             elif by_challenger or served is self.champion.served:  # not a model that was replaced meanwhile
                 self._guard().note(picture.lot, by_challenger, verdict)
-                self._look()
-        elif self.mode == "shadow" and (challenger := self.judge_of(picture)) is not None:
+                self._check_guard()
+        elif self.mode == "shadow" and (challenger := self.challenger_for(picture)) is not None:
             try:
                 self._shadowed.put_nowait((id, challenger, picture.data))
             except queue.Full:
@@ -124,7 +124,7 @@ class Trial:
         log.warning("the challenger failed, and the champion answers instead: %r", error)
         self._metrics.canary_failed()
         self._guard().failed()
-        self._look()
+        self._check_guard()
 
     def _guard(self) -> Guard:
         now = self.challenger.now
@@ -133,11 +133,11 @@ class Trial:
             self._guarded = now or Version(""), Guard(settings.canary_shift, settings.canary_alpha, settings.canary_least)
         return self._guarded[1]
 
-    def _look(self) -> None:
+    def _check_guard(self) -> None:
         now = self.challenger.now
-        if now is None or self.ended() is not None or (wrong := self._guard().wrong()) is None:
+        if now is None or self.stop_reason() is not None or (reason := self._guard().check()) is None:
             return
-        why = f"version {now.number} {wrong}"
+        why = f"version {now.number} {reason}"
         self._guarded = None
         log.error("the canary has ended, and the champion answers everything: %s", why)
         self._metrics.canary_ended()

@@ -21,7 +21,7 @@ from starlette.datastructures import State
 from starlette.requests import Request
 
 from pipeline.errors import StageError
-from serving.access import RateLimit, check, is_loopback
+from serving.access import RateLimiter, check, is_loopback
 from serving.errors import ApiError
 from serving.front import Front
 from serving.settings import Settings
@@ -171,7 +171,7 @@ def test_what_fails_outside_the_routes_is_answered_and_logged(caplog):
 
     counted: list[str] = []
     metrics = SimpleNamespace(refused=counted.append)
-    context = SimpleNamespace(settings=Settings(), rate=RateLimit(0), metrics=metrics)
+    context = SimpleNamespace(settings=Settings(), rate=RateLimiter(0), metrics=metrics)
 
     async def asked() -> httpx.Response:
         transport = httpx.ASGITransport(Front(broken, State({"context": context})))
@@ -233,16 +233,16 @@ def test_uploads_that_would_fill_the_memory_together_are_refused_while_the_first
 def test_a_bucket_fills_again(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("serving.access.time.monotonic", lambda: now[0])
-    limit = RateLimit(60)
+    limit = RateLimiter(60)
     for _ in range(60):
-        limit.take("a")
+        limit.acquire("a")
     with pytest.raises(ApiError) as caught:
-        limit.take("a")
+        limit.acquire("a")
     assert caught.value.headers == {"Retry-After": "2"}
-    limit.take("b")
+    limit.acquire("b")
     now[0] = 2.0
-    limit.take("a")
-    RateLimit(0).take("a")
+    limit.acquire("a")
+    RateLimiter(0).acquire("a")
 
 
 def test_settings_name_the_variable_that_is_wrong():

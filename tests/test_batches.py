@@ -30,7 +30,7 @@ async def two(runtime: Watched, package: Path) -> list[int]:
     """Batch sizes for two images, the second of which is still being decoded when the first is ready."""
     detector, batches = Detector(verify(package), runtime), Batches()
     prepared = detector.prepare(Picture(Image.new("RGB", (80, 80), "grey"), "PNG"))
-    with batches.coming():
+    with batches.decoding():
         first = asyncio.create_task(batches.judge(detector, prepared))
         for _ in range(4):  # turns of the event loop, enough for a batch to begin
             await asyncio.sleep(0)
@@ -53,7 +53,7 @@ def test_a_picture_that_takes_long_to_decode_does_not_hold_up_the_others(package
     async def beside() -> list[int]:
         runtime = Watched(package / GRAPH, shares_cores=True)
         detector, batches = Detector(verify(package), runtime), Batches()
-        with batches.coming():  # and never arrives
+        with batches.decoding():  # and never arrives
             await batches.judge(detector, detector.prepare(Picture(Image.new("RGB", (80, 80), "grey"), "PNG")))
         return runtime.sizes
 

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from benchmarks.load import photograph
-from serving.connections import HEADER_BYTES, Bounded
+from serving.connections import HEADER_BYTES, BoundedProtocol
 from tests.package_helpers import tiny_package
 from tests.service_helpers import free_port, served, wait_for
 
@@ -70,7 +70,7 @@ def test_whoever_says_nothing_is_hung_up_on(monkeypatch):
         await PlainTextResponse("late")(scope, receive, send)
 
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(slow, port=port, http=Bounded, lifespan="off", timeout_keep_alive=60))
+    server = uvicorn.Server(uvicorn.Config(slow, port=port, http=BoundedProtocol, lifespan="off", timeout_keep_alive=60))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_for(lambda: server.started)

@@ -188,7 +188,7 @@ def test_the_guard_keeps_its_word_about_false_alarms_and_finds_a_shift():
         guard = Guard(shift=shift, alpha=0.05, least=50)
         for number, (draw, lot) in enumerate(rng.random((pictures, 2))):
             guard.note(lot, bool(lot < 0.5), "fake" if draw < (ours if lot < 0.5 else theirs) else "real")
-            if guard.wrong():
+            if guard.check():
                 return number
         return None
 
@@ -204,7 +204,7 @@ def test_a_picture_that_is_sent_again_and_again_ends_no_canary():
     for _ in range(1000):
         guard.note(0.1, True, "fake")
         guard.note(0.9, False, "real")
-    assert guard.wrong() is None
+    assert guard.check() is None
 
 
 def test_a_few_failures_among_many_pictures_end_no_canary():
@@ -213,9 +213,9 @@ def test_a_few_failures_among_many_pictures_end_no_canary():
         guard.note(lot / 297, True, "real")
     for _ in range(3):
         guard.failed()
-    assert guard.wrong() is None  # exactly 1%
+    assert guard.check() is None  # exactly 1%
     guard.failed()
-    assert guard.wrong() == "failed on 4 of 301 pictures"
+    assert guard.check() == "failed on 4 of 301 pictures"
 
 
 def test_a_canary_needs_a_champion_to_compare_with():
