@@ -17,7 +17,7 @@ from pipeline.evaluation import curves, golden, report
 from pipeline.evaluation.baselines import baselines
 from pipeline.evaluation.calibration import CALIBRATION, choose_thresholds, fit_temperature, probability
 from pipeline.evaluation.faithfulness import faithfulness
-from pipeline.evaluation.metrics import Figure, confusion, figure_text, group_weights, judge, judge_drawn
+from pipeline.evaluation.metrics import Figure, confusion, figure_text, group_weights, judge, judge_weighted
 from pipeline.evaluation.robustness import attacked, degraded
 from pipeline.evaluation.scoring import Subject, labels, score
 from pipeline.evaluation.slices import slices
@@ -83,8 +83,8 @@ def examine(subject: Subject, test: pd.DataFrame, unseen: pd.DataFrame | None, s
     """
     thresholds, truth, probabilities = subject.thresholds, labels(test), test["probability_fake"].to_numpy()
     weights = group_weights(test["group"].to_numpy(), settings.bootstrap, settings.seed)
-    points = {name: judge_drawn(truth, probabilities, getattr(thresholds, name), weights) for name in POINTS}
-    raw = judge_drawn(truth, probability(test["score"].to_numpy(), 1.0), 0.5, weights)
+    points = {name: judge_weighted(truth, probabilities, getattr(thresholds, name), weights) for name in POINTS}
+    raw = judge_weighted(truth, probability(test["score"].to_numpy(), 1.0), 0.5, weights)
     result: dict[str, Any] = {
         "n": len(test),
         "groups": int(test["group"].nunique()),

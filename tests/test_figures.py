@@ -11,7 +11,7 @@ from pipeline.evaluate import calibrate
 from pipeline.evaluation import metrics
 from pipeline.evaluation.calibration import choose_thresholds, fit_temperature, probability
 from pipeline.evaluation.curves import selective
-from pipeline.evaluation.metrics import Figure, confusion, figure_text, figures, group_weights, judge, judge_drawn, mean
+from pipeline.evaluation.metrics import Figure, confusion, figure_text, figures, group_weights, judge, judge_weighted, mean
 from pipeline.params import load_params
 from tests.conftest import ROOT
 
@@ -69,7 +69,7 @@ def test_a_thousand_draws_take_less_memory_than_one_copy_of_them_as_floats():
     tracemalloc.start()
     try:
         weights = group_weights(np.arange(30_000), 1000, 0)
-        judge_drawn(labels, scores, thresholds.f1, weights)
+        judge_weighted(labels, scores, thresholds.f1, weights)
         selective(labels, scores, thresholds, weights)
         assert tracemalloc.get_traced_memory()[1] < 1000 * 30_000 * 8
     finally:
@@ -82,7 +82,7 @@ def test_figures_are_the_same_however_many_draws_are_worked_on_at_a_time(monkeyp
     weights = group_weights(np.arange(200) // 2, 50, 0)
 
     def found() -> list[object]:
-        judged = judge_drawn(labels, scores, thresholds.f1, weights), selective(labels, scores, thresholds, weights)
+        judged = judge_weighted(labels, scores, thresholds.f1, weights), selective(labels, scores, thresholds, weights)
         return [*judged, mean(scores, weights), mean(scores > 0.99, weights), mean(np.full(200, True), weights)]
 
     at_once = found()
@@ -96,7 +96,7 @@ def test_one_group_says_nothing_of_how_sure_a_figure_is():
         assert figure["value"] is not None and figure["low"] is None and figure["high"] is None, name
     assert "no interval" in figure_text(judge(labels, scores, np.zeros(50), 0.5, draws=100, seed=0)["auc"])
     part = group_weights(np.repeat([0, 1, 2], [50, 20, 20]), 100, 0)[:, :50]  # a slice of an evaluation of several groups
-    for figure in (*judge_drawn(labels, scores, 0.5, part).values(), mean(scores, part), mean(labels == 1, part)):
+    for figure in (*judge_weighted(labels, scores, 0.5, part).values(), mean(scores, part), mean(labels == 1, part)):
         assert figure["value"] is not None and figure["low"] is None and figure["high"] is None
 
 

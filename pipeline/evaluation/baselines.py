@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from pipeline.errors import StageError
-from pipeline.evaluation.metrics import group_weights, judge_difference, judge_drawn
+from pipeline.evaluation.metrics import group_weights, judge_difference, judge_weighted
 from pipeline.evaluation.pixel_statistics import pixel_statistics
 from pipeline.evaluation.scoring import Subject, labels, run, sample
 from pipeline.images import OWN, read
@@ -99,7 +99,7 @@ def _judged(scores: dict[str, np.ndarray], table: pd.DataFrame, weights: np.ndar
     seen |= {"linear_probe": f"embeddings of the {origin}", "detector": "the picture"}
     found = {}
     for name, probabilities in (scores | {"detector": table["probability_fake"].to_numpy()}).items():
-        judged = judge_drawn(labels(table), probabilities, threshold if name == "detector" else 0.5, weights)
+        judged = judge_weighted(labels(table), probabilities, threshold if name == "detector" else 0.5, weights)
         found[name] = {"of": seen[name], **{figure: judged[figure] for figure in JUDGED}}
     return found
 
@@ -109,7 +109,7 @@ def _boosted(features: pd.DataFrame, truth: np.ndarray, fit: np.ndarray, rest: n
     telling = shortcut.varying(features)
     if telling.empty:
         return np.full(len(rest), 0.5)
-    fitted = shortcut.boosting(telling, len(fit), 60, seed).fit(telling.iloc[fit], truth[fit])
+    fitted = shortcut.gradient_boosting(telling, len(fit), 60, seed).fit(telling.iloc[fit], truth[fit])
     return fitted.predict_proba(telling.iloc[rest])[:, 1]
 
 

@@ -60,7 +60,7 @@ def faithfulness(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> di
             if name == RANDOM:  # hits the mask with a probability equal to its area
                 kept["pointing"].append(0.0 if mask is None else float(mask.mean()))
             else:
-                kept["pointing"].append(mask is not None and points_into(found[name], mask))
+                kept["pointing"].append(mask is not None and pointing_hit(found[name], mask))
     noise = measured.pop(RANDOM)
     paired = sum(source is not None for source in sources)
     result: dict[str, Any] = {"n": len(rows), "n_paired": paired, "n_masked": int(known.sum()), "methods": {}}
@@ -123,7 +123,7 @@ def changed(fake: np.ndarray, origin: np.ndarray) -> np.ndarray | None:
     return mask if 0 < mask.mean() <= LARGEST else None
 
 
-def points_into(heat: np.ndarray, mask: np.ndarray) -> bool:
+def pointing_hit(heat: np.ndarray, mask: np.ndarray) -> bool:
     """Whether the centre of the hottest cell of a map lies in the mask."""
     row, column = np.unravel_index(int(np.argmax(heat)), heat.shape)
     y, x = (int((index + 0.5) * side / cells) for index, side, cells in zip((row, column), mask.shape, heat.shape, strict=True))

@@ -52,7 +52,7 @@ def judge(package: Path, data: Path, out: Path, params: Params) -> dict[str, Any
         StageError: if the folder is not a labelled folder, or contains no readable image.
     """
     found = verify(package)
-    subject = Subject.of(found)
+    subject = Subject.from_package(found)
     table, unreadable = describe_folder(data)
     scores = score(subject.runtime, subject.preprocess, pixels(table, subject.preprocess), "score")
     table = table.assign(part="test", score=scores, probability_fake=probability(scores, subject.temperature))

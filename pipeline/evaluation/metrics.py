@@ -102,10 +102,10 @@ def _centred(value: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 def judge(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, threshold: float, draws: int, seed: int) -> dict[str, Figure]:
     """Every metric of `figures` with its 95% interval from a bootstrap over groups."""
-    return judge_drawn(labels, probabilities, threshold, group_weights(groups, draws, seed))
+    return judge_weighted(labels, probabilities, threshold, group_weights(groups, draws, seed))
 
 
-def judge_drawn(labels: np.ndarray, probabilities: np.ndarray, threshold: float, weights: np.ndarray) -> dict[str, Figure]:
+def judge_weighted(labels: np.ndarray, probabilities: np.ndarray, threshold: float, weights: np.ndarray) -> dict[str, Figure]:
     """Every metric of `figures` with its 95% interval from existing draws, see `group_weights`."""
     weights, names = _of_several(weights)
     value, drawn = figures(labels, probabilities, threshold), figures(labels, probabilities, threshold, weights)

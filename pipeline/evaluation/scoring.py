@@ -33,7 +33,7 @@ class Subject:
     thresholds: Thresholds
 
     @classmethod
-    def of(cls, package: Package) -> Self:
+    def from_package(cls, package: Package) -> Self:
         """The model of a package."""
         network, preprocess = model.load(package.path / "model"), Preprocess.load(package.path)
         running = runtime(WithEmbedding(network).eval(), preprocess.size)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import manifest
-from pipeline.evaluation.metrics import group_weights, judge_drawn
+from pipeline.evaluation.metrics import group_weights, judge_weighted
 from pipeline.evaluation.scoring import labels
 from pipeline.manifest import NO_GENERATOR, SCORED, SIZE
 from pipeline.params import Evaluate
@@ -34,7 +34,7 @@ def slices(table: pd.DataFrame, threshold: float, settings: Evaluate) -> list[di
     found = []
     for column, value, inside in _slices(table):
         rows = inside | (table["label"] == "real").to_numpy() if column == "generator" else inside
-        judged = judge_drawn(truth[rows], probabilities[rows], threshold, weights[:, rows])
+        judged = judge_weighted(truth[rows], probabilities[rows], threshold, weights[:, rows])
         n = int(inside.sum())
         found.append({"column": column, "value": value, "n": n, "small": n < SMALL, **{name: judged[name] for name in JUDGED}})
     return found
@@ -55,13 +55,13 @@ def _columns(table: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
         yield name, table[name].astype("str")
     measured = table.assign(**{SIZE: table[["width", "height"]].max(axis=1)})
     for name in CUT:
-        yield name, thirds(measured[name].astype("float64"))
+        yield name, tertiles(measured[name].astype("float64"))
     yield "faces", table["faces"].map({0: "none found", 1: "one"}).where(table["faces"].isna() | (table["faces"] < 2), "several")
     for name in manifest.attributes(table.drop(columns=list(SCORED), errors="ignore")):
         yield name, _attribute(table[name])
 
 
-def thirds(values: pd.Series) -> pd.Series:
+def tertiles(values: pd.Series) -> pd.Series:
     """Cut numbers into thirds with about equally many images, each named by its lowest and highest value.
 
     Returns:
@@ -92,7 +92,7 @@ def _attribute(column: pd.Series) -> pd.Series:
     if column.nunique() > MOST_VALUES:
         numbers = pd.to_numeric(column, errors="coerce")
         if numbers.notna().sum() == column.notna().sum():
-            return thirds(numbers.astype("float64"))
+            return tertiles(numbers.astype("float64"))
         common = column.value_counts().index[: MOST_VALUES - 1]
         column = column.where(column.isin(common) | column.isna(), "other")
     return column.astype("object").map(str, na_action="ignore")

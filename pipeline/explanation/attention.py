@@ -40,7 +40,7 @@ class GraphAttention:
         with self._lock:
             found = self._model(values)
         layers = [found[index] for index in range(self._layers)]
-        heat = rollout([layer[0] for layer in layers], self._config) if over_all(layers) else None
+        heat = rollout([layer[0] for layer in layers], self._config) if is_global(layers) else None
         return None if heat is None else Explanation("attention_rollout", scaled(heat))
 
 
@@ -58,7 +58,7 @@ def _weights(node: "openvino.Node") -> "openvino.Output | None":
     return ops.softmax(ops.add(scores, rest[0]) if rest else scores, -1).output(0)
 
 
-def over_all(layers: list[np.ndarray]) -> bool:
+def is_global(layers: list[np.ndarray]) -> bool:
     """Whether the attention is global: of the same shape (1, heads, tokens, tokens) in every layer."""
     return all(layer.ndim == 4 and layer.shape[0] == 1 and layer.shape == layers[0].shape for layer in layers)
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.explanation.attention import over_all, patches, rollout
+from pipeline.explanation.attention import is_global, patches, rollout
 from pipeline.explanation.heat import Explanation, scaled
 from pipeline.labels import LABEL2ID
 
@@ -35,7 +35,7 @@ def heat_maps(network: PreTrainedModel, values: np.ndarray) -> list[Explanation]
         attentions = list(outputs.attentions or ()) if outputs is not None and "attentions" in outputs else []
         # Some networks have layers without attention, and PVT v2's layers have several parts.
         layers = [layer.detach().numpy() for layer in attentions if isinstance(layer, torch.Tensor)]
-        if outputs is not None and layers and len(layers) == len(attentions) and over_all(layers):
+        if outputs is not None and layers and len(layers) == len(attentions) and is_global(layers):
             slopes, config = torch.autograd.grad(_score(outputs.logits), attentions), network.config.to_dict()
             found = {
                 "attention_rollout": rollout([layer[0] for layer in layers], config),

@@ -135,7 +135,7 @@ def varying(found: pd.DataFrame) -> pd.DataFrame:
     return found.loc[:, found.nunique(dropna=False) > 1]
 
 
-def boosting(found: pd.DataFrame, images: int, rounds: int, seed: int) -> HistGradientBoostingClassifier:
+def gradient_boosting(found: pd.DataFrame, images: int, rounds: int, seed: int) -> HistGradientBoostingClassifier:
     """Unfitted gradient boosting for these columns and this many images."""
     return HistGradientBoostingClassifier(
         max_iter=rounds,
@@ -150,5 +150,5 @@ def _scores(found: pd.DataFrame, labels: np.ndarray, folds: Folds, rounds: int) 
     telling = varying(found)
     if telling.empty:
         return np.full(len(labels), 0.5)
-    model = boosting(telling, len(labels), rounds, SEED)
+    model = gradient_boosting(telling, len(labels), rounds, SEED)
     return cross_val_predict(model, telling, labels, cv=folds, method="predict_proba")[:, 1]

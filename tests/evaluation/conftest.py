@@ -23,7 +23,7 @@ def params() -> Params:
 
 @pytest.fixture(scope="module")
 def subject(package: Path) -> Subject:
-    return Subject.of(verify(package))
+    return Subject.from_package(verify(package))
 
 
 @pytest.fixture

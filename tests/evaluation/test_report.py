@@ -23,7 +23,7 @@ from pipeline.evaluation.metrics import group_weights
 from pipeline.evaluation.report import page
 from pipeline.evaluation.robustness import DEGRADATIONS, attack, attacked
 from pipeline.evaluation.scoring import Subject, labels, sample
-from pipeline.evaluation.slices import slices, thirds
+from pipeline.evaluation.slices import slices, tertiles
 from pipeline.network import model
 from pipeline.package import Thresholds, verify
 from pipeline.params import Bound, Params
@@ -84,7 +84,7 @@ def test_every_attribute_and_measured_column_is_a_slice_and_small_ones_say_so(pa
 )
 def test_a_third_is_named_by_numbers_that_tell_it_from_the_others(numbers: list[float], names: list[str]):
     values = pd.Series(numbers, dtype="float64")[::-1]
-    found = thirds(values)
+    found = tertiles(values)
     assert found.cat.categories.tolist() == names and (found.isna() == values.isna()).all()
     assert found.sort_index().dropna().drop_duplicates().tolist() == names
 
