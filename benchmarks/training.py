@@ -67,7 +67,7 @@ def bare(params: Params, steps: int) -> list[float]:
     torch.manual_seed(0)
     network, processor = model.build(params.model)
     tuning.prepare(network, params.train)
-    patches.leave_out(network, params.train.patch_dropout)
+    patches.drop_patches(network, params.train.patch_dropout)
     side = Preprocess.from_processor(processor).size
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = bf16_is_native() if params.train.bf16 == "auto" else params.train.bf16

@@ -138,7 +138,7 @@ class Detector:
         gpu = device == "cuda" or (device == "auto" and has_gpu())
         if device == "auto" and not gpu:
             log.info("there is no GPU here: the model runs on the CPU")
-        for runtime in _in_fewer_bits(package, gpu):
+        for runtime in _reduced_precision(package, gpu):
             found = cls(package, runtime, faces)
             # Export measured what this precision costs; the golden examples check it on this very processor.
             try:
@@ -204,7 +204,7 @@ class Detector:
         if len(prepared.parts) > 1:
             scores = [answer.probability_fake for answer in self.judge([Prepared([part], prepared.size) for part in prepared.parts])]
             part = prepared.parts[int(np.argmax(scores))]
-        return self._look(self.preprocess.normalise(part.pixels[None])), region(prepared.size, self.preprocess.keep_aspect, part.crop)
+        return self._explain(self.preprocess.normalise(part.pixels[None])), region(prepared.size, self.preprocess.keep_aspect, part.crop)
 
     def _find(self, picture: Picture) -> list[FaceBox] | None:
         """The faces, largest first; None without a face detector."""
@@ -230,7 +230,7 @@ class Detector:
         faces = [_scored(other.face, size, score) for other, score, _ in rows if other.face is not None]
         return Prediction(fake, said, part.warnings, embedding, part.statistics, faces)
 
-    def _look(self, values: np.ndarray) -> Explanation:
+    def _explain(self, values: np.ndarray) -> Explanation:
         """The heat map of one input. What it needs is loaded on first use: verdicts should not pay for its memory and seconds."""
         with self._loading:
             if not self._maps:
@@ -240,9 +240,9 @@ class Detector:
                 config = json.loads((self.package.path / "model/config.json").read_text())
                 self._maps = [GraphAttention(graph, config), GraphActivation(exact)]
         found = next(filter(None, (look(values) for look in self._maps)), None)
-        return found if found is not None else self._look_with_gradients(values)
+        return found if found is not None else self._explain_with_gradients(values)
 
-    def _look_with_gradients(self, values: np.ndarray) -> Explanation:
+    def _explain_with_gradients(self, values: np.ndarray) -> Explanation:
         from pipeline.explanation.explain import explain
         from pipeline.network import model
 
@@ -265,7 +265,7 @@ def _scored(face: FaceBox, size: tuple[int, int], probability_fake: float) -> Sc
     return ScoredFace(left, top, max(0, right - left), max(0, bottom - top), face.score, probability_fake)
 
 
-def _in_fewer_bits(package: Package, gpu: bool) -> Iterator[Runtime]:
+def _reduced_precision(package: Package, gpu: bool) -> Iterator[Runtime]:
     """Runtimes that are faster here than 32 bits, the fastest first."""
     meta, folder = package.meta, package.path
     if gpu:

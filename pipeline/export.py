@@ -20,7 +20,7 @@ from pipeline.evaluation.scoring import sample
 from pipeline.exporting import card
 from pipeline.exporting.card import licence_files
 from pipeline.exporting.convert import to_onnx, to_openvino
-from pipeline.exporting.precision import fewer_bits
+from pipeline.exporting.precision import reduced_precision
 from pipeline.images import OWN, Limits, read, read_bytes
 from pipeline.labels import ID2LABEL
 from pipeline.lineage import lineage
@@ -66,7 +66,7 @@ def run(params: Params) -> dict[str, Any]:
     calibration, validation, evaluation, training = (
         json.loads(path.read_text()) for path in (CALIBRATION, VALIDATION, EVALUATION, TRAINING)
     )
-    precision = fewer_bits(PACKAGE, preprocess, parts, calibration, params)
+    precision = reduced_precision(PACKAGE, preprocess, parts, calibration, params)
     meta = _meta(calibration, evaluation, precision)
     (PACKAGE / "card.md").write_text(card.write(params, parts, validation, evaluation, training, meta, precision))
     # The files below record answers of the package, which must be sealed to give them; each of them changes the seal.

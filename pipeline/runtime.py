@@ -76,7 +76,7 @@ class OpenVinoRuntime:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class CapturedGraph:
     """The CUDA graph of one batch size, with the buffers of its input and outputs."""
 
     graph: "torch.cuda.CUDAGraph"
@@ -100,7 +100,7 @@ class TorchRuntime:
 
         self._torch, self._kind = torch, torch.bfloat16 if bf16 else torch.float32
         self._model = module.to("cuda", self._kind)
-        self._recorded: dict[int, Recorded | None] = {}
+        self._captured: dict[int, CapturedGraph | None] = {}
         self.precision: Precision = "bf16" if bf16 else "f32"
         self.name = f"torch {self.precision} on {torch.cuda.get_device_name()}"
 
@@ -119,23 +119,23 @@ class TorchRuntime:
         count = len(values)
         rows = 1 << max(0, count - 1).bit_length()  # rows beyond the batch hold stale input; their outputs are not read
         with self._torch.inference_mode():
-            if rows not in self._recorded:
-                self._recorded[rows] = self._record((rows, *values.shape[1:]))
-            recorded = self._recorded[rows]
-            if recorded is None:
+            if rows not in self._captured:
+                self._captured[rows] = self._capture((rows, *values.shape[1:]))
+            captured = self._captured[rows]
+            if captured is None:
                 logits, embeddings = (output.cpu().numpy() for output in self._work(self._torch.from_numpy(values).to("cuda")))
                 return logits, embeddings
-            recorded.host[:count].copy_(self._torch.from_numpy(values))
-            recorded.values.copy_(recorded.host, non_blocking=True)
-            recorded.graph.replay()
-            logits, embeddings = (output[:count].cpu().numpy() for output in recorded.outputs)
+            captured.host[:count].copy_(self._torch.from_numpy(values))
+            captured.values.copy_(captured.host, non_blocking=True)
+            captured.graph.replay()
+            logits, embeddings = (output[:count].cpu().numpy() for output in captured.outputs)
         return logits, embeddings
 
     def _work(self, values: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
         logits, embeddings = self._model(values.to(self._kind))
         return logits.float(), embeddings.float()
 
-    def _record(self, shape: tuple[int, ...]) -> Recorded | None:
+    def _capture(self, shape: tuple[int, ...]) -> CapturedGraph | None:
         """None for a network that cannot be captured, because its control flow depends on computed values."""
         torch = self._torch
         host, values = torch.zeros(shape, pin_memory=True), torch.zeros(shape, device="cuda")
@@ -154,7 +154,7 @@ class TorchRuntime:
         except RuntimeError as error:
             log.warning("this network runs without CUDA graphs: %s", str(error).partition("\n")[0])
             return None
-        return Recorded(graph, host, values, outputs)
+        return CapturedGraph(graph, host, values, outputs)
 
 
 @cache

@@ -53,7 +53,7 @@ def run(settings: Params) -> dict[str, Any]:
         pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
         load_if_exists=True,
     )
-    _take_up(study)
+    _requeue_killed(study)
     # A new seed per start: a resumed search would otherwise draw again what it has tried.
     study.sampler = optuna.samplers.TPESampler(seed=settings.tune.seed + len(study.trials))
     owner = parent_run("tune", study.study_name)
@@ -63,7 +63,7 @@ def run(settings: Params) -> dict[str, Any]:
     return _report(study, owner)
 
 
-class Told(TrainerCallback):
+class PruningCallback(TrainerCallback):
     """Reports each epoch to the study, and stops the training if the study prunes it."""
 
     def __init__(self, trial: "optuna.Trial") -> None:
@@ -80,12 +80,12 @@ def _judge(trial: "optuna.Trial", settings: Params, parts: dict[str, pd.DataFram
     import mlflow
     import optuna
 
-    values = {key: _drawn(trial, key, settings) for key in settings.tune.space}
+    values = {key: _suggest(trial, key, settings) for key in settings.tune.space}
     log.info("trial %d: %s", trial.number, values)
     trial.set_user_attr("values", values)
-    told, candidate = Told(trial), _candidate(settings, values)
+    pruning, candidate = PruningCallback(trial), _candidate(settings, values)
     try:
-        trained = train.fit(candidate, parts, callbacks=[told])
+        trained = train.fit(candidate, parts, callbacks=[pruning])
     except DivergedError as error:
         log.info("trial %d: %s", trial.number, error)
         mlflow.end_run("FAILED")
@@ -94,12 +94,12 @@ def _judge(trial: "optuna.Trial", settings: Params, parts: dict[str, pd.DataFram
     assert trained is not None
     trial.set_user_attr("run_id", trained.report["run_id"])
     shutil.rmtree(train.checkpoints(candidate, parts))  # weights and optimizer states of many trainings fill a disk
-    if told.pruned:
+    if pruning.pruned:
         raise optuna.TrialPruned
     return max(epoch["val_auc"] for epoch in trained.report["epochs"])
 
 
-def _drawn(trial: "optuna.Trial", key: str, settings: Params) -> Any:
+def _suggest(trial: "optuna.Trial", key: str, settings: Params) -> Any:
     span = settings.tune.space[key]
     if isinstance(span, Choice):
         # By index: Optuna stores only plain values, and a choice may be a list or a section.
@@ -122,7 +122,7 @@ def _candidate(settings: Params, values: dict[str, Any]) -> Params:
     return check_params(content, PARAMS_FILE)
 
 
-def _take_up(study: "optuna.Study") -> None:
+def _requeue_killed(study: "optuna.Study") -> None:
     """Mark a trial that was killed as failed, and queue its values again: its training resumes from its checkpoints."""
     import optuna
 

@@ -127,7 +127,7 @@ def _fit(
     set_seed(recipe.seed)
     network, processor = model.build(settings.model)
     tuning.prepare(network, recipe)
-    patches.leave_out(network, recipe.patch_dropout)
+    patches.drop_patches(network, recipe.patch_dropout)
     preprocess = Preprocess.from_processor(processor)
     with processes.main_process_first():
         checkpoint = _last_checkpoint(folder)

@@ -26,7 +26,7 @@ def test_half_of_the_patches_are_left_out_while_it_trains(kind: str, first: int)
     pictures = torch.randn(3, 3, 32, 32)
     network.eval()
     whole = tokens(network, pictures)
-    patches.leave_out(network, 0.5)
+    patches.drop_patches(network, 0.5)
     assert torch.equal(tokens(network, pictures), whole) and whole.shape[1] == first + 16
     network.train()
     seen = tokens(network, pictures)
@@ -40,6 +40,6 @@ def test_a_network_that_needs_all_patches_keeps_them_and_says_so(caplog: pytest.
     config = {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
     network, _ = model.build(Model(name="swin", init="scratch", config=config))
     with caplog.at_level(logging.INFO):
-        patches.leave_out(network, 0.5)
+        patches.drop_patches(network, 0.5)
     assert "does nothing for swin" in caplog.text
     assert network.train()(pixel_values=torch.randn(2, 3, 32, 32)).logits.shape == (2, 2)

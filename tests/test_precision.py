@@ -14,7 +14,7 @@ from pipeline import runtime
 from pipeline.detector import Detector
 from pipeline.exporting.convert import MOST_DROP, to_int8, to_onnx
 from pipeline.exporting.precision import cost
-from pipeline.exporting.rounding import Bfloat16, rounded
+from pipeline.exporting.rounding import Bfloat16, round_weights
 from pipeline.images import read
 from pipeline.network import model
 from pipeline.package import GOLDEN, GRAPH, INT8, ONNX, seal, verify
@@ -152,7 +152,7 @@ def test_bfloat16_by_rounding_is_as_far_from_32_bits_as_the_real_one(package: Pa
     with torch.no_grad():
         full = model.load(package / "model")(pixel_values=values).logits
         real = model.load(package / "model").to(torch.bfloat16)(pixel_values=values.bfloat16()).logits.float()
-        network = rounded(model.load(package / "model"))
+        network = round_weights(model.load(package / "model"))
         with Bfloat16():
             found = network(pixel_values=values.bfloat16().float()).logits
     assert torch.equal(found, found.bfloat16().float())

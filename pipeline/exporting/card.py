@@ -35,7 +35,7 @@ def write(
         evaluation: reports/evaluation.json.
         training: reports/train.json.
         meta: what goes into package.json: created, thresholds, lineage ...
-        precision: what reduced precision costs, see pipeline.exporting.precision.fewer_bits.
+        precision: what reduced precision costs, see pipeline.exporting.precision.reduced_precision.
     """
     counts = {
         name: {label: int((part["label"] == label).sum()) for label in LABELS} | {"groups": part["group"].nunique()}

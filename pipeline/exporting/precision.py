@@ -12,7 +12,7 @@ from pipeline.evaluation.calibration import probability
 from pipeline.evaluation.metrics import figures
 from pipeline.evaluation.scoring import BATCH, labels, sample, score
 from pipeline.exporting.convert import to_int8
-from pipeline.exporting.rounding import Bfloat16, rounded
+from pipeline.exporting.rounding import Bfloat16, round_weights
 from pipeline.network import model
 from pipeline.package import GRAPH, INT8
 from pipeline.params import Params
@@ -24,13 +24,13 @@ SCORES = Path("reports/scores.parquet")
 IMAGES = 1000
 """Images of the test part to score again: with 500, the ECE varies by .008 between samples. Also the number of images of the validation
 part that decide which operations stay in 32 bits."""
-QUANTISED_ON = 300
+CALIBRATION_IMAGES = 300
 """Images of the training part on which NNCF calibrates the activation ranges."""
 MOST_AUC_DROP, MOST_ECE_RISE = 0.002, 0.005
 """A precision that costs more than this is not used."""
 
 
-def fewer_bits(
+def reduced_precision(
     package: Path, preprocess: Preprocess, parts: dict[str, pd.DataFrame], calibration: dict[str, Any], params: Params
 ) -> dict[str, Any]:
     """Measure what bfloat16 and, on CPUs, 8-bit integers cost compared with the scores of the evaluation.
@@ -51,7 +51,7 @@ def fewer_bits(
     found: dict[str, Any] = {"bf16": cost(rows, bfloat16(model.load(package / "model"), preprocess, images), *judged)}
     found["int8"] = None
     if params.export.int8:
-        seen, val = (sample(parts[part], most, params.evaluate.seed) for part, most in (("train", QUANTISED_ON), ("val", IMAGES)))
+        seen, val = (sample(parts[part], most, params.evaluate.seed) for part, most in (("train", CALIBRATION_IMAGES), ("val", IMAGES)))
         to_int8(package / GRAPH, package / INT8, preprocess, pixels(seen, preprocess), pixels(val, preprocess), labels(val))
         found["int8"] = int8 = cost(rows, score(OpenVinoRuntime(package / INT8), preprocess, images), *judged)
         if not int8["allowed"]:
@@ -82,7 +82,7 @@ def cost(rows: pd.DataFrame, scores: np.ndarray, temperature: float, threshold: 
 
 def bfloat16(network: PreTrainedModel, preprocess: Preprocess, images: np.ndarray) -> np.ndarray:
     """Scores float (n,) in bfloat16 of images uint8 (n, size, size, 3). Rounds the network's weights in place."""
-    rounded(network)
+    round_weights(network)
     with torch.no_grad(), Bfloat16():
         values = (torch.from_numpy(preprocess.normalise(images[start : start + BATCH])) for start in range(0, len(images), BATCH))
         logits = torch.cat([network(pixel_values=batch.bfloat16().float()).logits for batch in values]).numpy()

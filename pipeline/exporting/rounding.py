@@ -11,7 +11,7 @@ class Bfloat16(TorchDispatchMode):
     """Inside this context, every operation's result is rounded to bfloat16, as on a GPU that accumulates in 32 bits and stores in 16.
 
     On a processor without bfloat16, real bfloat16 takes twenty times as long as 32 bits; this takes no longer. Weights must be rounded
-    beforehand, see `rounded`.
+    beforehand, see `round_weights`.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -21,7 +21,7 @@ class Bfloat16(TorchDispatchMode):
         return result if func.is_view else tree_map_only(torch.Tensor, _round, result)
 
 
-def rounded(network: torch.nn.Module) -> torch.nn.Module:
+def round_weights(network: torch.nn.Module) -> torch.nn.Module:
     """Round the network's weights to bfloat16 in place; they are still stored in 32 bits. Returns the network."""
     with torch.no_grad():
         for tensor in (*network.parameters(), *network.buffers()):

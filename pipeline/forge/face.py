@@ -34,7 +34,7 @@ class Face:
         inside = (u**2 + v**2 <= grow**2) & (v >= top * grow)
         return inside.astype(np.float32)
 
-    def onto(self, other: "Face") -> np.ndarray:
+    def transform_to(self, other: "Face") -> np.ndarray:
         """The 2x3 matrix for cv2.warpAffine that maps this face onto the other."""
         return cv2.getAffineTransform(self._corners(), other._corners())
 

@@ -14,7 +14,7 @@ def swap(target: np.ndarray, face: Face, donor: np.ndarray, donor_face: Face, rn
     """
     height, width = target.shape[:2]
     mask = face.mask(target.shape, rng.uniform(0.8, 1.0), rng.choice([-1.0, -0.5]))
-    warped = cv2.warpAffine(donor, donor_face.onto(face), (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    warped = cv2.warpAffine(donor, donor_face.transform_to(face), (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     inside = mask > 0.5
     source, wanted = warped.astype(np.float32), target.astype(np.float32)
     for channel in range(3):

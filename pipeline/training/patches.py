@@ -13,7 +13,7 @@ WHOLE_ATTENTION = ("deit", "dinov2", "dinov2_with_registers", "stem_vit", "vit")
 log = logging.getLogger(__name__)
 
 
-def leave_out(network: PreTrainedModel, share: float) -> None:
+def drop_patches(network: PreTrainedModel, share: float) -> None:
     """In training mode, drop a random part of the patches of each batch after the embeddings.
 
     PatchDropout (Liu et al., WACV 2023). Patches keep their positions, class tokens stay, and all images of a batch lose the same

@@ -57,7 +57,7 @@ class Average(TrainerCallback):
         save_model(self.averaged, str(folder / AVERAGED))
 
     @contextmanager
-    def instead(self) -> Iterator[None]:
+    def average_parameters(self) -> Iterator[None]:
         """Context in which the network has the averaged weights."""
         self._swap()
         try:
@@ -93,7 +93,7 @@ class PairTrainer(Trainer):
                 network = self.accelerator.unwrap_model(model)
                 values = adversarial.attacked(network, values, inputs["labels"], recipe.adversarial, self.preprocess)
             if recipe.tune != "full":
-                tuning.rest(model)
+                tuning.freeze_batch_norms(model)
         logits = model(pixel_values=values).logits.float()
         loss = functional.cross_entropy(logits, inputs["labels"], label_smoothing=recipe.label_smoothing if model.training else 0.0)
         if model.training and recipe.rank_weight:
@@ -103,7 +103,7 @@ class PairTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate the averaged weights if there are any."""
-        with self.average.instead() if self.average else nullcontext():
+        with self.average.average_parameters() if self.average else nullcontext():
             return super().evaluate(*args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

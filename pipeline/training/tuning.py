@@ -45,7 +45,7 @@ def is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
 
 
-def rest(network: nn.Module) -> None:
+def freeze_batch_norms(network: nn.Module) -> None:
     """Put frozen batch norms into evaluation mode: their running statistics are not weights and would still change."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None and not module.weight.requires_grad:
