@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 from benchmarks.measure import Measured, measured, record
 from pipeline import plots
 from pipeline.evaluation.metrics import figures
-from pipeline.monitoring.diagnosis import expected_f1, for_share, share_of_fakes
+from pipeline.monitoring.diagnosis import adjust_prior, expected_f1, share_of_fakes
 from pipeline.monitoring.drift import compare
 from pipeline.monitoring.predictions import STATISTICS
 from pipeline.params_loop import Drift
@@ -133,7 +133,7 @@ def f1() -> dict[str, Any]:
         chances = None
         if name == "a tenth are fakes":
             reference = answers(rng, 500)[0]
-            chances = for_share(probabilities, reference["probability_fake"].mean(), share_of_fakes(reference, table))
+            chances = adjust_prior(probabilities, reference["probability_fake"].mean(), share_of_fakes(reference, table))
         estimate, truth = expected_f1(probabilities, 0.5, chances), float(figures(labels, probabilities, 0.5)["f1"][0])
         found[name] = {"estimated": estimate["value"], "true": round(truth, 4), "error": round((estimate["value"] or 0) - truth, 4)}
     return found

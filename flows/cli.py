@@ -96,7 +96,7 @@ def show(found: dict[str, Any]) -> str:
 
 def rollback() -> dict[str, Any]:
     """Move `champion` back to the previous version; the service follows within seconds. Raises StageError if there is none."""
-    with promotion.alone():
+    with promotion.lock():
         moved = promotion.roll_back(by := f"{_user()}, unmask rollback")
     notifications.send(
         "roll-back", f"version {moved['to']} of {registry.MODEL} is the champion again (was {moved['from'] or 'none'}), by {by}"
@@ -115,7 +115,7 @@ def forget(id: str) -> dict[str, int]:
     """
     var = var_folder()
     record = var / feedback.FOLDER
-    images = feedback.alone(record, id)
+    images = feedback.exclusive_images(record, id)
     # The record of feedback goes last: after a kill or an error, it still says which images have to be deleted.
     found = {
         "copies": copies.delete(images) + labelling.forget(var, images),

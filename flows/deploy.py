@@ -95,7 +95,7 @@ def refuse(version: Version, reason: str) -> None:
 @task(name="record the promotion", **retried)
 def note(version: Version, by: str | None) -> bool | None:
     """Record the promotion and notify, if it is new. Returns whether it is; None if the alias was moved meanwhile."""
-    with promotion.alone():
+    with promotion.lock():
         now = find_champion.fn()  # again: build and smoke test took minutes
         if now is None or now.number != version.number:
             return None

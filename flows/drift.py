@@ -76,7 +76,9 @@ def _look() -> State[Any]:
     report = {"version": version.number} | report
     labels = {line.id: LABEL2ID[line.label] for line in trust.judge(said, source).counted}
     report["f1"] = f1(found, reference, window, report, labels)
-    report["challenger"] = shadow.compared(predictions.beside(var_folder() / predictions.FILE, version.digest, settings.max_window), labels)
+    report["challenger"] = shadow.compared(
+        predictions.shadow_pairs(var_folder() / predictions.FILE, version.digest, settings.max_window), labels
+    )
     report["announced"] = announce(report, str(window["id"].iloc[-1]))
     kept = {line.id: var_folder() / feedback.FOLDER / feedback.IMAGES / line.image for line in said if line.image}
     write(report_file().with_suffix(".html"), page(report, reference, window, kept).encode())
@@ -130,7 +132,7 @@ def f1(found: Package, reference: pd.DataFrame, window: pd.DataFrame, report: di
     threshold, probabilities = found.meta.thresholds.f1, window["probability_fake"].to_numpy(np.float64)
     chances = None
     if report["drift"] and report["kind"]["kind"] == "share of fakes":
-        chances = diagnosis.for_share(probabilities, float(reference["probability_fake"].mean()), report["share_of_fakes"])
+        chances = diagnosis.adjust_prior(probabilities, float(reference["probability_fake"].mean()), report["share_of_fakes"])
     return {
         "expected": diagnosis.expected_f1(probabilities, threshold, chances),
         "measured": diagnosis.measured_f1(window, labels, threshold),

@@ -43,7 +43,7 @@ def materialise(last: str | None = None, again: str | None = None) -> None:
     Raises:
         StageError: if a stage fails, with its name and message.
     """
-    forget_the_dead()
+    remove_stale_lock()
     states: dict[str, State] = {}
     graph = stages()
     for stage in TopologicalSorter(graph).static_order():
@@ -91,7 +91,7 @@ def stages() -> dict[str, list[str]]:
     return graph
 
 
-def forget_the_dead() -> None:
+def remove_stale_lock() -> None:
     """Remove DVC's lock file if none of the processes in it is alive.
 
     DVC goes by the process id alone. After a restart of the machine, and even more so of a container, another process may have the

@@ -37,7 +37,7 @@ def obstacle(version: Version) -> str | None:
     return servable.obstacle(version.number, version.tags)
 
 
-def earned(settings: Promotion, comparison: Mapping[str, Any] | None, version: Version) -> str | None:
+def auto_reason(settings: Promotion, comparison: Mapping[str, Any] | None, version: Version) -> str | None:
     """Why a version is promoted automatically; None if it is not.
 
     Args:
@@ -65,7 +65,7 @@ def is_first(version: Version) -> bool:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def lock() -> Iterator[None]:
     """Lock alias and record. Hold it when you call `record`, `promote` or `roll_back`.
 
     Otherwise a run could record a version while somebody rolls back from it, and the next roll-back would lead to that version again.
@@ -126,11 +126,11 @@ def roll_back(by: str) -> dict[str, int | None]:
     """
     champion = registry.holder(CHAMPION)
     lines = history()
-    left = _left(lines)
+    rolled_back = _rolled_back(lines)
     if champion is None and lines:  # somebody removed the alias from it: do not go back there
-        left.add(_key(lines[-1]))
-    target = _before(champion, [line for line in lines if _key(line) not in left]) or registry.holder(PREVIOUS)
-    if target is None or target == champion or (target.number, target.digest) in left:
+        rolled_back.add(_key(lines[-1]))
+    target = _before(champion, [line for line in lines if _key(line) not in rolled_back]) or registry.holder(PREVIOUS)
+    if target is None or target == champion or (target.number, target.digest) in rolled_back:
         raise StageError(
             "there is no version to roll back to: only the champion was ever promoted, the one before is gone, or it was rolled back. "
             f"Move the alias `{CHAMPION}` of {registry.MODEL} in MLflow."
@@ -157,14 +157,14 @@ def _before(version: Version | None, lines: list[dict[str, Any]]) -> Version | N
     return None
 
 
-def _left(lines: list[dict[str, Any]]) -> set[tuple[int, str]]:
+def _rolled_back(lines: list[dict[str, Any]]) -> set[tuple[int, str]]:
     """Number and digest of the versions that were rolled back from and not promoted since."""
-    left: set[tuple[int, str]] = set()
+    rolled_back: set[tuple[int, str]] = set()
     for before, line in pairwise(lines):
-        left.discard(_key(line))
+        rolled_back.discard(_key(line))
         if line.get(ROLL_BACK):
-            left.add(_key(before))
-    return left
+            rolled_back.add(_key(before))
+    return rolled_back
 
 
 def _is(line: Mapping[str, Any], version: Version) -> bool:

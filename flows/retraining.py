@@ -10,7 +10,7 @@ from flows.drift import fetch_package
 from pipeline.champion_source import CHAMPION
 from pipeline.lineage import lineage
 from pipeline.monitoring import feedback, labelling, predictions
-from pipeline.monitoring.diagnosis import foreignness
+from pipeline.monitoring.diagnosis import outlier_scores
 from pipeline.monitoring.drift import nearest, references
 from pipeline.params import Params
 from pipeline.params_loop import Retrain
@@ -61,7 +61,7 @@ def label_next(params: Params) -> Path | None:
         window = predictions.newest(var_folder() / predictions.FILE, champion.digest, params.drift.max_window)
         if len(window):
             reference, _ = nearest(references(fetch_package.fn(champion).path), window, params.drift)
-            distances = dict(zip(window["id"], foreignness(reference, window).tolist(), strict=True))
+            distances = dict(zip(window["id"], outlier_scores(reference, window).tolist(), strict=True))
     put = labelling.export(folder, statements, kept / feedback.IMAGES, distances, params.retrain.label_next)
     return folder if put else None
 

@@ -52,7 +52,7 @@ def run() -> None:
         sys.exit(f"error: {ended.message}")
     version = registry.find(package.verify(PACKAGE).digest)
     assert version is not None, "the train flow registers what it does not fail on"
-    with promotion.alone():
+    with promotion.lock():
         promoted = promotion.is_first(version)
         if promoted:
             promotion.promote(version)

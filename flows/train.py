@@ -55,7 +55,7 @@ def train(reason: str = "manual", evidence: dict[str, Any] | None = None) -> Sta
             because = {"prefect_flow_run": str(flow_run.id), "reason": reason} | ({"evidence": json.dumps(evidence)} if evidence else {})
             version = register(settings, evaluation, verdicts, comparison, because)
         message = notify(version, verdicts, evaluation, comparison, reason)
-        if (why := promotion.earned(settings.promotion, comparison, version)) is not None:
+        if (why := promotion.auto_reason(settings.promotion, comparison, version)) is not None:
             promote(version)
             deployed = deploy(by=f"the flow train, {why}", return_state=True)
             message += f"; promoted ({why}); deploy: {deployed.name}"
@@ -114,7 +114,7 @@ def register(
 @task(**retried)
 def promote(version: Version) -> None:
     """Move the alias `champion`, as `promotion` in params.yaml demands."""
-    with promotion.alone():
+    with promotion.lock():
         promotion.promote(version)
 
 

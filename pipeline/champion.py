@@ -66,7 +66,7 @@ class Champion:
 
         Returns after the first package is loaded: a worker that replaces another one must not take requests before.
         """
-        self._guarded(self.look)
+        self._guarded(self.refresh)
         if self.served is None:
             self._guarded(self._go_on)
         self._thread.start()
@@ -76,7 +76,7 @@ class Champion:
         self._end.set()
         self._thread.join(timeout=5)
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Serve the wanted version, if it is not served already."""
         try:
             wanted = self.source.wanted()
@@ -96,7 +96,7 @@ class Champion:
 
     def _follow(self) -> None:
         while not self._end.wait(self.seconds):
-            self._guarded(self.look)
+            self._guarded(self.refresh)
 
     def _guarded(self, step: Callable[[], None]) -> None:
         try:
@@ -149,9 +149,9 @@ class Challenger(Champion):
         """Start the thread without waiting for a model: the champion serves meanwhile."""
         self._thread.start()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Load the version with the alias; drop it when it loses the alias or becomes champion."""
-        super().look()
+        super().refresh()
         if self.now is not None and self.now == self.champion.now:
             self._without()
 

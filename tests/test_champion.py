@@ -51,7 +51,7 @@ def test_without_mlflow_the_last_champion_is_served_after_a_restart(tmp_path, pa
     store = new_store("mlflow")
     register(store, package)
     before = Champion(Registry(store, tmp_path / "served"))
-    before.look()
+    before.refresh()
     assert before.served is not None and before.trouble is None
 
     after = Champion(Registry("http://127.0.0.1:9", tmp_path / "served"), seconds=0.1)
@@ -66,17 +66,17 @@ def test_the_champion_goes_on_when_its_alias_is_removed_and_changes_when_the_sto
     store = new_store("mlflow")
     register(store, package)
     champion = Champion(Registry(store, tmp_path / "served"))
-    champion.look()
+    champion.refresh()
     first = champion.served
     mlflow.MlflowClient(store, store).delete_registered_model_alias("unmask", "champion")
-    champion.look()
+    champion.refresh()
     assert champion.served is first and champion.trouble is not None and "No model is promoted" in champion.trouble[0]
 
     anew = new_store("anew")
     shutil.copytree(package, tmp_path / "other" / "package")
     register(anew, tmp_path / "other" / "package")
     champion.source = Registry(anew, tmp_path / "served")
-    champion.look()
+    champion.refresh()
     assert champion.served is not first and champion.served is not None and champion.served.version == "1" and champion.trouble is None
 
 
@@ -85,12 +85,12 @@ def test_a_damaged_download_is_fetched_again_and_old_ones_go(tmp_path, package, 
     folder = tmp_path / "served"
     for _ in range(KEEP + 1):
         register(store, package)
-        Champion(Registry(store, folder)).look()
+        Champion(Registry(store, folder)).refresh()
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [str(number) for number in range(2, KEEP + 2)]
     newest = folder / str(KEEP + 1)
     (newest / "preprocess.json").write_text("{}")
     champion = Champion(Registry(store, folder))
-    champion.look()
+    champion.refresh()
     assert champion.served is not None and champion.trouble is None
     assert (newest / "preprocess.json").read_bytes() == (package / "preprocess.json").read_bytes()
 
@@ -115,7 +115,7 @@ def test_a_package_whose_golden_answers_are_others_is_refused_and_the_old_one_go
     store = new_store("mlflow")
     register(store, package)
     champion = Champion(Registry(store, tmp_path / "served"))
-    champion.look()
+    champion.refresh()
     before = champion.served
 
     changed = tmp_path / "changed" / "package"
@@ -126,7 +126,7 @@ def test_a_package_whose_golden_answers_are_others_is_refused_and_the_old_one_go
     )
     seal(changed, META)
     register(store, changed)
-    champion.look()
+    champion.refresh()
     assert champion.served is before and before is not None and before.version == "1"
     assert champion.trouble is not None and "Version 2 was refused: the golden example 0.png" in champion.trouble[0]
 
@@ -137,7 +137,7 @@ def test_a_package_without_golden_examples_is_served(tmp_path, package):
     (bare / GOLDEN / "golden.json").write_text("{}")
     seal(bare, META)
     champion = Champion(Pinned(bare))
-    champion.look()
+    champion.refresh()
     assert champion.served is not None and champion.trouble is None and verify(bare).golden == {}
 
 
@@ -160,13 +160,13 @@ def test_the_starter_answers_until_the_first_promotion_and_never_after_it(tmp_pa
     starter = tiny_package(tmp_path / "starter", created="2026-02-03T04:05:06+00:00")
     store = new_store("mlflow")
     champion = Champion(UntilPromoted(Registry(store, tmp_path / "served"), starter))
-    champion.look()
+    champion.refresh()
     assert champion.served is not None and champion.served.version == "starter" and champion.trouble is None
     register(store, package)
-    champion.look()
+    champion.refresh()
     assert champion.served.version == "1"
     mlflow.MlflowClient(store, store).delete_registered_model_alias("unmask", "champion")
-    champion.look()
+    champion.refresh()
     assert champion.served.version == "1" and champion.trouble is not None and "No model is promoted" in champion.trouble[0]
 
 
@@ -175,7 +175,7 @@ def test_the_old_model_is_freed_once_its_last_answer_is_given(tmp_path, package,
     register(store, package)
     shutil.copytree(package, tmp_path / "second" / "package")
     champion = Champion(Registry(store, tmp_path / "served"))
-    champion.look()
+    champion.refresh()
     routes = app.make()
     routes.state.context = context = Context(Settings(var=tmp_path / "var"), champion)
     assert champion.served is not None
@@ -190,7 +190,7 @@ def test_the_old_model_is_freed_once_its_last_answer_is_given(tmp_path, package,
             await asyncio.to_thread(register, store, tmp_path / "second" / "package")
             under_way += [asyncio.create_task(client.post("/predict", files=files)) for _ in range(32)]
             await asyncio.sleep(0.01)
-            await asyncio.to_thread(champion.look)
+            await asyncio.to_thread(champion.refresh)
             versions = [answer.raise_for_status().json()["model"]["version"] for answer in await asyncio.gather(*under_way)]
             return [*versions, (await client.post("/predict", files=files)).json()["model"]["version"]]
 

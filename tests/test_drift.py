@@ -170,7 +170,7 @@ def test_f1_is_estimated_without_labels_where_the_calibration_holds():
         assert estimate["value"] == pytest.approx(truth, abs=0.03) and estimate["low"] < truth < estimate["high"]
     few, labels_of_few = calibrated(rng, 3000, fakes=0.1)
     probabilities = few["probability_fake"].to_numpy()
-    chances = diagnosis.for_share(probabilities, 0.5, diagnosis.share_of_fakes(table, few))
+    chances = diagnosis.adjust_prior(probabilities, 0.5, diagnosis.share_of_fakes(table, few))
     truth = figures(labels_of_few, probabilities, 0.5)["f1"][0]
     assert diagnosis.expected_f1(probabilities, 0.5, chances)["value"] == pytest.approx(truth, abs=0.06)
     assert diagnosis.expected_f1(probabilities, 0.5)["value"] > truth + 0.1
@@ -196,8 +196,8 @@ def test_the_page_names_what_shifted_and_shows_pictures_that_were_kept(tmp_path)
     assert re.search(r"users labelled</span><b>1.000</b><small>[^0-9]*1 answers", text)
     assert "Camera or compression" in text and text.index("<td>brightness") < text.index("<td>height")
     assert not re.search(r"(src|href)=.http", text) and "data:image/png" in text and text.count("<svg") == 8
-    assert diagnosis.foreignness(reference, window).argmax() == 7
-    assert diagnosis.foreignness(reference, reference).mean() == pytest.approx(1)
+    assert diagnosis.outlier_scores(reference, window).argmax() == 7
+    assert diagnosis.outlier_scores(reference, reference).mean() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("change", "problem"), [({"alpha": 0.001}, "smallest p-value"), ({"max_window": 60}, "below min_window")])

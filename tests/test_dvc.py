@@ -77,11 +77,11 @@ def test_a_process_that_has_the_number_of_a_killed_one_holds_nothing_up(tmp_path
     note = tmp_path / materialise.NOTE
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps({"write": {str(tmp_path / "out"): {"pid": os.getpid(), "cmd": "dvc repro"}}, "read": {}}))
-    materialise.forget_the_dead()
+    materialise.remove_stale_lock()
     assert note.is_file()  # this process existed when it was written, so it may be the holder
     os.utime(note, (0, 0))
-    materialise.forget_the_dead()
+    materialise.remove_stale_lock()
     run(tmp_path, *dvc, "repro", "--quiet")
     note.write_text('{"write": {"')
-    materialise.forget_the_dead()
+    materialise.remove_stale_lock()
     run(tmp_path, *dvc, "repro", "--force", "--quiet")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.detector import Prediction
 from pipeline.images import mean_saturation
-from pipeline.monitoring.predictions import FILE, STATISTICS, PredictionLog, beside, find, newest
+from pipeline.monitoring.predictions import FILE, STATISTICS, PredictionLog, find, newest, shadow_pairs
 
 ANSWER = Prediction(0.7, "fake", [], np.zeros(768, np.float32), dict.fromkeys(STATISTICS, 1.0))
 
@@ -57,7 +57,7 @@ def test_a_full_disk_loses_rows_and_says_how_many_and_writes_on_when_there_is_ro
 def test_a_file_without_a_first_row_has_no_answers(tmp_path: Path):
     path = tmp_path / FILE
     path.touch()  # as a full disk leaves it
-    assert find(path, "1") is None and newest(path, "one", 10).empty and beside(path, "one", 10).empty
+    assert find(path, "1") is None and newest(path, "one", 10).empty and shadow_pairs(path, "one", 10).empty
     write(PredictionLog(path), 0, 1)
     assert find(path, "0") is not None and len(newest(path, "one", 10)) == 1
 

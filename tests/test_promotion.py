@@ -42,12 +42,12 @@ def test_the_policy_asks_for_the_lower_bounds_of_both_figures(auto, lows, promot
     monkeypatch.setenv("UNMASK_VAR", str(tmp_path))
     monkeypatch.setattr(registry, "holder", {"champion": registry.Version(3, "run", {})}.get)
     challenger = registry.Version(4, "run", {"package": "digest 4", "gate": "passed"})
-    why = promotion.earned(Promotion(auto=auto, margin=0.02), comparison(*lows), challenger)
+    why = promotion.auto_reason(Promotion(auto=auto, margin=0.02), comparison(*lows), challenger)
     assert (why is not None) == promoted
     assert not promoted or (auto in why and "version 3" in why)
-    assert promotion.earned(Promotion(auto=auto, margin=0.02), None, challenger) is None
+    assert promotion.auto_reason(Promotion(auto=auto, margin=0.02), None, challenger) is None
     failed = registry.Version(4, "run", {"package": "digest 4", "gate": "failed"})
-    assert promotion.earned(Promotion(auto=auto, margin=0.02), comparison(*lows), failed) is None
+    assert promotion.auto_reason(Promotion(auto=auto, margin=0.02), comparison(*lows), failed) is None
 
 
 @pytest.fixture
@@ -170,8 +170,8 @@ def test_a_version_that_was_taken_back_is_not_promoted_again_by_itself(store, pa
         promotion.record(registry.known(number))
     promotion.roll_back("me")
     better = Promotion(auto="if_better", margin=0.02)
-    assert promotion.earned(better, comparison(0.1, 0.1, "1"), registry.known(2)) is None
-    assert promotion.earned(better, comparison(0.1, 0.1, "1"), registry.known(3)) is not None
+    assert promotion.auto_reason(better, comparison(0.1, 0.1, "1"), registry.known(2)) is None
+    assert promotion.auto_reason(better, comparison(0.1, 0.1, "1"), registry.known(3)) is not None
 
 
 def test_no_run_gives_back_an_alias_that_somebody_took_away(store, package):
@@ -216,8 +216,8 @@ def test_what_was_compared_with_one_champion_takes_the_place_of_no_other(store, 
     better, compared = Promotion(auto="if_better", margin=0.02), comparison(0.1, 0.1)
     versions(store, package, *["passed"] * 4)
     challenger = registry.known(4)
-    assert promotion.earned(better, compared, challenger) is None
+    assert promotion.auto_reason(better, compared, challenger) is None
     promote(store, "3")
-    assert promotion.earned(better, compared, challenger) is not None
+    assert promotion.auto_reason(better, compared, challenger) is not None
     promote(store, "2")  # somebody goes back during the comparison with version 3
-    assert promotion.earned(better, compared, challenger) is None
+    assert promotion.auto_reason(better, compared, challenger) is None

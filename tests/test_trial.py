@@ -84,8 +84,8 @@ def test_in_the_shadow_the_challenger_is_recorded_and_never_heard(tmp_path, pack
         assert {(answer["model"]["version"], answer["verdict"]) for answer in answers} == {("1", "real")}
         log, digest = tmp_path / "var" / predictions.FILE, verify(packages["real"]).digest
         judged = 'unmask_shadow_total{outcome="judged"}'  # on a busy machine some are dropped
-        wait_for(lambda: metric(client, judged) == len(predictions.beside(log, digest, 100)) > 3)
-        both, ids = predictions.beside(log, digest, 100), {answer["id"] for answer in answers}
+        wait_for(lambda: metric(client, judged) == len(predictions.shadow_pairs(log, digest, 100)) > 3)
+        both, ids = predictions.shadow_pairs(log, digest, 100), {answer["id"] for answer in answers}
         assert set(both["id"]) < ids
         assert set(both["challenger_verdict"]) == {"fake"} and set(both["version"]) == {"2"}
         assert len(predictions.newest(log, digest, 100)) == 40  # the drift check's window has the champion's answers alone
@@ -96,7 +96,7 @@ def test_in_the_shadow_the_challenger_is_recorded_and_never_heard(tmp_path, pack
         assert {predict(client, number)["model"]["version"] for number in range(20)} == {"1"}
         wait_for(lambda: metric(client, 'unmask_shadow_total{outcome="failed"}') > 0)
     predictions.forget(log, ids)
-    assert predictions.beside(log, digest, 100).empty
+    assert predictions.shadow_pairs(log, digest, 100).empty
 
 
 def test_a_canary_answers_its_share_and_ends_when_it_goes_wrong(tmp_path, packages, new_store):
@@ -168,8 +168,8 @@ def test_the_challenger_is_followed_until_it_is_the_champion(tmp_path, packages,
     other = Challenger(champion, tmp_path)
 
     def look() -> tuple[str | None, str | None]:
-        champion.look()
-        other.look()
+        champion.refresh()
+        other.refresh()
         return champion.served and champion.served.version, other.served and other.served.version
 
     assert look() == ("1", None) and other.trouble is None

@@ -67,11 +67,11 @@ def share_of_fakes(reference: pd.DataFrame, window: pd.DataFrame) -> float:
     known = float(np.clip(reference["probability_fake"].mean(), 1e-3, 1 - 1e-3))
     probabilities, share = window["probability_fake"].to_numpy(np.float64), known
     for _ in range(200):
-        share = float(np.clip(for_share(probabilities, known, share).mean(), 1e-3, 1 - 1e-3))
+        share = float(np.clip(adjust_prior(probabilities, known, share).mean(), 1e-3, 1 - 1e-3))
     return share
 
 
-def for_share(probabilities: np.ndarray, known: float, share: float) -> np.ndarray:
+def adjust_prior(probabilities: np.ndarray, known: float, share: float) -> np.ndarray:
     """Convert probabilities calibrated for the share `known` of fakes to another `share` (Saerens et al., 2002)."""
     known = float(np.clip(known, 1e-3, 1 - 1e-3))
     fake, real = probabilities * share / known, (1 - probabilities) * (1 - share) / (1 - known)
@@ -87,7 +87,7 @@ def expected_f1(probabilities: np.ndarray, threshold: float, chances: np.ndarray
     Args:
         probabilities: float (n,) of fake, as the network gave them.
         threshold: at or above it an image is called fake.
-        chances: float (n,), corrected probabilities of being fake, if they differ from `probabilities` (see `for_share`).
+        chances: float (n,), corrected probabilities of being fake, if they differ from `probabilities` (see `adjust_prior`).
 
     Returns:
         F1 with its 95% interval, by a bootstrap over images and their unknown labels.
@@ -118,7 +118,7 @@ def measured_f1(window: pd.DataFrame, labels: dict[str, int], threshold: float) 
     return {"n": len(known), **figure}
 
 
-def foreignness(reference: pd.DataFrame, window: pd.DataFrame) -> np.ndarray:
+def outlier_scores(reference: pd.DataFrame, window: pd.DataFrame) -> np.ndarray:
     """Distance of each image of the window from the reference: float (n,), about 1 for a typical one.
 
     The mean squared distance from the reference's centre along its principal components, each scaled by the reference's standard deviation.

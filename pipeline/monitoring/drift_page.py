@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from pipeline import pages, plots
-from pipeline.monitoring.diagnosis import foreignness
+from pipeline.monitoring.diagnosis import outlier_scores
 from pipeline.monitoring.drift import SCALARS, VERDICTS
 
 DRAWN = 5
@@ -37,7 +37,7 @@ def page(report: dict[str, Any], reference: pd.DataFrame, window: pd.DataFrame, 
     for name in ["probability_fake", *names[:DRAWN]]:
         samples = {"reference": reference[name], "window": window[name]}
         drawings.append(plots.svg(partial(plots.histogram, samples, COLOURS, name)))
-    distances = pd.Series(foreignness(reference, window), window["id"]).sort_values()
+    distances = pd.Series(outlier_scores(reference, window), window["id"]).sort_values()
     there = distances[distances.index.isin(list(kept))]
     return pages.render(
         "drift.html",

@@ -121,7 +121,7 @@ def read(folder: Path) -> list[Statement]:
     return sorted(newest.values(), key=lambda statement: statement.time)
 
 
-def alone(folder: Path, id: str) -> set[str]:
+def exclusive_images(folder: Path, id: str) -> set[str]:
     """SHA-256 of the images that only statements on this answer name. Raises as `forget`."""
     said = list(_lines(folder / FILE))
     return {str(line.image) for line in said if line.image and line.id == id} - {str(line.image) for line in said if line.id != id}

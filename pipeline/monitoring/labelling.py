@@ -28,7 +28,7 @@ def export(folder: Path, statements: Sequence[Statement], images: Path, distance
         folder: to create. manifest.csv has `path` and an empty `label`; about.csv what the user and the model said, and why it was chosen.
         statements: of users; those without an image are left out.
         images: folder of the kept images.
-        distances: id of an answer -> how foreign it is (pipeline.monitoring.diagnosis.foreignness).
+        distances: id of an answer -> how foreign it is (pipeline.monitoring.diagnosis.outlier_scores).
         most: largest number of images.
 
     Returns:

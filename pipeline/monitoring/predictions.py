@@ -183,7 +183,7 @@ def newest(path: Path, package: str, most: int) -> "pd.DataFrame":
     return table.iloc[::-1].reset_index(drop=True)
 
 
-def beside(path: Path, package: str, most: int) -> "pd.DataFrame":
+def shadow_pairs(path: Path, package: str, most: int) -> "pd.DataFrame":
     """The newest answers of one package that a shadow challenger judged too; with several challengers, those of the newest one.
 
     Args:

@@ -14,7 +14,7 @@ def compared(both: pd.DataFrame, labels: dict[str, int]) -> dict[str, Any] | Non
     """Compare how two versions answered the same images.
 
     Args:
-        both: from `pipeline.monitoring.predictions.beside`.
+        both: from `pipeline.monitoring.predictions.shadow_pairs`.
         labels: id of an answer -> 1 for fake, from users.
 
     Returns:
