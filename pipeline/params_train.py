@@ -109,6 +109,7 @@ class Augment(Section):
     grayscale: Share = Field(description="probability")
     jpeg: Share = Field(description="probability")
     jpeg_quality: tuple[int, int]
+    jpeg_444: Share = Field(0, description="share of all JPEG copies that keep full colour resolution (4:4:4, OpenCV; else 4:2:0, Pillow)")
     webp: Share = Field(0, description="probability")
     webp_quality: tuple[int, int] = (50, 95)
     blur: Share = Field(description="probability")

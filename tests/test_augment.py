@@ -64,7 +64,7 @@ def test_a_change_does_the_same_to_both_pictures_of_a_pair(name: str):
 
 
 def test_jpeg_comes_in_two_kinds_of_colour_subsampling():
-    settings = Augment.model_validate(OFF.model_dump() | {"jpeg": 1.0, "jpeg_quality": (90, 90)})
+    settings = Augment.model_validate(OFF.model_dump() | {"jpeg": 1.0, "jpeg_quality": (90, 90), "jpeg_444": 0.5})
     kinds = {changed([picture()], settings, seed)[0].tobytes() for seed in range(16)}
     assert len(kinds) == 2
 

@@ -34,12 +34,12 @@ def augment(pictures: Sequence[np.ndarray], settings: Augment, rng: np.random.Ge
         (settings.resize, _resize, settings.resize_factor),
         (settings.blur, _blur, settings.blur_sigma),
         (settings.noise, _noise, settings.noise_sigma),
-        (settings.jpeg, jpeg, settings.jpeg_quality),
+        (settings.jpeg, partial(jpeg, settings.jpeg_444), settings.jpeg_quality),
     ]
     more: list[tuple[float, Maker, tuple[float, float]]] = [
         (settings.webp, _webp, settings.webp_quality),
         (settings.sharpen, _sharpen, settings.sharpen_strength),
-        (settings.thumbnail, partial(_thumbnail, settings.jpeg_quality), settings.thumbnail_factor),
+        (settings.thumbnail, partial(_thumbnail, settings), settings.thumbnail_factor),
         (settings.cutout, partial(_cutout, settings.cutout_side, side), (0, 255)),
         (settings.frequency_mask, partial(_frequency_mask, side), settings.frequency_share),
     ]
@@ -135,22 +135,23 @@ def _noise(sigma: float, rng: np.random.Generator) -> Change:
     return change
 
 
-def jpeg(quality: float, rng: np.random.Generator) -> Change:
-    """Save as JPEG, half the time with Pillow at 4:2:0 and half with OpenCV at 4:4:4: left alone, both subsample and quantise alike.
+def jpeg(full_chroma: float, quality: float, rng: np.random.Generator) -> Change:
+    """Save as JPEG: with OpenCV at 4:4:4, or with Pillow at 4:2:0. Left alone, both encoders give the same pixels.
 
     Args:
+        full_chroma: probability of 4:4:4.
         quality: 1..100.
     """
-    if rng.random() < 0.5:
+    if rng.random() < full_chroma:
+        sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+        return lambda picture: _with_opencv(picture, ".jpg", cv2.IMWRITE_JPEG_QUALITY, round(quality), *sampling)
 
-        def with_pillow(picture: np.ndarray) -> np.ndarray:
-            buffer = io.BytesIO()
-            Image.fromarray(picture).save(buffer, "JPEG", quality=round(quality))
-            return np.asarray(Image.open(buffer))
+    def with_pillow(picture: np.ndarray) -> np.ndarray:
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "JPEG", quality=round(quality))
+        return np.asarray(Image.open(buffer))
 
-        return with_pillow
-    sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-    return lambda picture: _with_opencv(picture, ".jpg", cv2.IMWRITE_JPEG_QUALITY, round(quality), *sampling)
+    return with_pillow
 
 
 def _webp(quality: float, rng: np.random.Generator) -> Change:
@@ -164,9 +165,10 @@ def _with_opencv(picture: np.ndarray, suffix: str, *settings: int) -> np.ndarray
     return decoded
 
 
-def _thumbnail(qualities: tuple[int, int], factor: float, rng: np.random.Generator) -> Change:
+def _thumbnail(settings: Augment, factor: float, rng: np.random.Generator) -> Change:
     """A thumbnail: scaled down, saved as JPEG and enlarged again."""
-    store, up = jpeg(rng.uniform(*qualities), rng), int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
+    store = jpeg(settings.jpeg_444, rng.uniform(*settings.jpeg_quality), rng)
+    up = int(rng.choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
 
     def change(picture: np.ndarray) -> np.ndarray:
         side = picture.shape[0]

@@ -185,7 +185,7 @@ class Pairs(Dataset):
         for _ in range(TRIES):
             fake, mask = method(target, face, donor, face, rng)
             if mask.max() > 0 and not np.array_equal(fake, target):
-                store = jpeg(rng.uniform(*STORED), rng)
+                store = jpeg(self.settings.jpeg_444, rng.uniform(*STORED), rng)
                 return [store(target), store(fake)]
         return None
 

@@ -31,7 +31,9 @@ def test_a_planted_leak_is_found_and_the_report_says_so(subject: Subject, params
     assert found["baselines"]["metadata"]["auc"]["low"] > 0.9
     assert found["vs_baseline"]["auc"]["high"] < 0  # random probabilities against a baseline that uses the leak
     said = " ".join(warnings(found | {"groups": 5, "golden": {"broken": 2}}, most=0.6))
-    assert "only 5 groups" in said and "How the files are stored" in said and "not shown to be better" in said and "2 golden examples" in said
+    assert (
+        "only 5 groups" in said and "How the files are stored" in said and "not shown to be better" in said and "2 golden examples" in said
+    )
 
 
 def test_a_folder_whose_files_give_the_class_away_is_named_in_the_report(package: Path, params: Params, here: Path):
