@@ -33,9 +33,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 run: $(STAMP)  ## The whole loop: data to bento. DATA=folder MODEL=name-or-folder SET="key=value ..." for your own
-	@$(if $(strip $(DATA)$(MODEL)$(SET)),python -m pipeline.settings $(if $(DATA),finetune --data "$$DATA") $(if $(MODEL),--model "$$MODEL") $(foreach pair,$(SET),-S '$(pair)'))
 	@mkdir -p $(PREFECT_HOME)
-	@$(WITH_ENV) python -m flows.run
+	@$(WITH_ENV) python -m flows.run $(if $(DATA),finetune --data "$$DATA") $(if $(MODEL),--model "$$MODEL") $(foreach pair,$(SET),-S '$(pair)')
 
 serve: $(STAMP)  ## Serve the champion on SERVICE_PORT (3000)
 	@port=$$($(WITH_ENV) python -m flows.ports SERVICE_PORT) && exec $(WITH_ENV) bentoml serve service:Unmask --host 127.0.0.1 --port $$port
@@ -61,5 +60,6 @@ lock: $(STAMP)  ## Write requirements.lock from what is installed
 	   $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//'; } > requirements.lock
 
 clean:  ## Remove what the pipeline made here (data, models, reports, records); sources, feedback, labels and the DVC cache stay
+	@for lock in $(wildcard var/*.lock); do flock --nonblock $$lock true || { echo "error: a run is active here ($$(basename $$lock .lock)); stop it first, or wait" >&2; exit 1; }; done
 	rm -rf data/raw data/splits data/splits.new data/manifest.parquet data/accepted.parquet reports models/trained models/package models/champion models/calibration.json mlflow.db mlartifacts
 	test ! -d var || find var -mindepth 1 -maxdepth 1 ! -name feedback ! -name labelling -exec rm -rf {} +

@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from flows import notifications, promotion, registry
 from flows.backup import backup
+from flows.materialise import workspace_lock
 from flows.ports import HOST, PORTS
 from flows.restore import ROOM, restore
 from pipeline import lineage
@@ -107,6 +108,8 @@ def rollback() -> dict[str, Any]:
 def forget(id: str) -> dict[str, int]:
     """Delete what is stored about an answer: feedback and image, its row in the prediction log, copies in data/raw and for labelling.
 
+    Waits until no run is active in this folder.
+
     Returns:
         How many of each were deleted.
 
@@ -115,14 +118,15 @@ def forget(id: str) -> dict[str, int]:
     """
     var = var_folder()
     record = var / feedback.FOLDER
-    images = feedback.exclusive_images(record, id)
-    # The record of feedback goes last: after a kill or an error, it still says which images have to be deleted.
-    found = {
-        "copies": copies.delete(images) + labelling.forget(var, images),
-        "predictions": predictions.forget(var / predictions.FILE, {id}),
-        "statements": sum(said.id == id for said in feedback.read(record)),
-        "images": len(feedback.forget(record, id)),
-    }
+    with workspace_lock(say=lambda line: print(line, file=sys.stderr)):  # a run that is active may read the images
+        images = feedback.exclusive_images(record, id)
+        # The record of feedback goes last: after a kill or an error, it still says which images have to be deleted.
+        found = {
+            "copies": copies.delete(images) + labelling.forget(var, images),
+            "predictions": predictions.forget(var / predictions.FILE, {id}),
+            "statements": sum(said.id == id for said in feedback.read(record)),
+            "images": len(feedback.forget(record, id)),
+        }
     if not any(found.values()):
         raise StageError(f"nothing is stored about an answer with the id {id!r}")
     return found

@@ -1,5 +1,9 @@
-"""`make run`: the whole loop once, without a server: train, register, promote the very first version, pack it, print a summary."""
+"""`make run`: the whole loop once, without a server: train, register, promote the very first version, pack it, print a summary.
 
+Its arguments are those of `python -m pipeline.settings`.
+"""
+
+import argparse
 import os
 import sys
 from collections.abc import Iterator
@@ -16,7 +20,7 @@ from flows.process import leash
 from flows.promotion import BENTO
 from flows.registry import Version
 from flows.train import train
-from pipeline import package
+from pipeline import package, settings
 from pipeline.champion_source import CHAMPION
 from pipeline.evaluation.metrics import Figure, figure_text
 from pipeline.lineage import lineage
@@ -25,9 +29,15 @@ from pipeline.servable import failed_gates
 
 
 def main() -> None:
-    """Run the loop. Exits with 1 if a stage or the gate failed."""
-    with workspace_lock("run", print), _server():  # two Prefect servers that create one database at once lock each other out
-        run()
+    """Write the given settings and run the loop. Exits with 1 if a setting is not allowed, or a stage or the gate failed."""
+    parser = argparse.ArgumentParser(prog="python -m flows.run", description="Run the whole loop once.")
+    settings.add_arguments(parser)
+    arguments = parser.parse_args()
+    with workspace_lock("run", print):
+        with workspace_lock(say=print):  # the settings of a run that is active stay as they are until it ends
+            settings.write_given(arguments)
+        with _server():  # two Prefect servers that create one database at once lock each other out
+            run()
 
 
 @contextmanager

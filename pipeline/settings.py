@@ -88,14 +88,16 @@ def pairs(given: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.settings", description="Write values into params.yaml.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say what to write."""
     parser.add_argument("preset", nargs="?", help="named values under `presets`")
     parser.add_argument("--data", type=Path, help="folder of images that becomes the only source")
     parser.add_argument("--model", help="hub name or folder of the model")
     parser.add_argument("-S", "--set", action="append", default=[], metavar="KEY=VALUE", help="any key, e.g. train.epochs=3")
-    arguments = parser.parse_args()
+
+
+def write_given(arguments: argparse.Namespace) -> None:
+    """Write what the arguments of `add_arguments` say, and print which keys. Exits with a message if a value is not allowed."""
     try:
         values = preset(arguments.preset) if arguments.preset else {}
         if arguments.data:
@@ -107,6 +109,13 @@ def main() -> None:
             print(f"{PARAMS_FILE} changed: {', '.join(values)}. `git diff {PARAMS_FILE}` shows it.")
     except ParamsError as error:
         sys.exit(f"error: {error}")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.settings", description="Write values into params.yaml.")
+    add_arguments(parser)
+    write_given(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import csv
 import json
 import resource
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from flows import cli, drift, retraining
+from flows.materialise import workspace_lock
 from pipeline import shards, sources
 from pipeline.errors import StageError
 from pipeline.ingestion import copies
@@ -21,6 +23,7 @@ from pipeline.params_data import FeedbackSource, FolderSource
 from pipeline.params_loop import Retrain
 from tests.data_helpers import picture
 from tests.drift_helpers import record, sample
+from tests.service_helpers import wait_for
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SAID = {"version": "1", "verdict": "fake", "probability_fake": 0.9}
@@ -113,6 +116,17 @@ def test_forget_removes_an_answer_everywhere(workspace, monkeypatch, capsys):
     assert [statement.id for statement in feedback.read(folder)] == ["b", "d"]
     with pytest.raises(SystemExit, match="nothing is stored about an answer with the id 'a'"):
         cli.main()
+
+
+def test_forget_waits_for_a_run_that_may_read_the_image(workspace, capsys):
+    kept(workspace, "a")
+    with ThreadPoolExecutor() as pool:
+        with workspace_lock(say=print):
+            forgotten = pool.submit(cli.forget, "a")
+            wait_for(lambda: "waiting until it ends" in capsys.readouterr().err)
+            assert list((workspace / "var/feedback/images").iterdir())
+        assert forgotten.result()["images"] == 1
+    assert not list((workspace / "var/feedback/images").iterdir())
 
 
 def test_forget_takes_what_lies_in_a_shard_and_goes_on_after_a_kill(workspace, monkeypatch):

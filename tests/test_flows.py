@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from flows import gates
+from flows.materialise import workspace_lock
 from flows.run import run as loop
 from flows.score import score
 from pipeline.errors import StageError
@@ -138,6 +141,22 @@ def test_a_failed_stage_names_itself_and_its_reason(here: Path):
     apply({"split.holdout_generators": ["nobody"]}, here / "params.yaml")
     with pytest.raises(SystemExit, match=r"^error: stage split failed.*no image has the generator nobody"):
         loop()
+
+
+def test_settings_of_a_second_run_wait_until_the_first_ends(here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    command = [sys.executable, "-m", "flows.run", "-S"]
+    before = (here / "params.yaml").read_text()
+    with (
+        workspace_lock(say=print),
+        subprocess.Popen([*command, "train.epochs=9"], stdout=subprocess.PIPE, text=True) as second,
+    ):
+        assert second.stdout and "another run is active" in second.stdout.readline()
+        second.kill()
+    assert (here / "params.yaml").read_text() == before
+    refused = subprocess.run([*command, "train.epoch=9"], capture_output=True, text=True)
+    assert refused.returncode == 1 and "train.epoch: " in refused.stderr
+    assert (here / "params.yaml").read_text() == before
 
 
 def test_gates_bound_any_figure_and_name_those_there_are():

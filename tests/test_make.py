@@ -1,5 +1,6 @@
 """`make` before there is a .venv, and what `make clean` keeps."""
 
+import fcntl
 import shutil
 from pathlib import Path
 
@@ -35,3 +36,17 @@ def test_make_clean_keeps_what_users_said_people_labelled_and_brought(tmp_path: 
         file.write_text("something")
     run(tmp_path, "make", "--file", str(ROOT / "Makefile"), "clean")
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == kept
+
+
+def test_make_clean_takes_nothing_from_a_run_that_is_active(tmp_path: Path):
+    raw, lock = tmp_path / "data/raw/a", tmp_path / "var/materialise.lock"
+    for file in (raw, lock):
+        file.parent.mkdir(parents=True)
+        file.write_text("something")
+    clean = ("make", "--file", str(ROOT / "Makefile"), "clean")
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "error: a run is active here (materialise)" in run(tmp_path, *clean, check=False)
+    assert raw.exists()
+    run(tmp_path, *clean)
+    assert not raw.exists()

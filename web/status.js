@@ -1,7 +1,7 @@
 // The status page for operators: /model, /metrics and /drift in plain words.
 
 import { call, request } from "./api.js";
-import { Problem, date, describe, say, speak, text } from "./i18n.js";
+import { Problem, date, describe, has, say, speak, text } from "./i18n.js";
 
 const SECONDS = 10;
 const DAY = 24 * 3600 * 1000;
@@ -97,7 +97,8 @@ function show() {
 
   // This page itself causes `no_report`, by asking for a drift report before there is one.
   const errors = [...sums("unmask_errors_total", (labels) => labels.code)].filter(([code, count]) => count && code !== "no_report");
-  list("errors", errors.sort(([, a], [, b]) => b - a));
+  const meaning = (code) => (has(`error_${code}`) ? `${text(`error_${code}`)} (${code})` : code);
+  list("errors", errors.sort(([, a], [, b]) => b - a).map(([code, count]) => [meaning(code), count]));
   $("no-errors").textContent = errors.length ? "" : text("statusNoErrors");
   const told = sums("unmask_feedback_total", ({ verdict, label }) => text("statusTold", { verdict: text(verdict), label: text(`label_${label}`) }));
   list("told", [...told]);
