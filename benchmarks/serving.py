@@ -89,8 +89,11 @@ def running(
                 log.seek(0)
                 raise RuntimeError(f"{error}:\n{log.read()}") from None
             finally:
+                children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
                 process.terminate()
                 process.wait(timeout=60)
+                for child in psutil.wait_procs(children, timeout=5)[1]:  # LitServe leaves its workers running
+                    child.kill()
 
 
 def wait_until_ready(port: int, process: subprocess.Popen[bytes], content: bytes) -> None:
