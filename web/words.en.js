@@ -157,7 +157,7 @@ export default {
   statusTrialTrouble: "cannot be tried out: {why}",
   statusWell: "Serving the intended model.",
   statusVerdicts: "Verdicts",
-  statusAnswers: "{value} answers since the start",
+  statusAnswers: "Answers since the start: {value}",
   statusLatency: "Time to an answer",
   statusQuantile: "{share} of answers within",
   statusSeconds: "{value} s",
