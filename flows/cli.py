@@ -17,10 +17,10 @@ from dotenv import load_dotenv
 from mlflow.exceptions import MlflowException
 
 from flows import notifications, promotion, registry
-from flows.backup import backup
 from flows.materialise import workspace_lock
 from flows.ports import HOST, PORTS
-from flows.restore import ROOM, restore
+from flows.state.backup import backup
+from flows.state.restore import ROOM, restore
 from pipeline import lineage
 from pipeline.champion_source import CHALLENGER, CHAMPION
 from pipeline.errors import StageError

@@ -9,7 +9,7 @@ from honcho.manager import Manager
 
 from flows.ports import HOOK, HOOK_SECRET, HOST, POOL, PORTS, free
 from flows.process import environment
-from flows.state import ARTIFACTS, BACKEND
+from flows.state.contents import ARTIFACTS, BACKEND
 
 WELCOME = """Prefect  http://{host}:{PREFECT_PORT}
 MLflow   http://{host}:{MLFLOW_PORT}

@@ -16,7 +16,7 @@ import yaml
 from dotenv import dotenv_values
 
 from flows.ports import POOL
-from flows.state import ARTIFACTS, BACKEND, PREFECT
+from flows.state.contents import ARTIFACTS, BACKEND, PREFECT
 from flows.up import DEFAULTS
 from pipeline import telemetry
 from serving.settings import PREFIX, Settings

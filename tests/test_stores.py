@@ -17,8 +17,8 @@ from moto.server import ThreadedMotoServer
 from sqlalchemy.engine import make_url
 
 from benchmarks.project import answers
-from flows import postgres as programs
 from flows.ports import PORTS
+from flows.state import postgres as programs
 from pipeline.errors import StageError
 from tests.conftest import ROOT
 from tests.service_helpers import free_port, wait_for

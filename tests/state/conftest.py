@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.restore import relocate
+from flows.state.restore import relocate
 from tests.conftest import ROOT, run
 from tests.service_helpers import free_port
 from tests.state.use import alone, made, registered

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from flows import cli
-from flows.backup import backup
-from flows.restore import restore
+from flows.state.backup import backup
+from flows.state.restore import restore
 from pipeline.champion_source import Registry
 from pipeline.errors import StageError
 from pipeline.monitoring import feedback

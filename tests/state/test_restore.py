@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from flows import promotion
-from flows.backup import INDEX, backup
 from flows.materialise import workspace_lock
-from flows.restore import restore
+from flows.state.backup import INDEX, backup
+from flows.state.restore import restore
 from pipeline.errors import StageError
 from tests.state.use import content, made, unmask
 
@@ -30,7 +30,7 @@ def test_a_run_that_starts_while_an_archive_is_unpacked_keeps_its_files(project:
     backup(tmp_path / "a.tar.gz")
     before = content(project)
     with ExitStack() as run:
-        monkeypatch.setattr("flows.restore.relocate", lambda *_: run.enter_context(workspace_lock("run", print)))
+        monkeypatch.setattr("flows.state.restore.relocate", lambda *_: run.enter_context(workspace_lock("run", print)))
         with pytest.raises(StageError, match=r"a run is active in this folder \(run\)"):
             restore(tmp_path / "a.tar.gz", force=True)
     assert content(project) == before | {project / "var/run.lock": b""}

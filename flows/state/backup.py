@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flows import postgres
-from flows.state import here
+from flows.state import postgres
+from flows.state.contents import here
 from pipeline.errors import StageError
 from pipeline.lineage import lineage
 

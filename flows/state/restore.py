@@ -15,11 +15,11 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from flows import postgres
-from flows.backup import BESIDE, FORMAT, INDEX, MADE_BY_SYSTEM, below
 from flows.materialise import at_work
 from flows.ports import running
-from flows.state import State, here
+from flows.state import postgres
+from flows.state.backup import BESIDE, FORMAT, INDEX, MADE_BY_SYSTEM, below
+from flows.state.contents import State, here
 from pipeline.errors import StageError
 
 ROOM = ".restore-"
