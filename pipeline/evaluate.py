@@ -39,6 +39,8 @@ POINTS = ("f1", "fpr1", "fpr5")
 """Operating points: thresholds that the package holds."""
 FEW = 10
 """With fewer groups, bootstrap intervals are unreliable."""
+UNEVEN = 2
+"""Images of one class for each of the other from which on calibration suffers: batches are balanced, and a temperature moves no prior."""
 
 
 def run(params: Params) -> dict[str, Any]:
@@ -134,12 +136,19 @@ def warnings(result: dict[str, Any], most: float) -> list[str]:
     """Caveats that readers of the figures need to know first.
 
     Args:
-        result: with `groups` and, if present, `baselines`, `vs_baseline` and `golden`.
+        result: with `groups` and, if present, `confusion_matrix`, `calibration`, `baselines`, `vs_baseline` and `golden`.
         most: AUC of the metadata baseline above which the model may have learnt the same shortcut.
     """
     found = []
     if result["groups"] < FEW:
         found.append(f"There are only {result['groups']} groups: intervals from so few are too narrow, or missing.")
+    counts = result.get("confusion_matrix", {"tp": 0, "fn": 0, "fp": 0, "tn": 0})
+    fakes, reals = counts["tp"] + counts["fn"], counts["fp"] + counts["tn"]
+    if fakes and reals and not 1 / UNEVEN <= fakes / reals <= UNEVEN:
+        found.append(
+            f"{fakes / (fakes + reals):.0%} of the images are fakes, and training shows as many fakes as reals: the probabilities of fake "
+            f"are too {'high' if fakes < reals else 'low'} for data like this, with an ECE of {figure_text(result['calibration']['ece'])}."
+        )
     metadata = result["baselines"]["metadata"]["auc"] if "baselines" in result else None
     if metadata and metadata["value"] is not None and metadata["value"] > most:
         found.append(

@@ -42,6 +42,8 @@ TRAINING = Path("reports/train.json")
 VALIDATION = Path("reports/validation.json")
 REPORT = Path("reports/export.json")
 PARITY_IMAGES = 64
+LEAST_REFERENCE = 200
+"""Images in the drift reference, even if there are fewer groups to draw them from."""
 NETWORK_TOLERANCE = 0.001
 """Largest difference of a golden example's probability between the graph, which recorded it, and PyTorch."""
 log = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ def run(params: Params) -> dict[str, Any]:
     golden = golden_difference(full.package)
     if golden > NETWORK_TOLERANCE:
         raise StageError(f"a golden example's probability differs by {golden:.2g} between the graph and the network: export again")
-    _write_references(full.package, sample(parts["val"], settings.reference, params.evaluate.seed))
+    _write_references(full.package, independent(parts["val"], settings.reference, params.evaluate.seed))
     seal(PACKAGE, meta)
     package = verify(PACKAGE)
 
@@ -149,6 +151,20 @@ def _write_references(package: Package, val: pd.DataFrame) -> None:
     for name, runtime in runtimes.items():
         answers = predict(Detector(package, runtime, faces), val["path"].tolist(), "drift reference")
         pd.DataFrame([measures(answer) for answer in answers]).to_parquet(PACKAGE / REFERENCE.format(name), index=False)
+
+
+def independent(rows: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
+    """At most `most` rows, drawn at random: one of each group, and more only if that would be fewer than LEAST_REFERENCE.
+
+    The drift test takes its rows for independent. With a real and the fake made from it in the reference, it found drift without any in
+    5% of the checks instead of 1%. Of a group with both classes, either is as likely.
+    """
+    shuffled = rows.sample(frac=1, random_state=seed)
+    of_class = shuffled.groupby(["group", "label"]).cumcount()
+    shuffled = shuffled.iloc[np.lexsort((np.random.default_rng(seed).random(len(rows)), of_class))]
+    turn = shuffled.groupby("group").cumcount().to_numpy()
+    last = np.sort(turn)[min(LEAST_REFERENCE, len(rows)) - 1]
+    return sample(shuffled[turn <= last].sort_index(), most, seed)
 
 
 def _write_golden(detectors: dict[str, Detector], test: pd.DataFrame, of_each: int) -> None:

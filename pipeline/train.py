@@ -1,6 +1,7 @@
 """Stage train: fine-tunes a network. Killed at any moment, it resumes from its last checkpoint on the next run.
 
-`torchrun --nproc-per-node 2 -m pipeline.train` splits the work of each step among processes; the result is the same as with one.
+`torchrun --nproc-per-node 2 -m pipeline.train` splits the work of each step among processes; the result is the same as with one, except
+with batch normalisation (stem_vit, MobileNet), where each process normalises by its own share of the batch.
 """
 
 import fcntl

@@ -178,6 +178,9 @@ def test_f1_is_estimated_without_labels_where_the_calibration_holds():
     measured = diagnosis.measured_f1(table, known, 0.5)
     assert measured is not None and measured["n"] == 100
     assert measured["value"] == pytest.approx(figures(labels[:100], table["probability_fake"][:100].to_numpy(), 0.5)["f1"][0], abs=1e-5)
+    often = pd.concat([table[:100].assign(id=[f"{id}/{time}" for id in table["id"][:100]]) for time in range(9)], ignore_index=True)
+    again = diagnosis.measured_f1(often, dict(zip(often["id"], labels[:100].tolist() * 9, strict=True)), 0.5)
+    assert again == measured | {"n": 900}  # the same pictures, asked about again, make nothing more certain
     assert diagnosis.measured_f1(table, {"elsewhere": 1}, 0.5) is None
 
 

@@ -41,3 +41,17 @@ def test_golden_examples_are_pictures_that_a_service_takes():
     assert export.servable(table).index.tolist() == [0, 1, 4, 5]
     with pytest.raises(StageError, match=r"every fake image .* a service refuses"):
         export.servable(table.drop(index=[1, 5]))
+
+
+def test_the_drift_reference_has_independent_images():
+    groups = [f"g{index // 6}" for index in range(1200)]
+    table = pd.DataFrame({"group": groups, "label": ["real", "fake", "fake", "fake", "fake", "fake"] * 200})
+    found = export.independent(table, 500, seed=1)
+    assert found["group"].is_unique and len(found) == 200
+    assert 70 < (found["label"] == "real").sum() < 130
+    assert export.independent(table, 150, seed=1)["group"].is_unique
+    assert found.equals(export.independent(table, 500, seed=1))
+    # Of 10 groups, one image each would be too few to compare with.
+    few = export.independent(table.assign(group=[f"g{index // 120}" for index in range(1200)]), 500, seed=1)
+    assert len(few) == 200 and set(few["group"].value_counts()) == {20}
+    assert len(export.independent(table[:12], 500, seed=1)) == 12

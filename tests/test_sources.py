@@ -153,6 +153,35 @@ def test_a_forged_fake_is_stored_as_its_real_is(faces: Path, prepare: Callable[.
         assert tuple(reals.loc[row.parents.split()[0]]) == tuple(getattr(row, column) for column in reals.columns)
 
 
+def test_a_fake_of_a_webp_differs_from_its_real_only_where_it_is_forged(faces: Path, prepare: Callable[..., Params]):
+    for index, path in enumerate(sorted((faces / "real").glob("*.jpg"))):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".webp"), quality=90, lossless=index % 2 == 0)
+        path.unlink()
+    ingest.run(prepare(data__forge=FORGE | {"methods": {"self_blend": 0.5, "swap": 0.5}}))
+    table = read(MANIFEST)
+    files = table.set_index("image_id")["path"]
+    fakes = table[table["source"] == "forge"]
+    assert len(fakes) == 30 and set(fakes["format"]) == {"WEBP"}
+    for row in fakes.itertuples():
+        real, fake = (read_image(Path(path)).pixels for path in (files[row.parents.split()[0]], row.path))
+        assert np.array_equal(real[:3], fake[:3]) and not np.array_equal(real, fake)
+
+
+def test_a_black_and_white_photograph_is_forged_without_colour(faces: Path, prepare: Callable[..., Params]):
+    for path in sorted((faces / "real").glob("*.jpg"))[::2]:
+        with Image.open(path) as image:
+            image.convert("L").save(path, quality=90)
+    ingest.run(prepare(data__forge=FORGE))
+    table = read(MANIFEST)
+    stored = table.set_index("image_id")["subsampling"]
+    fakes = table[table["source"] == "forge"]
+    assert (fakes["subsampling"] == "4:0:0").sum() == 15
+    for row in fakes.itertuples():
+        assert row.subsampling == stored[row.parents.split()[0]]
+        assert np.ptp(read_image(Path(row.path)).pixels, axis=-1).any() == (row.subsampling != "4:0:0")
+
+
 def test_forging_depends_on_the_images_alone_and_new_reals_change_few_fakes(faces: Path, prepare: Callable[..., Params]):
     settings = prepare(data__forge=FORGE)
     ingest.run(settings)

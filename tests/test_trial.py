@@ -227,11 +227,14 @@ def test_a_canary_needs_a_champion_to_compare_with():
 def test_the_shadow_is_summed_up_with_what_users_said():
     rows = [("a", "real", "fake"), ("b", "real", "fake"), ("c", "fake", "fake"), ("d", "real", "uncertain"), ("e", "fake", "fake")]
     both = pd.DataFrame(
-        [(id, "7", ours, 0.25, theirs, 0.5) for id, ours, theirs in rows],
+        [(id, "7", ours, place / 8, theirs, place / 8 + 0.25) for place, (id, ours, theirs) in enumerate(rows)],
         columns=["id", "version", "verdict", "probability_fake", "challenger_verdict", "challenger_probability_fake"],
     )
     found = shadow.compared(both, {"a": 1, "b": 1, "c": 1, "d": 0, "somebody else's": 1})
     assert found is not None and (found["version"], found["n"], found["agreement"], found["difference"]) == ("7", 5, 0.4, 0.25)
     assert found["verdicts"]["real"] == {"real": 0, "fake": 2, "uncertain": 1}
     assert found["labelled"] == {"n": 4, "champion": 2, "challenger": 3, "p_value": 1.0}
+    often = pd.concat([both.iloc[[0]].assign(id=f"again {time}") for time in range(20)])  # one picture that 20 users asked about
+    found = shadow.compared(often, dict.fromkeys(often["id"], 1))
+    assert found is not None and found["labelled"] == {"n": 20, "champion": 0, "challenger": 20, "p_value": 1.0}
     assert shadow.compared(both.head(0), {}) is None

@@ -77,6 +77,11 @@ def soften(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def blend(source: np.ndarray, target: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """mask * source + (1 - mask) * target as uint8; pixels where the mask is 0 are those of the target."""
+    """mask * source + (1 - mask) * target as uint8; pixels where the mask is 0 are those of the target.
+
+    A target without colour stays so: colour in a black-and-white photograph would give every fake away.
+    """
     weight = mask[..., None]
+    if (target == target[..., :1]).all():
+        source = source.mean(axis=-1, keepdims=True)
     return np.clip(np.rint(weight * source + (1 - weight) * target.astype(np.float32)), 0, 255).astype(np.uint8)

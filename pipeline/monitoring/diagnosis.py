@@ -114,7 +114,9 @@ def measured_f1(window: pd.DataFrame, labels: dict[str, int], threshold: float) 
     if known.empty:
         return None
     truth = known["id"].map(labels).to_numpy(int)
-    figure = judge(truth, known["probability_fake"].to_numpy(np.float64), np.arange(len(known)), threshold, DRAWS, 0)["f1"]
+    probabilities = known["probability_fake"].to_numpy(np.float64)
+    # Answers to one picture, which many users may ask about, have one probability: as a group they count as one draw.
+    figure = judge(truth, probabilities, probabilities, threshold, DRAWS, 0)["f1"]
     return {"n": len(known), **figure}
 
 

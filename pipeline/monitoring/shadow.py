@@ -20,7 +20,7 @@ def compared(both: pd.DataFrame, labels: dict[str, int]) -> dict[str, Any] | Non
     Returns:
         version: the challenger's. n: number of images. agreement: share with the same verdict. difference: mean probability of fake,
         challenger minus champion. verdicts: champion's verdict -> challenger's verdict -> number of images. labelled: `n`, how many each
-        of the two got right (`uncertain` counts as wrong), and the p-value of the sign test on those that only one of them got right.
+        of the two got right (`uncertain` counts as wrong), and the p-value of the sign test on the pictures that only one got right.
         None if there are no images.
     """
     if both.empty:
@@ -29,7 +29,9 @@ def compared(both: pd.DataFrame, labels: dict[str, int]) -> dict[str, Any] | Non
     known = both[both["id"].isin(labels.keys())]
     truth = known["id"].map(labels).map(ID2LABEL)
     champion, challenger = known["verdict"] == truth, known["challenger_verdict"] == truth
-    won, lost = int((challenger & ~champion).sum()), int((champion & ~challenger).sum())
+    # Many users may ask about one picture: all its answers have the same probabilities, and are one trial of the sign test.
+    first = ~known.duplicated(["probability_fake", "challenger_probability_fake"])
+    won, lost = int((challenger & ~champion & first).sum()), int((champion & ~challenger & first).sum())
     return {
         "version": str(both["version"].iloc[0]),
         "n": len(both),

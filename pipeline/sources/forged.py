@@ -161,15 +161,22 @@ def _face(picture: Picture, detector: FaceDetector | None) -> Face | None:
 
 
 def _encoded(fake: Image.Image, real: bytes, lossless: bool) -> bytes:
-    """The fake encoded like its real: same format, and for JPEG the same tables and subsampling, so that the file gives nothing away."""
+    """The fake encoded like its real: same format, and for JPEG the same tables, subsampling and number of channels.
+
+    WebP is stored without loss: the quality of the real is not in its file, and any other would alter the fake everywhere, also where
+    nothing is forged.
+    """
     buffer = io.BytesIO()
     with identify(real, OWN) as origin:
         if origin.format == "JPEG" and not lossless:
             tables = getattr(origin, "quantization", {})
             sampling = _subsampling(origin)
-            fake.save(buffer, "JPEG", qtables=tables, subsampling=sampling)
+            stored = fake.convert("L") if origin.mode == "L" else fake
+            stored.save(buffer, "JPEG", qtables=tables, subsampling=sampling)
+        elif origin.format == "WEBP" and not lossless:
+            fake.save(buffer, "WEBP", lossless=True)
         else:
-            fake.save(buffer, "WEBP" if origin.format == "WEBP" and not lossless else "PNG")
+            fake.save(buffer, "PNG")
     return buffer.getvalue()
 
 

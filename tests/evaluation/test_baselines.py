@@ -5,14 +5,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
-from pipeline.evaluate import warnings
+from pipeline.evaluate import calibrate, warnings
 from pipeline.evaluation import judge_package
 from pipeline.evaluation.baselines import baselines
-from pipeline.evaluation.metrics import figure_text, judge
+from pipeline.evaluation.calibration import probability
+from pipeline.evaluation.metrics import confusion, figure_text, judge
 from pipeline.evaluation.scoring import Subject, labels, sample
-from pipeline.params import Params
+from pipeline.params import Params, load_params
+from tests.conftest import ROOT
 from tests.data_helpers import picture
 from tests.evaluation.use import judged
 
@@ -57,6 +60,21 @@ def test_files_that_tell_nothing_give_no_warning(subject: Subject, params: Param
         "golden": {"broken": 0},
     }
     assert warnings(quiet, most=0.99) == []
+
+
+@pytest.mark.parametrize(("share", "wrong"), [(0.1, "high"), (0.5, None), (0.9, "low")])
+def test_data_with_few_fakes_gets_a_warning_that_probabilities_are_off(share: float, wrong: str | None):
+    rng = np.random.default_rng(0)
+    truth = (rng.random(4000) < share).astype(int)
+    scores = 2 * rng.normal(2 * truth - 1, 1)  # the log likelihood ratio, which a network learns from balanced batches
+    table = pd.DataFrame({"label": np.where(truth == 1, "fake", "real"), "score": scores, "group": range(4000)})
+    temperature, thresholds = calibrate(table, load_params(ROOT / "params.yaml").evaluate)
+    probabilities = probability(scores, temperature)
+    figures = judge(truth, probabilities, table["group"].to_numpy(), thresholds.f1, draws=100, seed=0)
+    found = {"groups": 4000, "calibration": figures, "confusion_matrix": confusion(truth, probabilities, thresholds.f1)}
+    said = " ".join(warnings(found, most=0.6))
+    assert (f"too {wrong} for data like this, with an ECE of 0.1" in said) if wrong else not said
+    assert figures["ece"]["value"] is not None and (figures["ece"]["value"] > 0.1) == bool(wrong)
 
 
 def test_the_detector_stands_beside_the_baselines_on_the_same_images(package: Path, faces: Path, here: Path, params: Params):
