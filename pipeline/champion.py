@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.champion_source import CHALLENGER, CHAMPION, Pinned, Registry, Source, UnavailableError, UntilPromoted, Version
 from pipeline.detector import Detector
+from pipeline.faces import chosen_detector
 from pipeline.package import STARTER
 from pipeline.tracking import MODEL, tracking_uri, without_secrets
 from pipeline.var import var_folder
@@ -175,7 +176,7 @@ def champion(bundled: Path | None = None, version: str = "") -> Champion:
         bundled: folder of the package that was packed with the service, if there is one.
         version: its version, if that was packed too.
     """
-    faces = Path(os.environ["UNMASK_FACE_DETECTOR"]) if os.environ.get("UNMASK_FACE_DETECTOR") else None
+    faces = chosen_detector()
     source: Source
     if pinned := os.environ.get("UNMASK_PACKAGE"):
         source = Pinned(Path(pinned), STARTER.name if Path(pinned).resolve() == STARTER.resolve() else "")

@@ -3,6 +3,8 @@
 import io
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,6 +156,19 @@ def test_a_real_detector_finds_a_face_where_it_is(package, tmp_path):
             Image.new("RGB", size).save(file, "PNG")
             assert client.post("/predict", files={"image": file.getvalue()}).is_success, size
         assert client.get("/model").json()["face_detector"] is True
+
+
+@needs_yunet
+def test_batch_scoring_looks_for_faces_as_the_service_does(package, tmp_path):
+    noise().save(tmp_path / "noise.png")
+
+    def scored(faces: Path) -> subprocess.CompletedProcess[str]:
+        command = (sys.executable, "-m", "pipeline.score", str(tmp_path / "noise.png"), "--package", str(package))
+        environment = os.environ | {"UNMASK_FACE_DETECTOR": str(faces)}
+        return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env=environment)
+
+    assert ",no_face," in scored(YUNET).stdout
+    assert "missing.onnx does not exist" in scored(tmp_path / "missing.onnx").stderr.splitlines()[-1]
 
 
 @needs_yunet
