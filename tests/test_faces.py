@@ -199,6 +199,16 @@ def test_each_flaw_is_named():
     assert warned(noise(), "JPEG", quality=30) == ["heavily_compressed"] and warned(noise(), "JPEG", quality=60) == []
 
 
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_a_verdict_on_the_first_frame_alone_says_so(kind):
+    assert "several_frames" in warned(noise(), kind, save_all=True, append_images=[noise(seed=1), noise(seed=2)])
+    assert "several_frames" not in warned(noise(), kind)
+
+
+def test_what_a_phone_appends_to_a_photo_is_no_frame():
+    assert warned(noise(), "MPO", save_all=True, append_images=[noise(seed=1)]) == []
+
+
 @pytest.mark.parametrize("kernel", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS])
 @pytest.mark.parametrize("factor", [2, 4])
 def test_an_enlarged_picture_is_noticed(kernel, factor):
