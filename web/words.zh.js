@@ -93,7 +93,7 @@ export default {
   warning_too_blurry: "图片模糊。请使用更清晰的原图，而不是截图或转发的副本。",
   warning_too_dark: "图片太暗。请使用脸部光线更充足的图片。",
   warning_no_face: "未检测到人脸，因此判断的是整张图片。请使用能看清人脸的图片。",
-  warning_many_faces: "图片中人脸较多，显示的是其中最可疑一张的概率。请将需要核查的人脸裁剪出来，单独检测。",
+  warning_many_faces: "图片中人脸较多，只判断了最大的 32 张，显示的是其中最可疑一张的概率。请将需要核查的人脸裁剪出来，单独检测。",
   warning_several_frames: "这是动画或多页文件，只判断了其中第一张图片。请将其余图片单独检测。",
   warning_heavily_compressed: "图片压缩严重，伪造痕迹可能已被抹去。请使用原图，而不是聊天软件转发的副本。",
   warning_upscaled: "图片似乎被放大过，真实细节很少。请使用拍摄时的原始尺寸。",
