@@ -64,7 +64,7 @@ export default {
   wrongReal: "It is real",
   wrongFake: "It is fake",
   wrongComment: "How do you know? (optional)",
-  wrongKeep: "Keep this picture, so that the next model can learn from it. Otherwise only your label and comment are kept.",
+  wrongKeep: "Keep this picture, so that the next model can learn from it: the whole file, which may also say where and with what it was taken. Otherwise only your label and comment are kept.",
   wrongSend: "Send",
   wrong_thanks: "Thank you. Your feedback was saved.",
   wrong_failed: "Your feedback could not be saved.",

@@ -63,7 +63,7 @@ export default {
   wrongReal: "是真实的",
   wrongFake: "是伪造的",
   wrongComment: "您是怎么知道的？（可不填）",
-  wrongKeep: "保留这张图片，用于训练下一个模型。不勾选则只记录您的标注和说明。",
+  wrongKeep: "保留这张图片，用于训练下一个模型。保留的是整个文件，其中可能含有拍摄地点和设备等信息。不勾选则只记录您的标注和说明。",
   wrongSend: "提交",
   wrong_thanks: "谢谢，已记录。",
   wrong_failed: "记录失败。",
