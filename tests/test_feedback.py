@@ -56,6 +56,18 @@ def test_a_client_has_one_vote_on_an_image_however_often_it_says_so():
     assert counted == ["8", "9"] and len(aside) == 5
 
 
+def test_who_learns_an_id_has_one_vote_on_its_answer_and_replaces_nothing(tmp_path):
+    feedback.record(tmp_path, id="a", label="real", image=b"an image", client="its user", **SAID)
+    for client in ("first stranger", "second stranger"):
+        feedback.record(tmp_path, id="a", label="fake", client=client, **SAID)
+        found = trust.judge(feedback.read(tmp_path), FeedbackSource(kind="feedback"))
+        assert {said.client for said, _ in found.set_aside} >= {"its user"}  # divided, then outvoted
+    assert [said.client for said in found.counted] == ["first stranger", "second stranger"]
+    feedback.record(tmp_path, id="a", label="real", client="first stranger", **SAID)
+    found = trust.judge(feedback.read(tmp_path), FeedbackSource(kind="feedback"))
+    assert [said.client for said in found.counted] == ["its user", "first stranger"]
+
+
 def test_a_client_that_floods_is_bounded():
     flood = [said(number, "fake", "bot", number) for number in range(100)]
     others = [said(1000 + number, "real", f"user {number % 5}", 1000 + number) for number in range(50)]

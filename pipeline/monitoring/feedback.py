@@ -1,8 +1,8 @@
 """What users say about an answer: the service writes it, the data source `feedback` reads it.
 
 A folder with `feedback.jsonl`, one statement per line (fields: Statement), and `images/<sha256>` for the images that users agreed to
-have kept. Lines are appended: a user who changes their mind adds a line with the same id, and the newest line of an id counts. Only
-`forget` and `expire` delete. pipeline/monitoring/trust.py decides which statements count.
+have kept. Lines are appended: a user who changes their mind adds a line with the same id, and the newest line of a client on an id
+counts. Only `forget` and `expire` delete. pipeline/monitoring/trust.py decides which statements count.
 """
 
 import errno
@@ -112,12 +112,14 @@ def size(folder: Path) -> int:
 
 
 def read(folder: Path) -> list[Statement]:
-    """The newest statement of each id, oldest first; none if there is no file yet.
+    """The newest statement of each client on each id, oldest first; none if there is no file yet.
+
+    Of each client: otherwise one that learns an id could replace what another one said, without a vote.
 
     Raises:
         StageError: naming the line that is not a statement. A last line cut short by a crash is skipped.
     """
-    newest = {statement.id: statement for statement in _lines(folder / FILE)}
+    newest = {(statement.id, statement.client): statement for statement in _lines(folder / FILE)}
     return sorted(newest.values(), key=lambda statement: statement.time)
 
 
