@@ -67,7 +67,7 @@ def score(detector: Detector, paths: Iterable[Path]) -> Iterator[dict[str, str]]
             prepared = list(pool.map(partial(_prepare, detector), batch))
             answers = iter(detector.judge([found for found in prepared if isinstance(found, Prepared)]))
             for path, found in zip(batch, prepared, strict=True):
-                row = dict.fromkeys(COLUMNS, "") | {"path": str(path)}
+                row = dict.fromkeys(COLUMNS, "") | {"path": _no_formula(str(path))}
                 if isinstance(found, Prepared):
                     answer = next(answers)
                     row |= {
@@ -78,6 +78,11 @@ def score(detector: Detector, paths: Iterable[Path]) -> Iterator[dict[str, str]]
                 else:
                     row["error"] = found
                 yield row
+
+
+def _no_formula(path: str) -> str:
+    """The same path, written so that a spreadsheet does not run it: file names may come from strangers."""
+    return f"./{path}" if path.startswith(("=", "+", "-", "@", "\t", "\r")) else path
 
 
 def predict(detector: Detector, paths: Sequence[str], title: str) -> list[Prediction]:
