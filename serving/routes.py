@@ -187,7 +187,9 @@ async def drift(request: Request) -> Response:
     path = _context(request).settings.var / DRIFT_REPORT
     try:
         checked = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
-        return JSONResponse({"checked": checked, **json.loads(path.read_text())})
+        report = {"checked": checked, **json.loads(path.read_text())}
+        report.pop("announced", None)  # the id of some client's answer, which only that client should know
+        return JSONResponse(report)
     except FileNotFoundError:
         raise ApiError("no_report") from None
     except (OSError, ValueError, TypeError):  # not JSON, not an object, or with NaN or infinity, which JSON lacks
