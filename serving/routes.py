@@ -123,13 +123,12 @@ class Feedback(HTTPEndpoint):
         if image is not None:
             async with _deadline(context):
                 await context.decoded(image, lambda _: None)  # only a readable image is kept
-        folder, most = context.settings.var / feedback.FOLDER, context.settings.feedback_megabytes * 1e6
+        folder = context.settings.var / feedback.FOLDER
 
         def note() -> None:
             said = {"version": answer.version, "verdict": answer.verdict, "client": request.state.client[:64], "comment": comment}
             try:
-                if feedback.size(folder) + len(image or b"") > most:
-                    raise OSError(f"{folder} is full")
+                context.room.take(len(image or b""))
                 feedback.record(folder, id=id, label=label, **said, probability_fake=answer.probability_fake, image=image)
             except OSError as error:
                 log.warning("feedback was not kept: %s", error)

@@ -4,9 +4,11 @@ import csv
 import json
 import resource
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,6 +198,24 @@ def test_a_full_disk_keeps_no_picture_that_its_user_was_told_is_not_kept(workspa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(folder.glob("images/*")) == before
+
+
+def test_kept_images_are_not_counted_again_for_each_statement(tmp_path, monkeypatch):
+    now = time.monotonic()
+    monkeypatch.setattr(feedback, "time", SimpleNamespace(monotonic=lambda: now))
+    room = feedback.Room(tmp_path, 100)
+    room.take(60)
+    with pytest.raises(OSError, match="is full"):
+        room.take(60)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "another worker's").write_bytes(bytes(90))
+    room.take(40)
+    now += 61
+    with pytest.raises(OSError, match="is full"):
+        room.take(40)
+    (tmp_path / "images" / "another worker's").unlink()
+    now += 61
+    room.take(100)
 
 
 def test_a_time_without_a_zone_is_named_with_its_line(workspace):
