@@ -10,8 +10,9 @@ from pathlib import Path
 
 from pipeline.champion_source import CHALLENGER, CHAMPION, Pinned, Registry, Source, UnavailableError, UntilPromoted, Version
 from pipeline.detector import Detector
+from pipeline.faces import chosen_detector
 from pipeline.package import STARTER
-from pipeline.tracking import MODEL, tracking_uri
+from pipeline.tracking import MODEL, tracking_uri, without_secrets
 from pipeline.var import var_folder
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,8 @@ class Champion:
                 detector = Detector.load(self.source.fetch(version), faces=self.faces)
                 detector.check()  # also a warm-up, which the first request would otherwise wait for
             except Exception as error:  # libraries raise anything on a broken package; the service must go on
-                refusal = self._refusal = Refusal(version, str(error), time.monotonic() + RETRY_SECONDS)
+                # MLflow's errors name its address with the password, and /readyz shows the reason to anyone.
+                refusal = self._refusal = Refusal(version, without_secrets(str(error)), time.monotonic() + RETRY_SECONDS)
             else:
                 self.served, self.now, self._refusal = Served(version.number, detector), version, None
                 log.info("%s: serving version %s with %s", self.alias, version.number, detector.runtime.name)
@@ -174,7 +176,7 @@ def champion(bundled: Path | None = None, version: str = "") -> Champion:
         bundled: folder of the package that was packed with the service, if there is one.
         version: its version, if that was packed too.
     """
-    faces = Path(os.environ["UNMASK_FACE_DETECTOR"]) if os.environ.get("UNMASK_FACE_DETECTOR") else None
+    faces = chosen_detector()
     source: Source
     if pinned := os.environ.get("UNMASK_PACKAGE"):
         source = Pinned(Path(pinned), STARTER.name if Path(pinned).resolve() == STARTER.resolve() else "")

@@ -1,5 +1,6 @@
 """Face detection: YuNet (Wu et al., Machine Intelligence Research 2023) through OpenCV."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,11 @@ LONGEST = 640
 
 MARGIN = 0.3
 """Around a face, on each side, as a share of its size: chin, ears and the seam of a swapped face lie outside the detector's box."""
+
+
+def chosen_detector() -> Path | None:
+    """The ONNX file that UNMASK_FACE_DETECTOR names, None if it is not set: the service and batch scoring judge the same faces."""
+    return Path(os.environ["UNMASK_FACE_DETECTOR"]) if os.environ.get("UNMASK_FACE_DETECTOR") else None
 
 
 @dataclass(frozen=True)

@@ -72,11 +72,15 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image: `rgb` is upright, in mode RGB; `format` is the file's; `luma_table` is a JPEG's luma quantisation table."""
+    """A decoded image: `rgb` is upright, in mode RGB; `format` is the file's; `luma_table` is a JPEG's luma quantisation table.
+
+    `several` is whether the file holds further frames or pages, which are not decoded.
+    """
 
     rgb: Image.Image
     format: str
     luma_table: tuple[int, ...] | None = None
+    several: bool = False
 
     @cached_property
     def pixels(self) -> np.ndarray:
@@ -125,7 +129,7 @@ def picture(image: Image.Image, data: bytes) -> Picture:
     """Decode `data` that `identify` opened. Raises ImageError as `decode` does."""
     pixels = load(image, data)
     tables: dict[int, list[int]] = getattr(image, "quantization", None) or {}
-    found = Picture(Image.fromarray(pixels), image.format or "", tuple(tables[0]) if 0 in tables else None)
+    found = Picture(Image.fromarray(pixels), image.format or "", tuple(tables[0]) if 0 in tables else None, _several(image))
     vars(found)["pixels"] = pixels  # fills the cached property
     return found
 
@@ -238,6 +242,14 @@ def _tile(data: bytes) -> int:
             (side,) = struct.unpack_from(order + {3: "H", 4: "I"}[kind], data, place + size - room)
             sides[tag] = max(sides[tag], side)
     return sides[322] * sides[323]
+
+
+def _several(image: Image.Image) -> bool:
+    """Whether more frames or pages follow the first. What phones append to a JPEG, such as a depth map, is no such frame."""
+    try:
+        return image.format != "JPEG" and bool(getattr(image, "is_animated", False))
+    except Exception:  # there is a second frame, and it is damaged
+        return True
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -41,6 +41,7 @@ def warnings(seen: dict[str, float], picture: Picture, faces: int | None) -> lis
     found = {
         "no_face": faces == 0,
         "many_faces": faces is not None and faces >= MANY_FACES,
+        "several_frames": picture.several,
         "too_small": min(seen["width"], seen["height"]) < TOO_SMALL,
         "too_blurry": seen["blur"] < TOO_BLURRY,
         "too_dark": seen["brightness"] < TOO_DARK,

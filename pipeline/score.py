@@ -15,6 +15,8 @@ from typing import TextIO
 from tqdm import tqdm
 
 from pipeline.detector import Detector, Prediction, Prepared
+from pipeline.errors import StageError
+from pipeline.faces import chosen_detector
 from pipeline.images import OWN, ImageError, read
 from pipeline.package import PACKAGE, STARTER, PackageError
 
@@ -65,7 +67,7 @@ def score(detector: Detector, paths: Iterable[Path]) -> Iterator[dict[str, str]]
             prepared = list(pool.map(partial(_prepare, detector), batch))
             answers = iter(detector.judge([found for found in prepared if isinstance(found, Prepared)]))
             for path, found in zip(batch, prepared, strict=True):
-                row = dict.fromkeys(COLUMNS, "") | {"path": str(path)}
+                row = dict.fromkeys(COLUMNS, "") | {"path": _no_formula(str(path))}
                 if isinstance(found, Prepared):
                     answer = next(answers)
                     row |= {
@@ -76,6 +78,11 @@ def score(detector: Detector, paths: Iterable[Path]) -> Iterator[dict[str, str]]
                 else:
                     row["error"] = found
                 yield row
+
+
+def _no_formula(path: str) -> str:
+    """The same path, written so that a spreadsheet does not run it: file names may come from strangers."""
+    return f"./{path}" if path.startswith(("=", "+", "-", "@", "\t", "\r")) else path
 
 
 def predict(detector: Detector, paths: Sequence[str], title: str) -> list[Prediction]:
@@ -104,14 +111,17 @@ def _write(rows: Iterable[dict[str, str]], file: TextIO) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.score", description="Score images: one row per input.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.score",
+        description="Score images as the service does, with UNMASK_FACE_DETECTOR if it is set: one row per input.",
+    )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image, or folder of images")
     there = PACKAGE if PACKAGE.is_dir() else STARTER
     parser.add_argument("--package", type=Path, default=there, help=f"model package (default {PACKAGE}, and {STARTER} before it is made)")
     parser.add_argument("--out", type=Path, help="CSV file to write (default: the terminal)")
     arguments = parser.parse_args()
     try:
-        detector = Detector.load(arguments.package)
+        detector = Detector.load(arguments.package, faces=chosen_detector())
         detector.check()
         part = arguments.out and arguments.out.with_name(arguments.out.name + ".part")
         made = {path.resolve() for path in (arguments.out, part) if path}
@@ -128,7 +138,7 @@ def main() -> None:
         with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             _write(rows, file)
         part.replace(arguments.out)
-    except PackageError as error:
+    except (PackageError, StageError) as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:
         # The reader has closed the pipe, as `head` does. Flushing the rest of the buffer at exit would fail again.

@@ -25,7 +25,7 @@ def tracking_uri() -> str:
 
 def without_secrets(text: str) -> str:
     """Remove the user and password from every address in a message."""
-    return re.sub(r"(?<=://)[^\s/@]+@", "", text)
+    return re.sub(r"(?<=://)[^\s/?#]+@", "", text)
 
 
 def reach() -> bool:

@@ -62,10 +62,11 @@ def _name(host: str) -> str:
 def _key(request: Request, settings: Settings) -> bytes:
     """The key that the request has. It is compared with all keys, so that the time does not reveal which one matches."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+    # Both count: a proxy that users log in to may send a token of its own in one of them.
+    given = [request.headers.get("x-api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
     # Starlette decodes headers as Latin-1, whatever their encoding.
     keys = [key.get_secret_value().encode() for key in settings.api_keys]
-    found = [key for key in keys if hmac.compare_digest(given.encode("latin-1"), key)]
+    found = [key for one in given for key in keys if hmac.compare_digest(one.encode("latin-1"), key)]
     if not found:
         raise ApiError("unauthorized", headers={"WWW-Authenticate": "Bearer"})
     return found[0]

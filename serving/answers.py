@@ -100,7 +100,8 @@ class Prediction(Answer):
     thresholds: Bounds
     faces: list[Face] = Field(description="largest first; empty if none was found, or no face detector is in use")
     warnings: list[str] = Field(
-        description="what makes it less reliable: no_face, many_faces, too_small, too_blurry, too_dark, heavily_compressed, upscaled"
+        description="what makes it less reliable: no_face, many_faces, several_frames, too_small, too_blurry, too_dark, "
+        "heavily_compressed, upscaled"
     )
     credentials: Credentials | None = Field(
         description="C2PA; does not affect the probability; null if the file has none or the reader is not installed"

@@ -12,7 +12,7 @@ from pipeline.champion import Champion, Served
 from pipeline.credentials import Credentials
 from pipeline.detector import Prediction, Prepared
 from pipeline.images import ImageError, identify, picture
-from pipeline.monitoring import predictions
+from pipeline.monitoring import feedback, predictions
 from pipeline.monitoring.predictions import PredictionLog
 from serving.access import RateLimiter
 from serving.batches import Batches
@@ -46,6 +46,7 @@ class Context:
         self.settings, self.champion = settings, champion
         self.metrics = Metrics()
         self.log = PredictionLog(settings.var / predictions.FILE, settings.log_rows, self.metrics.lost)
+        self.room = feedback.Room(settings.var / feedback.FOLDER, settings.feedback_megabytes * 1e6)
         self.rate = RateLimiter(settings.requests_per_minute)
         self.batches = Batches()
         self.trial = Trial(settings, champion, self.log, self.metrics)

@@ -123,13 +123,12 @@ class Feedback(HTTPEndpoint):
         if image is not None:
             async with _deadline(context):
                 await context.decoded(image, lambda _: None)  # only a readable image is kept
-        folder, most = context.settings.var / feedback.FOLDER, context.settings.feedback_megabytes * 1e6
+        folder = context.settings.var / feedback.FOLDER
 
         def note() -> None:
             said = {"version": answer.version, "verdict": answer.verdict, "client": request.state.client[:64], "comment": comment}
             try:
-                if feedback.size(folder) + len(image or b"") > most:
-                    raise OSError(f"{folder} is full")
+                context.room.take(len(image or b""))
                 feedback.record(folder, id=id, label=label, **said, probability_fake=answer.probability_fake, image=image)
             except OSError as error:
                 log.warning("feedback was not kept: %s", error)
@@ -187,7 +186,9 @@ async def drift(request: Request) -> Response:
     path = _context(request).settings.var / DRIFT_REPORT
     try:
         checked = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
-        return JSONResponse({"checked": checked, **json.loads(path.read_text())})
+        report = {"checked": checked, **json.loads(path.read_text())}
+        report.pop("announced", None)  # the id of some client's answer, which only that client should know
+        return JSONResponse(report)
     except FileNotFoundError:
         raise ApiError("no_report") from None
     except (OSError, ValueError, TypeError):  # not JSON, not an object, or with NaN or infinity, which JSON lacks

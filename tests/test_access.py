@@ -80,6 +80,7 @@ def test_a_key_opens_in_either_header_and_a_wrong_one_does_not(locked):
     assert locked.get("/model", headers=BEARER).is_success
     assert locked.get("/model", headers={"X-API-Key": KEY}).is_success
     assert locked.get("/model", headers={"X-API-Key": OTHER.encode()}).is_success
+    assert locked.get("/model", headers={"X-API-Key": KEY, "Authorization": "Bearer a-proxys-own"}).is_success
     wrong = (
         {"Authorization": f"Basic {KEY}"},
         {"X-API-Key": KEY[:-1]},

@@ -181,7 +181,7 @@ def test_the_last_drift_check_is_shown(client, workspace):
     assert refusal(client.get("/drift")) == (404, "no_report")
     (workspace / "var" / "drift").mkdir(parents=True)
     report = {"version": "3", "drift": True, "p_value": 0.002, "alpha": 0.01, "window": 500, "statistics": []}
-    (workspace / "var" / "drift" / "report.json").write_text(json.dumps(report))
+    (workspace / "var" / "drift" / "report.json").write_text(json.dumps(report | {"announced": "the id of another client's answer"}))
     found = client.get("/drift").json()
     assert found.pop("checked").startswith("20") and found == report
     for broken in ("", '{"version": "3", "dri', "[]", '{"p_value": NaN}'):

@@ -224,6 +224,28 @@ def test_a_password_in_mlflows_address_is_percent_encoded(tmp_path, monkeypatch)
     assert heard == ["a@b:p@ss:"]  # as MLflow's own client reads it
 
 
+def test_why_a_version_is_not_served_does_not_reveal_mlflows_password(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    version = {"version": "3", "creation_timestamp": 1, "tags": [{"key": "gate", "value": "passed"}]}
+
+    class OnlyTheAlias(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if "alias=" in self.path:  # any other connection is closed without an answer
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(json.dumps({"model_version": version}).encode())
+
+    with HTTPServer(("127.0.0.1", 0), OnlyTheAlias) as server:
+        answering = threading.Thread(target=server.serve_forever)
+        answering.start()
+        champion = Champion(Registry(f"http://ada:s3@cret@127.0.0.1:{server.server_port}", tmp_path))
+        champion.refresh()
+        server.shutdown()
+        answering.join()
+    assert champion.trouble is not None and f"http://127.0.0.1:{server.server_port}/api" in champion.trouble[0]
+    assert "cret" not in champion.trouble[0]
+
+
 def test_what_deploy_refuses_is_not_served(tmp_path: Path, package: Path, new_store):
     store = new_store()
     register(store, package)

@@ -149,6 +149,7 @@ def test_every_setting_reaches_the_service(name: str):
 def test_the_worker_knows_its_pool_and_the_service():
     composed = COMPOSE["services"]["worker"]["environment"]
     assert composed["UNMASK_TRAIN_POOL"] == "${UNMASK_TRAIN_POOL:-}"
+    assert composed["UNMASK_FACE_DETECTOR"] == "${UNMASK_FACE_DETECTOR:-}"  # the flow `score` judges faces as the service does
     assert {"secretRef": {"name": "unmask"}} in PODS["worker"]["containers"][0]["envFrom"]  # all of .env
     port = PODS["service"]["containers"][0]["ports"][0]["containerPort"]
     assert composed["SERVICE_URL"] == environment(PODS["worker"])["SERVICE_URL"]["value"] == f"http://service:{port}"

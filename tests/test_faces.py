@@ -3,6 +3,8 @@
 import io
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,6 +159,19 @@ def test_a_real_detector_finds_a_face_where_it_is(package, tmp_path):
 
 
 @needs_yunet
+def test_batch_scoring_looks_for_faces_as_the_service_does(package, tmp_path):
+    noise().save(tmp_path / "noise.png")
+
+    def scored(faces: Path) -> subprocess.CompletedProcess[str]:
+        command = (sys.executable, "-m", "pipeline.score", str(tmp_path / "noise.png"), "--package", str(package))
+        environment = os.environ | {"UNMASK_FACE_DETECTOR": str(faces)}
+        return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env=environment)
+
+    assert ",no_face," in scored(YUNET).stdout
+    assert "missing.onnx does not exist" in scored(tmp_path / "missing.onnx").stderr.splitlines()[-1]
+
+
+@needs_yunet
 def test_a_package_brings_its_own_face_detector(tmp_path):
     from pipeline.package import seal
 
@@ -182,6 +197,16 @@ def test_each_flaw_is_named():
     assert warned(noise().point(lambda value: value // 8)) == ["too_dark"]
     assert "too_blurry" in warned(noise().filter(ImageFilter.GaussianBlur(6)))
     assert warned(noise(), "JPEG", quality=30) == ["heavily_compressed"] and warned(noise(), "JPEG", quality=60) == []
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_a_verdict_on_the_first_frame_alone_says_so(kind):
+    assert "several_frames" in warned(noise(), kind, save_all=True, append_images=[noise(seed=1), noise(seed=2)])
+    assert "several_frames" not in warned(noise(), kind)
+
+
+def test_what_a_phone_appends_to_a_photo_is_no_frame():
+    assert warned(noise(), "MPO", save_all=True, append_images=[noise(seed=1)]) == []
 
 
 @pytest.mark.parametrize("kernel", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS])

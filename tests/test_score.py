@@ -69,6 +69,15 @@ def test_a_table_in_the_folder_that_is_scored_is_no_input(tmp_path: Path, packag
         assert [Path(row["path"]).name for row in rows] == ["0.png"]
 
 
+def test_a_file_name_is_no_formula_for_a_spreadsheet(tmp_path: Path, package: Path):
+    for name in ("=HYPERLINK(1).png", "@SUM(1).png", "0.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    command = (*SCORE, ".", "--package", str(package))
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, capture_output=True)
+    paths = [row["path"] for row in csv.DictReader(done.stdout.splitlines())]
+    assert paths == ["0.png", "./=HYPERLINK(1).png", "./@SUM(1).png"] and all((tmp_path / path).is_file() for path in paths)
+
+
 def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, package: Path):
     Image.new("RGB", (64, 64)).save(tmp_path / "0.png")
     command = (*SCORE, str(tmp_path), "--package", str(package))

@@ -1,16 +1,19 @@
 """What users say about an answer: the service writes it, the data source `feedback` reads it.
 
 A folder with `feedback.jsonl`, one statement per line (fields: Statement), and `images/<sha256>` for the images that users agreed to
-have kept. Lines are appended: a user who changes their mind adds a line with the same id, and the newest line of an id counts. Only
-`forget` and `expire` delete. pipeline/monitoring/trust.py decides which statements count.
+have kept. Lines are appended: a user who changes their mind adds a line with the same id, and the newest line of a client on an id
+counts. Only `forget` and `expire` delete. pipeline/monitoring/trust.py decides which statements count.
 """
 
 import errno
 import fcntl
 import hashlib
+import math
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -27,6 +30,8 @@ FILE = "feedback.jsonl"
 IMAGES = "images"
 LONGEST_COMMENT = 1000
 """Characters."""
+
+COUNT_SECONDS = 60.0
 
 
 class Statement(BaseModel):
@@ -108,16 +113,43 @@ def _append(path: Path, line: bytes) -> None:
 
 def size(folder: Path) -> int:
     """Bytes of the statements and of all kept images; 0 if there are none yet."""
-    return sum(path.stat().st_size for path in (folder / FILE, *folder.glob(f"{IMAGES}/*")) if path.is_file())
+    images = folder / IMAGES
+    with os.scandir(images) if images.is_dir() else nullcontext(()) as entries:
+        kept = sum(entry.stat().st_size for entry in entries if entry.is_file())
+    return kept + ((folder / FILE).stat().st_size if (folder / FILE).is_file() else 0)
+
+
+class Room:
+    """How much feedback a folder may still take.
+
+    Counting 100,000 images takes a second or more, so they are counted at most once a minute, when others' changes are noticed too; in
+    between, what is taken is added.
+    """
+
+    def __init__(self, folder: Path, most: float) -> None:
+        """`most` is in bytes."""
+        self.folder, self.most = folder, most
+        self._size, self._counted, self._lock = 0, -math.inf, threading.Lock()
+
+    def take(self, more: int) -> None:
+        """Raises OSError if so many bytes do not fit any more. Safe to call from several threads."""
+        with self._lock:
+            if time.monotonic() - self._counted > COUNT_SECONDS:
+                self._size, self._counted = size(self.folder), time.monotonic()
+            if self._size + more > self.most:
+                raise OSError(f"{self.folder} is full")
+            self._size += more
 
 
 def read(folder: Path) -> list[Statement]:
-    """The newest statement of each id, oldest first; none if there is no file yet.
+    """The newest statement of each client on each id, oldest first; none if there is no file yet.
+
+    Of each client: otherwise one that learns an id could replace what another one said, without a vote.
 
     Raises:
         StageError: naming the line that is not a statement. A last line cut short by a crash is skipped.
     """
-    newest = {statement.id: statement for statement in _lines(folder / FILE)}
+    newest = {(statement.id, statement.client): statement for statement in _lines(folder / FILE)}
     return sorted(newest.values(), key=lambda statement: statement.time)
 
 

@@ -27,18 +27,19 @@ def judge(statements: Iterable[Statement], source: FeedbackSource) -> Judged:
 
     1. A client that mislabelled a golden example of the champion is quarantined: none of its statements ever count.
     2. Of each client, the first `a_day` statements within 24 hours count.
-    3. On each image (or answer, for statements without an image) a client has one vote, its newest. The majority of the clients decides,
+    3. On each image (or answer, if nobody kept its image) a client has one vote, its newest. The majority of the clients decides,
        and statements against it do not count; in a tie, none do. A statement without a client is a vote of its own.
     4. If there are several clients, each may contribute `max_share` of the images, or `a_day` if that is more; its newest are dropped.
 
     For rules 2 and 4, all statements without a client count as one client's, so that omitting the name evades neither.
 
     Args:
-        statements: the newest of each id.
+        statements: the newest of each client on each id.
         source: the limits, and the folder of the golden examples.
     """
     known, aside = golden(source.golden), []
     ordered = sorted(statements, key=lambda statement: statement.time)
+    images = {said.id: said.image for said in ordered if said.image}
     caught = {said.client or said.id for said in ordered if said.image in known and known[said.image] != said.label}
     recent: dict[str | None, list[Statement]] = defaultdict(list)
     by_image: dict[str, dict[str, Statement]] = defaultdict(dict)
@@ -51,7 +52,7 @@ def judge(statements: Iterable[Statement], source: FeedbackSource) -> Judged:
             aside.append((said, f"its client made more than {source.a_day} statements within 24 hours"))
         else:
             within.append(said)
-            votes = by_image[said.image or said.id]
+            votes = by_image[said.image or images.get(said.id) or said.id]
             voter = f"client {said.client}" if said.client else f"answer {said.id}"
             if voter in votes:
                 aside.append((votes[voter], "the same client made a newer statement about this image"))
