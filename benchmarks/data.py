@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks.load import photograph
 from benchmarks.measure import Measured, measured, record
-from benchmarks.tables import people, real_hashes, simulate
+from benchmarks.tables import mirrored, people, real_hashes, simulate
 from pipeline import ingest, manifest, split, validate
 from pipeline.ingestion.duplicates import clusters, near_duplicates
 from pipeline.params import load_params
@@ -142,7 +142,9 @@ def brute_force(hashes: np.ndarray, radius: int) -> set[tuple[int, int]]:
 
 def find_clusters(hashes: np.ndarray, radius: int) -> int:
     """Number of clusters that the pipeline finds in the hashes."""
-    return clusters(pd.DataFrame({"phash": [f"{value:016x}" for value in hashes.tolist()]}), radius).nunique()
+    columns = {"phash": hashes, "mirrored_phash": mirrored(hashes)}
+    table = pd.DataFrame({name: [f"{value:016x}" for value in values.tolist()] for name, values in columns.items()})
+    return clusters(table, radius).nunique()
 
 
 def write_people(hashes: np.ndarray, workspace: Path) -> None:

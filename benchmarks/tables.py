@@ -27,6 +27,11 @@ def real_hashes(folder: Path, limit: int) -> np.ndarray:
     return np.stack([np.unpackbits(np.frombuffer(bytes.fromhex(value), np.uint8)).astype(bool) for value in hashes])
 
 
+def mirrored(hashes: np.ndarray) -> np.ndarray:
+    """About the hashes of the mirror images, uint64 (n,): a mirror turns the sign of every other wave from side to side."""
+    return hashes ^ np.uint64(0x5555555555555555)
+
+
 def simulate(real: np.ndarray, rows: int) -> np.ndarray:
     """Simulated hashes that cluster like real ones, uint64 (rows,).
 
@@ -89,6 +94,7 @@ def people(hashes: np.ndarray) -> pd.DataFrame:
         "format": "JPEG",
         "bytes": (side**2 * rng.uniform(0.1, 0.3, rows)).astype(int),
         "phash": [f"{value:016x}" for value in hashes.tolist()],
+        "mirrored_phash": [f"{value:016x}" for value in mirrored(hashes).tolist()],
         "pixel_hash": [f"{value:016x}" for value in rng.integers(0, 2**62, rows).tolist()],
         **{name: rng.normal(120, 20, rows).clip(0, 255) for name in ("brightness", "contrast", "red", "green", "blue")},
         "blur": rng.lognormal(4, 1, rows),

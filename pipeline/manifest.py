@@ -26,6 +26,7 @@ COLUMNS = {
     "format": "str",  # Pillow's name: JPEG, PNG, WEBP ...
     "bytes": "int64",
     "phash": "str",  # 64-bit perceptual hash, 16 hex digits
+    "mirrored_phash": "str",  # the same of the picture's mirror image
     "pixel_hash": "str",  # 64-bit hash of luma and mean colour, 16 hex digits: equal for one picture in two files
     "blur": "float64",  # variance of the Laplacian of luma, higher is sharper
     "brightness": "float64",  # mean of luma, 0..255

@@ -21,9 +21,10 @@ def params(**values: Any) -> Params:
 def image(name: str, **columns: Any) -> dict[str, Any]:
     """A row of the manifest whose hashes are far from those of all others (for up to some ten thousand images)."""
     digest = hashlib.sha256(name.encode()).hexdigest()
+    hashes = {"phash": digest[:16], "mirrored_phash": digest[32:48], "pixel_hash": digest[16:32]}
     empty = {column: "" if kind == "str" else 0 for column, kind in COLUMNS.items()}
     own = {"image_id": digest, "path": name, "label": "real", "generator": "none", "group": name, "source": "a", "format": "JPEG"}
-    return empty | own | {"phash": digest[:16], "pixel_hash": digest[16:32]} | columns
+    return empty | own | hashes | columns
 
 
 def table(rows: list[dict[str, Any]]) -> pd.DataFrame:

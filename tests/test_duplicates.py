@@ -1,11 +1,18 @@
 """Near-duplicates, against a plain loop over all pairs."""
 
+import itertools
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image, ImageOps
 
+from pipeline.images import Limits
 from pipeline.ingestion import duplicates
+from pipeline.ingestion.describe import describe
 from pipeline.ingestion.duplicates import clusters, near_duplicates
+from tests.data_helpers import picture
 
 
 def hashes_with_neighbours(seed: int, skew: float = 0.5) -> np.ndarray:
@@ -29,13 +36,26 @@ def test_near_duplicates_are_those_of_a_plain_loop(radius: int, skew: float):
     assert len(found) == len(expected) and set(found) == expected and len(expected) >= 10
 
 
+def test_the_hash_of_the_mirror_image_is_that_of_the_mirrored_file(tmp_path: Path):
+    upright, mirrored = (tmp_path / name for name in ("upright.png", "mirrored.png"))
+    picture(upright, 1)
+    with Image.open(upright) as image:
+        ImageOps.mirror(image).save(mirrored)
+    one, other = (describe(path.read_bytes(), Limits())[0] for path in (upright, mirrored))
+    assert (one["mirrored_phash"], one["phash"]) == (other["phash"], other["mirrored_phash"]) and one["phash"] != other["phash"]
+
+
 @pytest.mark.parametrize("fold", [duplicates.FOLD, 3])
 def test_clusters_are_chains_of_near_duplicates(fold: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(duplicates, "FOLD", fold)
-    hashes = hashes_with_neighbours(0)
-    found = clusters(pd.DataFrame({"phash": [f"{value:016x}" for value in hashes.tolist()]}, index=np.arange(1000, 1600)), 4)
+    hashes, mirrored = hashes_with_neighbours(0), hashes_with_neighbours(1)
+    mirrored[:20] = hashes[20:40]
+    columns = {"phash": hashes, "mirrored_phash": mirrored}
+    table = {name: [f"{value:016x}" for value in values.tolist()] for name, values in columns.items()}
+    found = clusters(pd.DataFrame(table, index=np.arange(1000, 1600)), 4)
     expected = np.arange(600)
-    near = np.bitwise_count(hashes[:, None] ^ hashes) <= 4
+    pairs = itertools.product(columns.values(), repeat=2)
+    near = np.any([np.bitwise_count(one[:, None] ^ other) <= 4 for one, other in pairs], axis=0)
     for _ in range(600):
         expected = np.where(near, expected, 600).min(axis=1)
     assert (found.to_numpy()[:, None] == found.to_numpy()).tolist() == (expected[:, None] == expected).tolist()

@@ -13,7 +13,7 @@ from typing import Any
 import imagehash
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline import manifest, split
 from pipeline.errors import StageError
@@ -67,7 +67,8 @@ def test_many_rare_generators_reach_every_part(run):
 def described(path: Path, **columns: Any) -> dict[str, Any]:
     with Image.open(path) as file:
         rgb = file.convert("RGB")
-        hashes = {"phash": str(imagehash.phash(rgb)), "pixel_hash": hashlib.sha256(rgb.tobytes()).hexdigest()[:16]}
+        hashes = {"phash": str(imagehash.phash(rgb)), "mirrored_phash": str(imagehash.phash(ImageOps.mirror(rgb)))}
+        hashes["pixel_hash"] = hashlib.sha256(rgb.tobytes()).hexdigest()[:16]
     return image(path.as_posix(), **hashes, **columns)
 
 
@@ -82,7 +83,8 @@ def test_planted_twins_stay_together(run, tmp_path: Path):
             if number < 20:
                 original.save(copy, compress_level=1)  # the same pixels in another file
             else:
-                original.resize((48, 48)).save(copy := copy.with_suffix(".jpg"), quality=75)
+                turned = original if number < 30 else ImageOps.mirror(original)
+                turned.resize((48, 48)).save(copy := copy.with_suffix(".jpg"), quality=75)
         rows += [described(one, group=f"one/{number}", **kind), described(copy, group=f"two/{number}", **kind)]
     report = run(rows)
     assert report["groups_joined_by_near_duplicates"] == 40 and report["groups"] == 40

@@ -34,11 +34,13 @@ def tables(draw: st.DrawFn, prefix: str = "", least: int = 20) -> list[dict[str,
 
 def tie(draw: st.DrawFn, rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
     """Make some rows relatives of others."""
-    ties = st.tuples(st.sampled_from(rows), st.sampled_from(others), st.sampled_from(["phash", "pixel_hash", "parents", "group"]))
+    ties = st.tuples(
+        st.sampled_from(rows), st.sampled_from(others), st.sampled_from(["phash", "mirrored_phash", "pixel_hash", "parents", "group"])
+    )
     for row, other, kind in draw(st.lists(ties, max_size=8)):
-        if kind == "phash":
+        if kind in ("phash", "mirrored_phash"):
             flips = sum(1 << bit for bit in draw(st.sets(st.integers(0, 63), max_size=4)))
-            row["phash"] = f"{int(other['phash'], 16) ^ flips:016x}"
+            row[kind] = f"{int(other['phash'], 16) ^ flips:016x}"
         elif kind == "parents":
             row["parents"] = " ".join([*row["parents"].split(), other["image_id"], "absent"])
         else:
@@ -69,11 +71,17 @@ def memory(division: Division) -> Earlier:
     return Earlier(pd.Series(place.index), place.to_numpy(), np.zeros(len(place), bool))
 
 
+def alike(one: dict[str, Any], two: dict[str, Any]) -> bool:
+    """Whether one picture, or its mirror image, is a near-duplicate of the other or its mirror image."""
+    hashes = [(int(row["phash"], 16), int(row["mirrored_phash"], 16)) for row in (one, two)]
+    return any((left ^ right).bit_count() <= SETTINGS.duplicate_radius for left, right in itertools.product(*hashes))
+
+
 def related(one: dict[str, Any], two: dict[str, Any]) -> bool:
     return (
         one["group"] == two["group"]
         or one["pixel_hash"] == two["pixel_hash"]
-        or (int(one["phash"], 16) ^ int(two["phash"], 16)).bit_count() <= SETTINGS.duplicate_radius
+        or alike(one, two)
         or one["image_id"] in two["parents"].split()
         or two["image_id"] in one["parents"].split()
     )

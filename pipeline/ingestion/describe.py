@@ -37,13 +37,15 @@ def describe(data: bytes, limits: Limits, detector: FaceDetector | None = None) 
     luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     height, width = luma.shape
     red, green, blue, _ = cv2.mean(pixels)
+    phash, mirrored = perceptual_hashes(luma)
     row = {
         "image_id": hashlib.sha256(data).hexdigest(),
         "width": width,
         "height": height,
         "format": image.format or "",
         "bytes": len(data),
-        "phash": perceptual_hash(luma),
+        "phash": phash,
+        "mirrored_phash": mirrored,
         "pixel_hash": pixel_hash(luma, (red, green, blue)),
         **luma_statistics(luma),
         "red": red,
@@ -60,18 +62,24 @@ def describe(data: bytes, limits: Limits, detector: FaceDetector | None = None) 
     return row, pixels
 
 
-def perceptual_hash(luma: np.ndarray) -> str:
-    """A 64-bit DCT hash (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010) of area averages.
+def perceptual_hashes(luma: np.ndarray) -> tuple[str, str]:
+    """64-bit DCT hashes (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010) of area averages.
 
     Args:
         luma: uint8 (height, width).
 
     Returns:
-        16 hex digits: one bit for each of the lowest 8x8 DCT coefficients of the picture at 32x32, 1 for the upper half of them.
+        The hash of the picture and that of its mirror image, 16 hex digits each: one bit for each of the lowest 8x8 DCT coefficients of
+        the picture at 32x32, 1 for the upper half of them.
     """
     small = cv2.resize(luma, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float64)
-    low = (_cosines() @ small @ _cosines().T).ravel()
-    return np.packbits(low > np.partition(low, 32)[:32].max()).tobytes().hex()
+    low = _cosines() @ small @ _cosines().T
+    return _upper_half(low), _upper_half(low * (-1) ** np.arange(8))  # a mirror turns the sign of the odd waves from side to side
+
+
+def _upper_half(values: np.ndarray) -> str:
+    flat = values.ravel()
+    return np.packbits(flat > np.partition(flat, 32)[:32].max()).tobytes().hex()
 
 
 def pixel_hash(luma: np.ndarray, means: tuple[float, float, float]) -> str:

@@ -39,7 +39,8 @@ def links(table: pd.DataFrame, radius: int) -> Links:
 
     Args:
         table: rows of the manifest, with unique image_ids. Parents that are not among them are ignored.
-        radius: images whose perceptual hashes differ in at most this many of 64 bits are near-duplicates.
+        radius: images whose perceptual hashes, or that of one and of the other's mirror image, differ in at most this many of 64 bits are
+            near-duplicates.
     """
     images = len(table)
     row, parent = _parents(table)
@@ -58,17 +59,21 @@ def links(table: pd.DataFrame, radius: int) -> Links:
 
 
 def clusters(table: pd.DataFrame, radius: int) -> pd.Series:
-    """The cluster of near-duplicates of each row: a number 0.., equal for rows that a chain of near-duplicates connects."""
-    hashes = np.frombuffer(bytes.fromhex("".join(table["phash"].to_numpy())), ">u8").astype(np.uint64)
+    """The cluster of near-duplicates of each row: a number 0.., equal for rows that a chain of near-duplicates connects.
+
+    A near-duplicate of a picture's mirror image counts as one of the picture: training flips pictures at random.
+    """
+    hashes = np.concatenate([_numbers(table["phash"]), _numbers(table["mirrored_phash"])])
     distinct, inverse = np.unique(hashes, return_inverse=True)
+    upright, mirrored = np.split(inverse, 2)
     cluster = np.arange(len(distinct))
-    held: list[np.ndarray] = []
+    held = [np.stack([upright, mirrored], axis=1)]
     for pairs in near_duplicates(distinct, radius):
         held.append(pairs)
         if sum(map(len, held)) > FOLD:  # merging them now and then keeps memory flat however many there are
             cluster = _fold(cluster, held)
             held = []
-    return pd.Series(_fold(cluster, held)[inverse], index=table.index)
+    return pd.Series(_fold(cluster, held)[upright], index=table.index)
 
 
 def near_duplicates(hashes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
@@ -116,6 +121,11 @@ def join(edges: np.ndarray, nodes: int) -> np.ndarray:
 def positions(values: pd.Series | pa.Array, among: pd.Series | pa.Array) -> np.ndarray:
     """Index of each string in `among`: int (values,), -1 if it is not there."""
     return pc.index_in(_flat(values), value_set=_flat(among)).fill_null(-1).to_numpy()
+
+
+def _numbers(hashes: pd.Series) -> np.ndarray:
+    """Hashes of 16 hex digits as uint64."""
+    return np.frombuffer(bytes.fromhex("".join(hashes.to_numpy())), ">u8").astype(np.uint64)
 
 
 def _fold(cluster: np.ndarray, pairs: list[np.ndarray]) -> np.ndarray:

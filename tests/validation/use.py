@@ -37,6 +37,7 @@ def row(path: Path, label: str, group: str) -> dict[str, object]:
         "format": seen.format,
         "bytes": len(data),
         "phash": hashlib.sha256(seen.pixels.tobytes()).hexdigest()[:16],
+        "mirrored_phash": hashlib.sha256(seen.pixels.tobytes()).hexdigest()[32:48],
         "pixel_hash": hashlib.sha256(seen.pixels.tobytes()).hexdigest()[16:32],
         **{name: measured[name] for name in ("blur", "brightness", "contrast")},
         **dict(zip(("red", "green", "blue"), seen.pixels.mean((0, 1)), strict=True)),
