@@ -33,14 +33,14 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 run: $(STAMP)  ## The whole loop: data to bento. DATA=folder MODEL=name-or-folder SET="key=value ..." for your own
-	@mkdir -p $(PREFECT_HOME)
+	@mkdir -p "$$PREFECT_HOME"
 	@$(WITH_ENV) python -m flows.run $(if $(DATA),finetune --data "$$DATA") $(if $(MODEL),--model "$$MODEL") $(foreach pair,$(SET),-S '$(pair)')
 
 serve: $(STAMP)  ## Serve the champion on SERVICE_PORT (3000)
 	@port=$$($(WITH_ENV) python -m flows.ports SERVICE_PORT) && exec $(WITH_ENV) bentoml serve service:Unmask --host 127.0.0.1 --port $$port
 
 up: $(STAMP)  ## MLflow, Prefect, a worker with all deployments, and the service, under one supervisor
-	@mkdir -p $(PREFECT_HOME)
+	@mkdir -p "$$PREFECT_HOME"
 	@$(WITH_ENV) python -m flows.up
 
 test: $(STAMP)  ## Run the tests, but for those that take minutes each

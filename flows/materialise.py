@@ -81,7 +81,9 @@ def stages() -> dict[str, list[str]]:
     """
     found = subprocess.run([*DVC, "dag", "--dot"], capture_output=True, text=True)
     if found.returncode:
-        raise StageError(f"`dvc dag` failed: {Ended(found.returncode, found.stderr.splitlines()).message()}")
+        message = Ended(found.returncode, found.stderr.splitlines()).message()
+        hint = ": clone the project, or make one here with `git init`" if message.endswith("not a git repository") else ""  # a download
+        raise StageError(f"`dvc dag` failed: {message}{hint}")
     graph: dict[str, list[str]] = {}
     for match in NODE.finditer(found.stdout):
         if match["after"]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
+import httpx
 from prefect.settings import PREFECT_API_URL
 
 from flows import promotion, registry
@@ -26,6 +27,7 @@ from pipeline.evaluation.metrics import Figure, figure_text
 from pipeline.lineage import lineage
 from pipeline.package import PACKAGE
 from pipeline.servable import failed_gates
+from pipeline.tracking import without_secrets
 
 
 def main() -> None:
@@ -42,8 +44,18 @@ def main() -> None:
 
 @contextmanager
 def _server() -> Iterator[None]:
-    """A Prefect server for this run alone, unless PREFECT_API_URL names one. It ends with the run, even by `kill -9`."""
-    if PREFECT_API_URL.value():
+    """A Prefect server for this run alone, unless PREFECT_API_URL names one. It ends with the run, even by `kill -9`.
+
+    Exits with 1 if the server there does not answer.
+    """
+    if url := PREFECT_API_URL.value():
+        try:
+            httpx.get(f"{url.rstrip('/')}/health", timeout=30)
+        except httpx.HTTPError:  # Prefect would end in a traceback
+            sys.exit(
+                f"error: no Prefect server answers at PREFECT_API_URL={without_secrets(url)}; start it (make up), or "
+                "`unset PREFECT_API_URL`: without it, a run starts its own"
+            )
         yield
         return
     from prefect.server.api.server import SubprocessASGIServer  # takes seconds, which other runs need not wait

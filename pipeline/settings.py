@@ -77,6 +77,18 @@ def folder_source(folder: Path) -> dict[str, Any]:
     return {"data.sources": [source], "data.watch": str(folder)}
 
 
+def model_values(name: str) -> dict[str, Any]:
+    """The values that make a pretrained model, by hub name or folder, the one that is trained.
+
+    Raises:
+        ParamsError: if it is a folder without a model: otherwise one would learn that only after the images are ingested.
+    """
+    folder = Path(name)
+    if (folder.is_dir() or name.startswith((".", "/", "~"))) and not (folder / "config.json").is_file():
+        raise ParamsError(f"{name}: there is no config.json; give a hub name, or the folder that has config.json and model.safetensors")
+    return {"model.name": name, "model.init": "pretrained", "model.config": {}}
+
+
 def pairs(given: Sequence[str]) -> dict[str, Any]:
     """Parse the arguments of `-S`: dotted key -> value. Raises ParamsError for one without `=`, and for a value that is not YAML."""
     values = {}
@@ -103,7 +115,7 @@ def write_given(arguments: argparse.Namespace) -> None:
         if arguments.data:
             values |= folder_source(arguments.data)
         if arguments.model:
-            values |= {"model.name": arguments.model, "model.init": "pretrained", "model.config": {}}
+            values |= model_values(arguments.model)
         values |= pairs(arguments.set)
         if apply(values):
             print(f"{PARAMS_FILE} changed: {', '.join(values)}. `git diff {PARAMS_FILE}` shows it.")

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from flows import materialise
+from pipeline.errors import StageError
 from tests.conftest import ROOT, run
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -85,3 +87,11 @@ def test_a_process_that_has_the_number_of_a_killed_one_holds_nothing_up(tmp_path
     note.write_text('{"write": {"')
     materialise.remove_stale_lock()
     run(tmp_path, *dvc, "repro", "--force", "--quiet")
+
+
+def test_a_download_without_git_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copytree(ROOT / ".dvc", tmp_path / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StageError, match=r"is not a git repository: clone the project, or make one here with `git init`$"):
+        materialise.stages()

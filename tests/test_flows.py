@@ -14,6 +14,7 @@ import mlflow
 import pytest
 from prefect.client.orchestration import get_client
 
+from benchmarks.project import free_port
 from flows import gates
 from flows.materialise import workspace_lock
 from flows.run import run as loop
@@ -180,3 +181,12 @@ def test_a_folder_is_scored_on_a_fresh_clone_by_the_model_that_ships(prefect_ser
     assert len(rows) == 1 + len(list((package / "golden").iterdir())) and str(tmp_path / "reports/scores.csv") in ended.message
     ended = score(["golden"], package="nowhere", return_state=True)
     assert ended.name == "StageFailed" and "nowhere" in ended.message
+
+
+def test_a_run_says_that_the_prefect_server_it_was_told_of_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PREFECT_API_URL", f"http://user:secret@127.0.0.1:{free_port()}/api")
+    said = run(tmp_path, sys.executable, "-m", "flows.run", check=False)
+    assert "error: no Prefect server answers at PREFECT_API_URL=http://127.0.0.1:" in said
+    assert "unset PREFECT_API_URL" in said and "Traceback" not in said and "secret" not in said

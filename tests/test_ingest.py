@@ -163,6 +163,18 @@ def test_links_are_followed_but_not_in_circles(faces: Path, prepare: Callable[..
     assert "data/raw/faces/real/folder/linked.jpg" in set(read(MANIFEST)["path"]) and len(read(MANIFEST)) == 61
 
 
+def test_folders_that_are_not_read_are_named(faces: Path, prepare: Callable[..., Params], caplog: pytest.LogCaptureFixture):
+    (faces / "fake_swap").mkdir()
+    (faces / ".cache").mkdir()
+    params = prepare()
+    ingest.run(params)
+    assert "only real/ and fake/ are read, not 'fake_swap'; " in caplog.text
+    (faces / "real").rename(faces / "Real")
+    (faces / "fake").rename(faces / "Fake")
+    with pytest.raises(StageError, match=r"nor images under real/ and fake/; there is 'Fake', 'Real', 'fake_swap'"):
+        ingest.run(params)
+
+
 def test_columns_tell_how_good_a_picture_is_and_how_it_was_stored(faces: Path, prepare: Callable[..., Params]):
     with Image.open(faces / "real" / "0.jpg") as image:
         image.save(faces / "real" / "0.png")

@@ -50,3 +50,15 @@ def test_make_clean_takes_nothing_from_a_run_that_is_active(tmp_path: Path):
     assert raw.exists()
     run(tmp_path, *clean)
     assert not raw.exists()
+
+
+def test_make_runs_in_a_folder_of_any_name(tmp_path: Path):
+    folder = tmp_path / "My Projects" / "Ünmask d'été"
+    (folder / ".venv/bin").mkdir(parents=True)
+    shutil.copy(ROOT / "Makefile", folder)
+    for name in ("requirements.lock", "pyproject.toml", ".venv/.installed"):
+        (folder / name).touch()
+    (folder / ".venv/bin/python").write_text('#!/bin/sh\necho "$@" in "$PREFECT_HOME"\n')
+    (folder / ".venv/bin/python").chmod(0o755)
+    assert run(folder, "env", "--unset=PREFECT_HOME", "make", "up").strip() == f"-m flows.up in {folder}/var/prefect"
+    assert (folder / "var/prefect").is_dir() and len(list(folder.iterdir())) == 5

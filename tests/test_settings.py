@@ -93,6 +93,8 @@ def test_a_preset_a_folder_a_model_and_single_values_are_written_together(params
     [
         (("finetoon",), r"^error: params\.yaml: no preset 'finetoon'; there are: finetune, "),
         (("--data", "nowhere"), r"^error: nowhere: no such folder; it should hold real/ and fake/, or a manifest\.csv"),
+        (("--model", "./nowhere"), r"^error: \./nowhere: there is no config\.json; "),
+        (("--model", "."), r"^error: \.: there is no config\.json; "),
     ],
 )
 def test_a_preset_or_folder_that_is_not_there_is_named_and_nothing_written(params: Path, arguments, message, monkeypatch):

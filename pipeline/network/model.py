@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel, ViTImageProcessorPil
@@ -37,7 +38,8 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
 
     Raises:
         StageError: if the name is neither a folder nor a hub name nor, with init scratch, a model type; if the hub cannot be reached;
-            if `config` changes shapes of pretrained weights; or if outputs in the order fake, real cannot be swapped.
+            if the weights are damaged; if `config` changes shapes of pretrained weights; or if outputs in the order fake, real cannot
+            be swapped.
     """
     try:
         if settings.init == "pretrained":
@@ -68,6 +70,11 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
         # If a config fits two classifiers, as DeiT's does, transformers iterates over this list and, if it is empty, takes the first.
         config.architectures = config.architectures or []
         model = _adapted(AutoModelForImageClassification.from_config(config, **WHOLE))
+    except SafetensorError as error:
+        raise StageError(
+            f"model.name = {settings.name!r}: its weights cannot be read ({error}). "
+            "Fetch the files again; `git lfs pull` does it in a folder that git cloned."
+        ) from None
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise StageError(

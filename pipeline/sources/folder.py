@@ -17,7 +17,7 @@ GIVEN = ("path", "label", "generator", "group")
 """Columns of manifest.csv that have a meaning; the others are attributes."""
 
 NAMED = 5
-"""Labels that an error message lists at most: a wrong column may have a million."""
+"""Labels or folders that a message lists at most: a wrong column may have a million."""
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +88,13 @@ def _found(source: FolderSource) -> pd.DataFrame:
         for path in _files(str(source.path / label), label):
             inner = path.split("/")
             rows.append({"path": path, "label": label, "generator": inner[1] if label == "fake" and len(inner) > 2 else ""})
+    others = sorted(path.name for path in source.path.iterdir() if path.is_dir() and path.name not in LABELS and path.name[0] != ".")
+    named = ", ".join(map(repr, others[:NAMED])) + (" and others" if len(others) > NAMED else "")
     if not rows:
-        raise StageError(f"data source {source.name}: {source.path} has neither {MANIFEST_NAME} nor images under real/ and fake/")
+        there = f"; there is {named}" if others else ""
+        raise StageError(f"data source {source.name}: {source.path} has neither {MANIFEST_NAME} nor images under real/ and fake/{there}")
+    if others:
+        log.warning("%s: only real/ and fake/ are read, not %s; a %s can name images anywhere", source.path, named, MANIFEST_NAME)
     return pd.DataFrame(rows)
 
 

@@ -33,6 +33,14 @@ def test_a_pretrained_network_keeps_its_shapes(tmp_path: Path):
         model.build(Model(name=str(tmp_path), init="pretrained", config={"image_size": 48}))
 
 
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b""], ids=["git LFS pointer", "empty"])
+def test_weights_that_did_not_arrive_are_named(tmp_path: Path, content: bytes):
+    model.save(*model.build(Model(name="vit", init="scratch", config=VIT)), tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(StageError, match=f"{tmp_path.name}'?: its weights cannot be read"):
+        model.build(Model(name=str(tmp_path), init="pretrained"))
+
+
 @pytest.mark.parametrize("name", ["convnextv2", "swin"])
 @pytest.mark.parametrize(
     ("processor", "keep_aspect"),
