@@ -21,7 +21,7 @@ import pytest
 
 from benchmarks.load import photograph
 from pipeline import champion_source
-from pipeline.champion import Champion
+from pipeline.champion import RETRY_SECONDS, Champion
 from pipeline.champion_source import KEEP, Pinned, Registry, UnavailableError, UntilPromoted
 from pipeline.package import GOLDEN, GRAPH, seal, verify
 from pipeline.servable import OVERRIDE, SMOKE_TEST
@@ -129,6 +129,19 @@ def test_a_package_whose_golden_answers_are_others_is_refused_and_the_old_one_go
     champion.refresh()
     assert champion.served is before and before is not None and before.version == "1"
     assert champion.trouble is not None and "Version 2 was refused: the golden example 0.png" in champion.trouble[0]
+
+
+def test_a_refused_package_is_tried_again_once_the_cause_may_be_gone(tmp_path, package, monkeypatch):
+    champion = Champion(Pinned(package), faces=tmp_path / "not-mounted-yet.onnx")
+    champion.refresh()
+    assert champion.trouble is not None and "was refused: face detector" in champion.trouble[0]
+    champion.faces = None
+    champion.refresh()
+    assert champion.served is None  # loading a model every second would take the cores from the answers
+    later = time.monotonic() + RETRY_SECONDS + 1
+    monkeypatch.setattr("pipeline.champion.time.monotonic", lambda: later)
+    champion.refresh()
+    assert champion.served is not None and champion.trouble is None
 
 
 def test_a_package_without_golden_examples_is_served(tmp_path, package):

@@ -188,3 +188,16 @@ def test_a_map_has_the_same_colours_as_a_file_and_in_the_page_and_its_legend():
     whole = overlay.region((8, 8), keep_aspect=False)
     cold, hot = (Image.open(io.BytesIO(overlay.overlay(np.full((2, 2), heat), whole, (8, 8)))).getpixel((4, 4)) for heat in (0.0, 1.0))
     assert cold[3] == 0 and hot == (*overlay.COLOURS[-1], overlay.OPACITY)
+
+
+def test_a_map_lies_over_what_the_network_saw_the_right_way_up():
+    assert overlay.region((300, 200), keep_aspect=True) == pytest.approx({"left": 1 / 6, "top": 0, "width": 2 / 3, "height": 1})
+    face = overlay.region((300, 200), keep_aspect=True, crop=(100, 50, 200, 100))
+    assert face == pytest.approx({"left": 125 / 300, "top": 0.25, "width": 50 / 300, "height": 0.25})
+    seen = {"left": 0.5, "top": 0.25, "width": 0.5, "height": 0.5}
+    shown = np.asarray(Image.open(io.BytesIO(overlay.overlay(np.float32([[0, 1], [0, 0]]), seen, (80, 40)))))[..., 3]
+    covered = np.zeros((40, 80), bool)
+    covered[10:30, 40:] = True
+    assert shown.shape == covered.shape and not shown[~covered].any()
+    row, column = np.unravel_index(int(shown.argmax()), shown.shape)
+    assert row < 20 and column >= 60  # hot is the upper right

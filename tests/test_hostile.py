@@ -85,6 +85,22 @@ def test_a_jpeg_has_the_pixels_that_pillow_gives_it(options, size):
     assert np.array_equal(decode(file.getvalue()).pixels, np.asarray(Image.open(file)))
 
 
+@pytest.mark.parametrize(
+    ("mode", "value", "kind", "expected"),
+    [
+        ("RGBA", (0, 0, 0, 0), "PNG", 255),
+        ("RGBA", (0, 0, 0, 128), "WEBP", 127),
+        ("LA", (0, 0), "PNG", 255),
+        ("F", 0.5, "TIFF", 127),
+        ("I;16", 32_896, "TIFF", 128),
+    ],
+)
+def test_what_is_transparent_lies_on_white_and_deep_pixels_are_scaled(mode, value, kind, expected):
+    file = io.BytesIO()
+    Image.new(mode, (8, 8), value).save(file, kind)
+    assert np.unique(decode(file.getvalue()).pixels).tolist() == pytest.approx([expected], abs=1)
+
+
 def test_a_limit_above_pillows_own_holds():
     file = png_of(14_000, 14_000, b"")
     assert identify(file, Limits(max_pixels=200_000_000)).size == (14_000, 14_000)

@@ -9,11 +9,13 @@ import boto3
 import pandas as pd
 import pytest
 from moto.server import ThreadedMotoServer
+from sklearn.metrics import roc_auc_score
 
 from flows import gates
+from pipeline.evaluate import calibrate
 from pipeline.manifest import COLUMNS, read_parts
 from pipeline.package import ONNX, verify
-from pipeline.params import Bound
+from pipeline.params import Bound, load_params
 from tests.conftest import run
 
 DVC = (sys.executable, "-m", "dvc")
@@ -66,6 +68,17 @@ def test_the_package_carries_what_was_measured(finished: Path):
     for heading in ("## Intended use", "## Data", "## Figures", "## Limits", "## Licences"):
         assert heading in card
     assert "rendered by this program" in card and "reports/data_card.md" in card
+
+
+def test_thresholds_are_of_the_validation_part_and_figures_of_the_test_part(finished: Path):
+    scores = pd.read_parquet(finished / "reports/scores.parquet")
+    val, test = (scores[scores["part"] == part] for part in ("val", "test"))
+    temperature, thresholds = calibrate(val, load_params(finished / "params.yaml").evaluate)
+    kept = json.loads((finished / "models/calibration.json").read_text())
+    assert kept == {"temperature": pytest.approx(temperature), "thresholds": pytest.approx(thresholds.model_dump())}
+    report = json.loads((finished / "reports/evaluation.json").read_text())
+    assert report["n"] == len(test) and report["thresholds"] == kept["thresholds"]
+    assert report["test"]["auc"]["value"] == pytest.approx(roc_auc_score(test["label"] == "fake", test["score"]), abs=1e-5)
 
 
 def test_no_group_stands_in_two_parts(finished: Path):

@@ -8,18 +8,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from pipeline import runtime
 from pipeline.detector import Detector
 from pipeline.exporting.convert import MOST_DROP, to_int8, to_onnx
-from pipeline.exporting.precision import cost
+from pipeline.exporting.precision import SCORES, cost, reduced_precision
 from pipeline.exporting.rounding import Bfloat16, round_weights
 from pipeline.images import read
 from pipeline.network import model
 from pipeline.package import GOLDEN, GRAPH, INT8, ONNX, seal, verify
+from pipeline.params import load_params
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import OpenVinoRuntime
+from tests.conftest import ROOT
 from tests.package_helpers import META, SIDE, tiny_package
 
 PICTURES = np.random.default_rng(1).integers(0, 255, (64, SIDE, SIDE, 3), dtype=np.uint8)
@@ -70,6 +73,27 @@ def test_what_would_cost_too_much_stays_in_32_bits(package: Path, values: np.nda
     labels = (full > np.median(full)).astype(int)  # the network's AUC is 1 on these, so any change of its scores may lower it
     quantise(package, labels)
     assert np.abs(scores(INT8) - full).max() > 0 and roc_auc_score(labels, scores(INT8)) >= 1 - MOST_DROP
+
+
+def test_a_graph_in_8_bits_that_costs_too_much_is_not_packed(package: Path, values: np.ndarray, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipeline.exporting.precision.MOST_AUC_DROP", -1.0)  # any network loses more
+    own = Path(shutil.copytree(package, tmp_path / "own"))
+    logits, _ = OpenVinoRuntime(own / GRAPH)(values)
+    scores = logits[:, 1] - logits[:, 0]
+    rows = []
+    for index in (*scores.argsort()[:12], *scores.argsort()[-12:]):
+        Image.fromarray(PICTURES[index]).save(tmp_path / f"{index}.png")
+        label = "fake" if scores[index] > np.median(scores) else "real"
+        rows.append({"image_id": str(index), "path": f"{index}.png", "part": "test", "label": label, "score": scores[index]})
+    table = pd.DataFrame(rows)
+    SCORES.parent.mkdir()
+    table.to_parquet(SCORES)
+    calibration, params = {"temperature": 1.0, "thresholds": {"f1": 0.5}}, load_params(ROOT / "params.yaml")
+    params = params.model_copy(update={"export": params.export.model_copy(update={"int8": True})})
+    found = reduced_precision(own, Preprocess.load(own), {"train": table, "val": table}, calibration, params)
+    assert found["int8"]["n"] == 24 and not found["int8"]["allowed"]
+    assert not list((own / INT8).parent.glob(f"{Path(INT8).stem}.*"))
 
 
 def test_a_processor_that_is_slow_in_8_bits_does_not_run_in_them(package: Path, tmp_path: Path, monkeypatch):

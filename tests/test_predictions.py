@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.detector import Prediction
 from pipeline.images import mean_saturation
-from pipeline.monitoring.predictions import FILE, STATISTICS, PredictionLog, find, newest, shadow_pairs
+from pipeline.monitoring.predictions import FILE, STATISTICS, PredictionLog, find, forget, newest, shadow_pairs
 
 ANSWER = Prediction(0.7, "fake", [], np.zeros(768, np.float32), dict.fromkeys(STATISTICS, 1.0))
 
@@ -41,6 +41,19 @@ def test_the_oldest_rows_go(tmp_path: Path):
     with closing(sqlite3.connect(path)) as database:
         kept = [int(row[0]) for row in database.execute("SELECT id FROM predictions")]
     assert sorted(kept) == list(range(30, 60))
+
+
+def test_what_is_forgotten_can_no_longer_be_found_in_the_bytes_of_the_file(tmp_path: Path):
+    path, gone, kept = tmp_path / FILE, "4792c59c-2378-40f5-b3ad-b5dab02126ad", "483e69c7-2378-40f5-b3ad-b5dab02126ad"
+    log = PredictionLog(path)
+    for id in (gone, kept):
+        log.record(id=id, package="one", version="1", prediction=ANSWER)
+        log.shadow(id=id, package="two", version="2", prediction=ANSWER)
+    log.close()
+    assert forget(path, {gone}) == 1
+    left = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert gone.encode() not in left and kept.encode() in left
+    assert shadow_pairs(path, "one", 10)["id"].tolist() == [kept]
 
 
 def test_a_full_disk_loses_rows_and_says_how_many_and_writes_on_when_there_is_room(tmp_path: Path):

@@ -225,7 +225,9 @@ def test_the_page_runs_no_foreign_or_inline_script(client):
     for path, kind in {"/": "text/html", "/app.js": "text/javascript", "/style.css": "text/css", "/icon.svg": "image/svg+xml"}.items():
         answer = client.get(path)
         assert answer.headers["content-type"].startswith(kind)
-        assert answer.headers["x-content-type-options"] == "nosniff"
+        expected = {"x-content-type-options": "nosniff", "x-frame-options": "DENY", "referrer-policy": "no-referrer"}
+        expected |= {"cross-origin-resource-policy": "same-origin", "cache-control": "no-cache"}
+        assert {name: answer.headers.get(name) for name in expected} == expected
         policy = answer.headers["content-security-policy"]
         assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
         assert "//" not in answer.text.replace("http://www.w3.org/2000/svg", "").replace("// ", "")

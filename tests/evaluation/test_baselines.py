@@ -54,6 +54,7 @@ def test_files_that_tell_nothing_give_no_warning(subject: Subject, params: Param
     found = baselines(subject, train, test, params)
     for name in ("metadata", "statistics", "linear_probe"):
         assert {"auc", "ap", "of"} <= set(found["baselines"][name])
+        assert found["baselines"][name]["auc"]["low"] < 0.5, name  # as it would not be on images that it was fitted on
     quiet = found | {
         "vs_baseline": {"name": "statistics", "auc": {"value": 0.2, "low": 0.1, "high": 0.3}},
         "groups": 60,

@@ -1,7 +1,9 @@
 """The evaluation report: slices, curves, attacks, golden examples, and any package on any folder."""
 
+import io
 import json
 import runpy
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from flows import gates
 from pipeline import manifest
@@ -21,13 +24,16 @@ from pipeline.evaluation.curves import curves, risk_coverage, selective
 from pipeline.evaluation.judge_package import describe_folder
 from pipeline.evaluation.metrics import group_weights
 from pipeline.evaluation.report import page
-from pipeline.evaluation.robustness import DEGRADATIONS, attack, attacked
+from pipeline.evaluation.robustness import DEGRADATIONS, attack, attacked, degraded
 from pipeline.evaluation.scoring import Subject, labels, sample
 from pipeline.evaluation.slices import slices, tertiles
+from pipeline.images import read
 from pipeline.network import model
-from pipeline.package import Thresholds, verify
+from pipeline.network.embedding import WithEmbedding
+from pipeline.package import PACKAGE, Thresholds, verify
 from pipeline.params import Bound, Params
 from pipeline.params import Model as ModelSettings
+from pipeline.runtime import runtime
 from tests.conftest import ROOT
 from tests.evaluation.use import judged
 from tests.package_helpers import CONFIG, SIDE
@@ -46,13 +52,15 @@ def test_the_report_shows_mistakes_by_the_threshold_that_the_figures_use(subject
     truth = (table["label"] == "fake").to_numpy()
     # At the threshold of .3 a real at .4 is called fake, and a fake at .4 correctly so.
     table = table.assign(score=0.0, probability_fake=np.where(odd, 0.4, np.where(truth, 0.95, 0.05)))
+    worst = table.index[odd & ~truth][-1]
+    table.loc[worst, "probability_fake"] = 0.9
     low = replace(subject, thresholds=subject.thresholds.model_copy(update={"f1": 0.3}))
     result = examine(low, table, None, params.evaluate.model_copy(update={"attack_images": 0, "explain_images": 0}))
     drawn = curves(labels(table), table["probability_fake"].to_numpy(), 0.3)
     html = page(result | {"warnings": [], "no_baselines": "a test"}, table, drawn, low)
     wrong, right = html.partition("Worst mistakes")[2].split("Most confident")
     mistaken = set(table.loc[odd & ~truth, "path"])
-    assert {path for path in table["path"] if path in wrong} <= mistaken and any(path in wrong for path in mistaken)
+    assert {path for path in table["path"] if path in wrong} <= mistaken and table.loc[worst, "path"] in wrong
     assert not any(path in right for path in mistaken) and any(path in right for path in table["path"])
 
 
@@ -134,6 +142,56 @@ def test_a_picture_longer_than_a_format_can_store_is_degraded_like_any_other(siz
         assert changed.mode == "RGB" and min(changed.size) > 0 and abs(np.asarray(changed).mean() - 120) < 3, name
 
 
+def test_each_degradation_takes_more_than_the_milder_one():
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((48, 48), Image.Resampling.BICUBIC).resize((96, 96), Image.Resampling.BICUBIC)
+
+    def lost(name: str) -> float:
+        changed = DEGRADATIONS[name](image).resize(image.size, Image.Resampling.BICUBIC)
+        return float(np.abs(np.asarray(changed, np.float32) - np.asarray(image, np.float32)).mean())
+
+    rows = [[f"jpeg{quality}" for quality in (100, 80, 60, 40, 20)], ["half", "quarter"], ["half", "jpeg40_half"]]
+    rows += [[name for name in DEGRADATIONS if name.startswith(kind)] for kind in ("blur", "noise")]
+    for row in rows:
+        losses = [lost(name) for name in row]
+        assert losses == sorted(set(losses)) and losses[0] > 0, dict(zip(row, losses, strict=True))
+
+
+def test_what_a_degradation_costs_is_measured_against_the_same_pictures(subject: Subject, params: Params, faces: Path, here: Path):
+    torch.manual_seed(0)
+    network, _ = model.build(ModelSettings(name="vit", init="scratch", config=CONFIG))
+    subject = replace(subject, runtime=runtime(WithEmbedding(network).eval(), SIDE))
+    table = sample(describe_folder(faces)[0], 24, 0).reset_index(drop=True)
+    table["probability_fake"] = subject.probabilities(np.stack([subject.preprocess.pixels(read(Path(path)).rgb) for path in table["path"]]))
+    middle = replace(subject, thresholds=subject.thresholds.model_copy(update={"f1": float(table["probability_fake"].median())}))
+    found = degraded(middle, table, params.evaluate.model_copy(update={"robustness_images": 24}))["jpeg20"]
+    pictures = []
+    for path in table["path"]:
+        file = io.BytesIO()
+        read(Path(path)).rgb.save(file, "JPEG", quality=20)
+        pictures.append(subject.preprocess.pixels(Image.open(file)))
+    truth, before, after = labels(table), table["probability_fake"].to_numpy(), subject.probabilities(np.stack(pictures))
+    drop = roc_auc_score(truth, before) - roc_auc_score(truth, after)
+    flipped = ((before >= middle.thresholds.f1) != (after >= middle.thresholds.f1)).mean()
+    assert drop != 0 and 0 < flipped < 0.5
+    assert found["drop"] == pytest.approx(drop, abs=1e-5) and found["flip_rate"] == pytest.approx(flipped, abs=1e-5)
+    assert found["drop_low"] <= found["drop"] <= found["drop_high"]
+
+
+def test_the_generator_that_is_missed_most_is_the_worst(subject: Subject, params: Params, faces: Path, here: Path):
+    table = judged(faces)
+    fake = (table["label"] == "fake").to_numpy()
+    missed = fake & (np.arange(len(table)) % 2 == 0)
+    table["generator"] = np.where(missed, "missed", np.where(fake, "found", manifest.NO_GENERATOR))
+    table["probability_fake"] = np.where(fake, np.where(missed, 0.2, 0.9), np.linspace(0.1, 0.5, len(table)))
+    few = params.evaluate.model_copy(update={"attack_images": 0, "explain_images": 0, "robustness_images": 2})
+    found = examine(subject, table, table, few)
+    each = {name: figures["auc"]["value"] for name, figures in found["unseen_generators"].items()}
+    assert each["missed"] < 0.5 and each["found"] == 1
+    assert found["unseen_worst"] == "missed" and found["unseen_worst_auc"] == each["missed"]
+    assert found["unseen_mean_auc"] == pytest.approx((each["missed"] + 1) / 2)
+
+
 def test_attacks_stay_within_their_bound_and_transfer_from_another_size(
     subject: Subject, params: Params, package: Path, faces: Path, here: Path
 ):
@@ -165,6 +223,17 @@ def test_golden_examples_that_flip_are_listed(subject: Subject, package: Path):
     assert {flip["now"] for flip in found["flips"]} == {"fake"} and found["broken"] == len(was_real)
     assert len(found["flips"]) == sum(example.probability_fake < 0.6 for example in whole.golden.values())
     assert golden.flips(subject, None) == {"package": None, "n": 0, "broken": 0, "flips": []}
+
+
+def test_a_model_is_held_against_the_champion_or_else_the_package_before_it(package: Path, here: Path):
+    assert golden.previous() is None
+    for folder in (PACKAGE, golden.CHAMPION):
+        shutil.copytree(package, folder)
+        before = golden.previous()
+        assert before is not None and before.path == folder
+    (golden.CHAMPION / "card.md").write_text("changed")
+    before = golden.previous()
+    assert before is not None and before.path == PACKAGE
 
 
 def evaluate(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

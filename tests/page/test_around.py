@@ -227,6 +227,22 @@ def test_a_map_of_evidence_is_called_one_and_may_be_empty(guarded: str, browser:
     context.close()
 
 
+@pytest.mark.parametrize(("valid", "words"), [(True, "The signature is valid"), (False, "The signature is not valid")])
+def test_what_the_file_says_of_itself_is_shown(page: Page, valid: bool, words: str):
+    signed = {"signer": "Ada", "claim_generator": "Brush 2", "valid": valid, "problems": []}
+    for sources in ([], ["trainedAlgorithmicMedia"]):
+        signed["ai_generated"] = sources
+        page.route("**/predict", lambda route: route.fulfill(json=route.fetch().json() | {"credentials": signed}), times=1)
+        choose(page, "me.png", picture())
+        expect(page.locator("#credentials")).to_contain_text("Signed by Ada; created with Brush 2", timeout=20_000)
+        expect(page.locator("#credentials")).to_contain_text(words)
+        expect(page.get_by_text("generative AI made or edited this picture")).to_be_visible(visible=bool(sources))
+    choose(page, "plain.png", picture())
+    expect(page.locator("#name")).to_have_text("plain.png")
+    expect(page.locator("#said")).to_be_visible(timeout=20_000)
+    expect(page.locator("#credentials")).to_be_hidden()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessibility_rules_hold(promoted: str, browser: Browser, scheme: Literal["light", "dark"]):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python").Axe()

@@ -91,6 +91,7 @@ def test_every_face_has_its_figure_in_sight_and_the_number_of_the_list(page: Pag
 
 
 def test_map_and_boxes_stay_on_the_picture_where_it_is_laid_out_anew(page: Page):
+    page.route("**/explain", lambda route: route.fulfill(json=route.fetch().json() | {"heat": [[0, 1], [0, 0]]}), times=1)
     _choose_with_faces(page, "me.png", [(30, 20, 30, 40)])
     expect(page.locator("#map-note")).to_contain_text("Where the model looked", timeout=20_000)
     shares = """() => {
@@ -99,7 +100,12 @@ def test_map_and_boxes_stay_on_the_picture_where_it_is_laid_out_anew(page: Page)
         const { left, top, width, height } = outer;
         return inner.flatMap((laid) => [(laid.left - left) / width, (laid.top - top) / height, laid.width / width, laid.height / height]);
     }"""
+    opacity = """canvas => [[0.1, 0.1], [0.9, 0.1], [0.1, 0.9], [0.9, 0.9]].map(([x, y]) =>
+        canvas.getContext("2d").getImageData(x * canvas.width, y * canvas.height, 1, 1).data[3])"""
+    left, hot, *below = page.locator("#map").evaluate(opacity)
+    assert hot > 200 and max(left, *below) < 50
     screen = page.evaluate(shares)
+    assert screen == pytest.approx([0, 0, 1, 1, 30 / 90, 20 / 120, 30 / 90, 40 / 120], abs=0.03)
     page.locator("#result").evaluate("result => { result.style.width = '40%'; }")  # as in print, which scripts do not notice
     assert page.evaluate(shares) == pytest.approx(screen, abs=0.03)
 

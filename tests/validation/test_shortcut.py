@@ -99,6 +99,11 @@ def test_the_model_card_says_what_metadata_tells(clean: pd.DataFrame, workspace)
     unjudged: dict[str, object] = {"auc": {"value": None}, "unjudged": "too few"}
     assert "could not be judged: too few" in text(unjudged)
 
+    slices = {0.9: False, 0.7: False, 0.1: True, 0.8: False, 0.6: False}  # AUC -> whether it is from too few images
+    evaluation["slices"] = [{"column": "age", "value": auc, "small": few, "auc": figure | {"value": auc}} for auc, few in slices.items()]
+    weakest = text(unjudged).partition("Weakest slices of 30 images or more, by AUC: ")[2].partition("\n")[0]
+    assert [part.split()[:2] for part in weakest.split("; ")] == [["age", "0.6"], ["age", "0.7"], ["age", "0.8"]]
+
     made = sorted(set(clean["generator"]) - {"none"})
     assert f"Generators seen in training: {', '.join(made)}.\n" in text(unjudged)
     forge = Forging(share=0.3, methods={"resynthesis": 1.0, "swap": 0.0})
