@@ -68,18 +68,20 @@ def _look() -> State[Any]:
     found = fetch_package(version)
     said = feedback.read(var_folder() / feedback.FOLDER)
     source = next((source for source in params.data.sources if isinstance(source, FeedbackSource)), FeedbackSource(kind="feedback"))
-    window = predictions.newest(var_folder() / predictions.FILE, version.digest, settings.max_window)
+    answers, known = predictions.newest(var_folder() / predictions.FILE, version.digest, settings.max_window), references(found.path)
+    window = diagnosis.pictures(known[0], answers)
     if len(window) < settings.min_window:
-        message = f"{len(window)} of the {settings.min_window} answers needed: not enough data"
+        different = f", on {len(window)} different pictures" if len(window) < len(answers) else ""
+        message = f"{len(answers)}{different} of the {settings.min_window} answers needed: not enough data"
         return Completed(name="NotEnoughData", message=message)
-    reference, report = check(references(found.path), window, settings)
-    report = {"version": version.number} | report
+    reference, report = check(known, window, settings)
+    report = {"version": version.number, "answers": len(answers)} | report
     labels = {line.id: LABEL2ID[line.label] for line in trust.judge(said, source).counted}
-    report["f1"] = f1(found, reference, window, report, labels)
+    report["f1"] = f1(found, reference, window, report) | {"measured": diagnosis.measured_f1(answers, labels, found.meta.thresholds.f1)}
     report["challenger"] = shadow.compared(
         predictions.shadow_pairs(var_folder() / predictions.FILE, version.digest, settings.max_window), labels
     )
-    report["announced"] = announce(report, str(window["id"].iloc[-1]))
+    report["announced"] = announce(report, str(answers["id"].iloc[-1]))
     kept = {line.id: var_folder() / feedback.FOLDER / feedback.IMAGES / line.image for line in said if line.image}
     write(report_file().with_suffix(".html"), page(report, reference, window, kept).encode())
     write(report_file(), (json.dumps(report, indent=2) + "\n").encode())
@@ -127,15 +129,14 @@ def check(known: list[pd.DataFrame], window: pd.DataFrame, settings: Drift) -> t
     }
 
 
-def f1(found: Package, reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any], labels: dict[str, int]) -> dict[str, Any]:
-    """F1 of the window: `expected` without labels and `measured` on what users labelled; and `tested`, the F1 of the test part."""
-    threshold, probabilities = found.meta.thresholds.f1, window["probability_fake"].to_numpy(np.float64)
+def f1(found: Package, reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any]) -> dict[str, Any]:
+    """F1 without labels: `expected` of the window, and `tested`, the F1 of the test part."""
+    probabilities = window["probability_fake"].to_numpy(np.float64)
     chances = None
     if report["drift"] and report["kind"]["kind"] == "share of fakes":
         chances = diagnosis.adjust_prior(probabilities, float(reference["probability_fake"].mean()), report["share_of_fakes"])
     return {
-        "expected": diagnosis.expected_f1(probabilities, threshold, chances),
-        "measured": diagnosis.measured_f1(window, labels, threshold),
+        "expected": diagnosis.expected_f1(probabilities, found.meta.thresholds.f1, chances),
         "tested": found.meta.figures.get("f1"),
     }
 
@@ -164,7 +165,9 @@ def announce(report: dict[str, Any], newest: str) -> str | None:
 def sentence(report: dict[str, Any]) -> str:
     """The result in words."""
     found = "differ from" if report["drift"] else "look like"
-    text = f"the newest {report['window']} answers of version {report['version']} {found} its reference (p = {report['p_value']:.2g})"
+    different = f", on {report['window']} different pictures," if report["window"] < report["answers"] else ""
+    text = f"the newest {report['answers']} answers of version {report['version']}{different} {found} its reference"
+    text += f" (p = {report['p_value']:.2g})"
     if report["drift"]:
         text += f", above all in {', '.join(shifted(report)[:MOST_NAMED])}; {report['kind']['kind']}: {report['kind']['why']}"
     if (challenger := report["challenger"]) is not None:

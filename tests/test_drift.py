@@ -153,11 +153,20 @@ def test_each_kind_of_drift_is_told_by_its_rule():
         "broken client": window.assign(warnings=[["no_face"]] * 150 + [[]] * 150),
         "unknown": window.assign(probability_fake=window["probability_fake"] ** 8),
     }
-    repeated = window.assign(embedding=[window["embedding"].iloc[0]] * 200 + window["embedding"].iloc[200:].tolist())
+    repeated = diagnosis.pictures(reference, window.iloc[[0] * 200 + list(range(200, 300))])
     for expected, shown in [*windows.items(), ("broken client", repeated)]:
         report = compare(reference, shown, SETTINGS)
         assert report["drift"] and diagnosis.kind(reference, shown, report, SETTINGS)["kind"] == expected
     assert diagnosis.share_of_fakes(reference, windows["share of fakes"]) == pytest.approx(0.1, abs=0.05)
+
+
+def test_a_picture_that_many_people_ask_about_is_no_drift():
+    rng = np.random.default_rng(10)
+    reference, window = calibrated(rng, 600)[0], calibrated(rng, 300)[0]
+    answers = window.iloc[[*range(150), *[7] * 45, *range(150, 300)]].assign(id=[str(number) for number in range(345)])
+    assert compare(reference, answers, SETTINGS)["drift"]
+    counted = diagnosis.pictures(reference, answers)
+    assert len(counted) == 300 and "194" in set(counted["id"]) and not compare(reference, counted, SETTINGS)["drift"]
 
 
 def test_f1_is_estimated_without_labels_where_the_calibration_holds():

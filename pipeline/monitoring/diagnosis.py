@@ -16,6 +16,9 @@ DRAWS = 300
 REPEATED = 0.3
 """Drift comes from a broken client if the share of one repeated image, or of images without a face, has risen by this much."""
 
+PICTURE = list(STATISTICS)
+"""Equal in all answers on one picture, and as good as never for two."""
+
 QUALITY = tuple(f"warning_{name}" for name in ("too_small", "too_blurry", "too_dark", "heavily_compressed", "upscaled"))
 EMBEDDING = ("embedding", "embedding_auc")
 DIRECTIONS = 32
@@ -28,6 +31,16 @@ class Kind(TypedDict):
     why: str
 
 
+def pictures(reference: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+    """The answers to compare with the reference: the newest one on each picture, because many people may ask about the same one.
+
+    All of them, if one picture is repeated so often that a client must be broken: that is drift.
+    """
+    if _most_repeated(answers) - _most_repeated(reference) >= REPEATED:
+        return answers
+    return answers[~answers.duplicated(PICTURE, keep="last")]
+
+
 def kind(reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any], settings: params_loop.Drift) -> Kind:
     """Classify the drift that a report shows. The first rule that applies decides:
 
@@ -38,7 +51,7 @@ def kind(reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any], 
     5. `unknown`: none of these.
 
     Args:
-        reference, window, settings: as for `compare`.
+        reference, window, settings: as for `compare`; `window` is from `pictures`.
         report: its result, with `drift` true.
     """
     names = shifted(report)
@@ -51,9 +64,9 @@ def kind(reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any], 
     alike = _with_share(reference, now)
     if len(alike) >= settings.min_window // 2 and not compare(alike, window, settings)["drift"]:
         return {"kind": "share of fakes", "why": f"about {now:.0%} are fakes ({before:.0%} in the reference), and nothing else differs"}
-    pictures = [name for name in names if name in STATISTICS or name in QUALITY]
-    if pictures:
-        return {"kind": "camera or compression", "why": f"the pictures themselves differ: {', '.join(pictures)}"}
+    measures = [name for name in names if name in STATISTICS or name in QUALITY]
+    if measures:
+        return {"kind": "camera or compression", "why": f"the pictures themselves differ: {', '.join(measures)}"}
     if set(names) & set(EMBEDDING):
         return {"kind": "new generator", "why": "the embeddings differ, but the pictures' statistics do not"}
     return {"kind": "unknown", "why": f"only {', '.join(names)} differ"}
@@ -148,8 +161,8 @@ def _with_share(reference: pd.DataFrame, share: float) -> pd.DataFrame:
 
 
 def _most_repeated(part: pd.DataFrame) -> float:
-    _, counts = np.unique(np.stack(part["embedding"].tolist()), axis=0, return_counts=True)
-    return float(counts.max() / len(part)) if counts.max() > 1 else 0.0
+    most = part.groupby(PICTURE).size().max()
+    return float(most / len(part)) if most > 1 else 0.0
 
 
 def _share(part: pd.DataFrame, warning: str) -> float:

@@ -3,7 +3,7 @@
 One permutation test over all statistics: the pooled rows are shuffled into a reference and a window of the same sizes, and each
 permutation is measured like the real split. So the false-alarm rate holds at any window size, for all statistics together, however they
 are correlated. It is a rate over random references as well as windows: checks against the same reference are not independent. And it
-holds for independent pictures: the reference has one of each group, but a window in which one picture is repeated often looks like drift.
+holds for independent pictures: the reference has one of each group, and of a window `diagnosis.pictures` takes each picture once.
 """
 
 from pathlib import Path
