@@ -94,7 +94,7 @@ export default {
   warning_too_blurry: "The picture is blurred. Use a sharper original, not a screenshot or a forwarded copy.",
   warning_too_dark: "The picture is very dark. Use one with more light on the face.",
   warning_no_face: "No face was found, so the whole picture was judged. Use a picture in which a face can be seen clearly.",
-  warning_many_faces: "There are many faces; the probability is that of the most suspicious of the 32 largest, and smaller ones were not judged. Crop the face that matters and check it separately.",
+  warning_many_faces: "There are many faces; the probability is that of the most suspicious one, of the 32 largest at most. Crop the face that matters and check it separately.",
   warning_several_frames: "This is an animation, or a file of several pages: only the first picture in it was judged. Check the others separately.",
   warning_heavily_compressed: "The picture is heavily compressed, which removes traces of forgery. Use the original, not a copy from a messenger.",
   warning_upscaled: "The picture seems to be enlarged, with little real detail. Use it in its original size.",
