@@ -84,6 +84,12 @@ class Preprocess(BaseModel):
         mean, std = (values.new_tensor(of)[:, None, None] for of in self.channels)
         return ((values.flip(1) if self.flip_channels else values) - mean) / std
 
+    def restore(self, values: "torch.Tensor") -> "torch.Tensor":
+        """The inverse of `standardise`: float (n, 3, size, size) -> RGB in 0..1, float (n, 3, size, size)."""
+        mean, std = (values.new_tensor(of)[:, None, None] for of in self.channels)
+        found = values * std + mean
+        return found.flip(1) if self.flip_channels else found
+
     @property
     def channels(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """mean and std in the model's channel order."""

@@ -19,6 +19,7 @@ from pipeline.evaluation.calibration import probability
 from pipeline.evaluation.metrics import figures, group_weights, judge_difference, mean, reported
 from pipeline.evaluation.scoring import Subject, labels, pictures, sample
 from pipeline.network import model
+from pipeline.network.attack import attack
 from pipeline.params import Evaluate
 from pipeline.preprocess import Preprocess
 from pipeline.training.dataset import pixels
@@ -27,7 +28,10 @@ Change = Callable[[Image.Image], Image.Image]
 EPSILONS = (1, 2, 4, 8)
 """Largest change of a pixel value by an attack, out of 255."""
 ATTACKS = {"fgsm": 1, "pgd10": 10}
-"""Steps of FGSM (Goodfellow et al., ICLR 2015) and of PGD (Madry et al., ICLR 2018)."""
+"""Steps of FGSM and of PGD, which starts at the image itself."""
+
+BATCH = 32
+"""Images attacked at a time: bounds the memory."""
 
 LONGEST = {"JPEG": 65_500, "WEBP": 16_383}
 """Longest side, in pixels, that a format can store."""
@@ -135,12 +139,13 @@ def attacked(subject: Subject, test: pd.DataFrame, settings: Evaluate) -> dict[s
         preprocess = preprocess.model_copy(update={"keep_aspect": subject.preprocess.keep_aspect})
         runs.append(("transfer_pgd10", network, preprocess, pixels(rows, preprocess), ATTACKS["pgd10"]))
     result: dict[str, Any] = {"n": len(rows)}
-    clean = _unit(images)
+    clean, fakes = _unit(images), torch.tensor(truth)
     with tqdm(total=len(runs) * len(EPSILONS), desc="attacks", unit="attack") as progress:
         for name, network, preprocess, seen, steps in runs:
             left = {}
             for eps in EPSILONS:
-                change = attack(network, preprocess, seen, truth, eps, steps)
+                parts = zip(_unit(seen).split(BATCH), fakes.split(BATCH), strict=True)
+                change = torch.cat([attack(network, preprocess, part, its, eps, steps) for part, its in parts])
                 change = functional.interpolate(change, size=clean.shape[-2:], mode="bilinear", antialias=True)
                 called = _probabilities(subject, (clean + change).clamp(0, 1)) >= subject.thresholds.f1
                 left[f"eps{eps}"] = mean(called == (truth == 1), weights)
@@ -157,37 +162,6 @@ def attacker(folder: Path) -> tuple[PreTrainedModel, Preprocess]:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise StageError(f"evaluate.transfer_from: {folder} is neither a package nor a trained model: {reason}") from None
-
-
-def attack(network: PreTrainedModel, preprocess: Preprocess, images: np.ndarray, truth: np.ndarray, eps: int, steps: int) -> torch.Tensor:
-    """Compute the change of the pixels that misleads a network, from the signs of gradients.
-
-    Args:
-        network: in evaluation mode.
-        preprocess: the network's.
-        images: uint8 (n, size, size, 3).
-        truth: int (n,), 1 for fake.
-        eps: largest change of a pixel value, out of 255.
-        steps: 1 is FGSM; more is PGD, starting at the image itself.
-
-    Returns:
-        float32 (n, 3, size, size), to be added to pixel values of 0..1, which stay in that range.
-    """
-    bound = eps / 255
-    stride = bound if steps == 1 else bound * 2.5 / steps
-    changes = []
-    for start in range(0, len(images), 32):
-        clean = _unit(images[start : start + 32])
-        change = torch.zeros_like(clean)
-        for _ in range(steps):
-            change.requires_grad_(True)
-            logits = network(pixel_values=preprocess.standardise(clean + change)).logits
-            loss = functional.cross_entropy(logits, torch.tensor(truth[start : start + 32]))
-            (slope,) = torch.autograd.grad(loss, change)
-            change = (change.detach() + stride * slope.sign()).clamp(-bound, bound)
-            change = (clean + change).clamp(0, 1) - clean
-        changes.append(change)
-    return torch.cat(changes)
 
 
 def _unit(images: np.ndarray) -> torch.Tensor:

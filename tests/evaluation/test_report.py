@@ -24,11 +24,12 @@ from pipeline.evaluation.curves import curves, risk_coverage, selective
 from pipeline.evaluation.judge_package import describe_folder
 from pipeline.evaluation.metrics import group_weights
 from pipeline.evaluation.report import page
-from pipeline.evaluation.robustness import DEGRADATIONS, attack, attacked, degraded
+from pipeline.evaluation.robustness import DEGRADATIONS, attacked, degraded
 from pipeline.evaluation.scoring import Subject, labels, sample
 from pipeline.evaluation.slices import slices, tertiles
 from pipeline.images import read
 from pipeline.network import model
+from pipeline.network.attack import attack
 from pipeline.network.embedding import WithEmbedding
 from pipeline.package import PACKAGE, Thresholds, verify
 from pipeline.params import Bound, Params
@@ -195,10 +196,10 @@ def test_the_generator_that_is_missed_most_is_the_worst(subject: Subject, params
 def test_attacks_stay_within_their_bound_and_transfer_from_another_size(
     subject: Subject, params: Params, package: Path, faces: Path, here: Path
 ):
-    images = np.random.default_rng(0).integers(0, 255, (5, SIDE, SIDE, 3), dtype=np.uint8)
-    change = attack(subject.network, subject.preprocess, images, np.array([0, 1, 0, 1, 1]), eps=4, steps=10)
+    clean = torch.rand((5, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
+    change = attack(subject.network, subject.preprocess, clean, torch.tensor([0, 1, 0, 1, 1]), eps=4, steps=10)
     assert 0 < change.abs().max() <= 4 / 255 + 1e-6
-    moved = torch.from_numpy(images).permute(0, 3, 1, 2) / 255 + change
+    moved = clean + change
     assert moved.min() >= 0 and moved.max() <= 1
     other = here / "other"
     network, processor = model.build(ModelSettings(name="vit", init="scratch", config=CONFIG | {"image_size": 48}))

@@ -18,11 +18,11 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from pipeline import manifest, train
 from pipeline.errors import StageError
 from pipeline.evaluation.metrics import judge
-from pipeline.evaluation.robustness import attack
 from pipeline.evaluation.scoring import labels as scoring_labels
 from pipeline.evaluation.scoring import score
 from pipeline.exporting.convert import to_openvino
 from pipeline.network import model
+from pipeline.network.attack import attack
 from pipeline.network.embedding import WithEmbedding
 from pipeline.params import Model, Params, check_params, load_params
 from pipeline.params_train import Adversarial, Train
@@ -213,11 +213,12 @@ def test_attacks_know_the_order_of_the_channels():
     pixels = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
     preprocess = Preprocess(size=SIDE, mean=(0.2, 0.5, 0.8), std=(0.1, 0.5, 0.9), flip_channels=True)
     truth = np.array([0, 1, 0, 1])
-    change = attack(Blue(), preprocess, pixels, truth, eps=4, steps=3)
+    clean, fakes = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255, torch.from_numpy(truth)
+    change = attack(Blue(), preprocess, clean, fakes, eps=4, steps=3)
     assert not change[:, :2].any() and (change[::2, 2].mean((1, 2)) > 0).all() and (change[1::2, 2].mean((1, 2)) < 0).all()
 
     values = preprocess.normalise_tensor(torch.from_numpy(pixels))
-    changed = attacked(Blue(), values, torch.from_numpy(truth), Adversarial(eps=4, steps=3), preprocess)
+    changed = attacked(Blue(), values, fakes, Adversarial(eps=4, steps=3), preprocess)
     std = torch.tensor((0.9, 0.5, 0.1))[:, None, None]  # of blue, green, red
     assert 3.9 / 255 < float(((changed - values) * std).abs().max()) <= 4 / 255 + 1e-6
     assert all(((changed - values)[:, channel] * std[channel]).abs().max() > 3 / 255 for channel in range(3))
