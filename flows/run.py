@@ -5,6 +5,7 @@ Its arguments are those of `python -m pipeline.settings`.
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,17 +30,31 @@ from pipeline.package import PACKAGE
 from pipeline.servable import failed_gates
 from pipeline.tracking import without_secrets
 
+INTERRUPTED = 130
+"""Exit code after ctrl-C, as a shell gives it."""
+
 
 def main() -> None:
     """Write the given settings and run the loop. Exits with 1 if a setting is not allowed, or a stage or the gate failed."""
     parser = argparse.ArgumentParser(prog="python -m flows.run", description="Run the whole loop once.")
     settings.add_arguments(parser)
     arguments = parser.parse_args()
-    with workspace_lock("run", print):
-        with workspace_lock(say=print):  # the settings of a run that is active stay as they are until it ends
-            settings.write_given(arguments)
-        with _server():  # two Prefect servers that create one database at once lock each other out
-            run()
+    signal.signal(signal.SIGINT, _stop)
+    try:
+        with workspace_lock("run", print):
+            with workspace_lock(say=print):  # the settings of a run that is active stay as they are until it ends
+                settings.write_given(arguments)
+            with _server():  # two Prefect servers that create one database at once lock each other out
+                run()
+    except KeyboardInterrupt:
+        print("stopped; the same command resumes where it was", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _stop(*_: object) -> None:
+    """Ctrl-C ends the run in order, which takes seconds; a second one at once, and with it what the run started: it is on a leash."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -61,7 +76,10 @@ def _server() -> Iterator[None]:
     from prefect.server.api.server import SubprocessASGIServer  # takes seconds, which other runs need not wait
 
     server = SubprocessASGIServer()
+    # The server inherits the mask: ctrl-C reaches all processes of a terminal, and without a server the run could not say how it ended.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     server.start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     assert server.server_process is not None
     with leash(server.server_process.pid):
         yield

@@ -1,6 +1,7 @@
 """`kill -9` at any moment: ingest and forging resume, and end with the same bytes."""
 
 import hashlib
+import os
 import random
 import shutil
 import signal
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from pipeline.settings import apply, folder_source
-from tests.conftest import ROOT
+from tests.conftest import ROOT, at_work_in
 from tests.data_helpers import picture
 from tests.service_helpers import wait_for
 
@@ -24,6 +25,23 @@ def digests(folder: Path) -> dict[str, str]:
     """Hash of each file under data/, of the report and of the quarantine list."""
     files = [*folder.glob("data/**/*"), folder / "reports/ingest.json", folder / "reports/quarantine.csv"]
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
+
+
+@pytest.mark.parametrize(("times", "said"), [(1, "resumes where it was"), pytest.param(2, "", marks=pytest.mark.long)])
+def test_ctrl_c_ends_a_run_and_all_that_it_started(make_workspace, prefect_home, tmp_path: Path, monkeypatch, times: int, said: str):
+    folder, log = make_workspace(tmp_path / "run"), tmp_path / "log"
+    monkeypatch.setenv("PREFECT_HOME", str(prefect_home()))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with log.open("w") as file:
+        # In a session of its own, as in a terminal: ctrl-C reaches its whole process group, the server that it starts included.
+        process = subprocess.Popen([sys.executable, "-m", "flows.run"], cwd=folder, stdout=file, stderr=file, start_new_session=True)
+        wait_for(lambda: "Running stage 'ingest'" in log.read_text(), process, str(log))
+        for _ in range(times):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.2)
+        assert process.wait(60) == 130
+    assert said in log.read_text() and "Traceback" not in log.read_text()
+    wait_for(lambda: not at_work_in(folder))
 
 
 @pytest.mark.long
