@@ -6,10 +6,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import bentoml
 import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 
-from flows import cli, notifications, promotion, registry
+from flows import canary, cli, notifications, promotion, registry
 from pipeline.package import seal, verify
 from pipeline.settings import apply
 from tests.conftest import ROOT
@@ -73,6 +74,7 @@ def test_deploy_refuses_once_and_packs_what_may_be_served(store, package, messag
     seal(wrong, verify(package).meta.model_dump(exclude={"format", "files"}))
     versions(store, wrong, "passed")
     promote(store, "3")
+    bentos = len(bentoml.list())
     for _ in range(2):  # the second time nothing is built
         refused = deploy(return_state=True)
         assert (
@@ -81,6 +83,7 @@ def test_deploy_refuses_once_and_packs_what_may_be_served(store, package, messag
             and "2.png" in refused.message
         )
     assert "bento" not in client(store).get_model_version("unmask", "3").tags and len(promotion.history()) == 2
+    assert len(bentoml.list()) == bentos  # what failed takes no room
     facts = ["promotion", "canary ended", "refusal", "promotion", "refusal"]
     assert [message["fact"] for message in messages] == [f"Unmask: {fact}" for fact in facts]
     assert "2.png" in messages[-1]["text"] and "by the test" in messages[0]["text"]
@@ -135,6 +138,7 @@ def test_a_canary_that_ended_is_announced_once(store, package, messages):
     made = f"{client(store).get_model_version('unmask', '1').run_id} 1700000000000"  # as the service leaves it
     Path("var").mkdir(exist_ok=True)
     (Path("var") / "canary.json").write_text(json.dumps({"version": "1", "made": made, "why": "version 1 failed on 3 of 3 pictures"}))
+    canary.announce.fn({"version": "1", "made": "another run 1700000000000", "why": "of a registry that is no longer there"})
     for _ in range(2):
         assert deploy(return_state=True).name == "NoChampion"
     assert [message["fact"] for message in messages] == ["Unmask: canary ended"] and "3 of 3 pictures" in messages[0]["text"]
