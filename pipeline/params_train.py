@@ -1,10 +1,13 @@
 """The sections of params.yaml for training: model, recipe, augmentation, search."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.params_data import Range, Section, Share, sum_to_one
+
+NETWORKS = Path("pipeline/network")
 
 
 class Model(Section):
@@ -13,6 +16,7 @@ class Model(Section):
     name: str = Field(description="hub name, local folder or, with init scratch, a transformers model type such as `vit`")
     init: Literal["pretrained", "scratch"]
     config: dict[str, Any] = Field(default_factory=dict, description="overrides of the transformers config; `image_size` is the input's")
+    watch: Path = Field(default=NETWORKS, description="folder whose change makes DVC train again: that of local weights, or our networks")
 
 
 class Lora(Section):

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from pipeline.params import PARAMS_FILE, ParamsError, check_params, parse
+from pipeline.params_train import NETWORKS
 from pipeline.staging import write
 
 
@@ -86,7 +87,8 @@ def model_values(name: str) -> dict[str, Any]:
     folder = Path(name)
     if (folder.is_dir() or name.startswith((".", "/", "~"))) and not (folder / "config.json").is_file():
         raise ParamsError(f"{name}: there is no config.json; give a hub name, or the folder that has config.json and model.safetensors")
-    return {"model.name": name, "model.init": "pretrained", "model.config": {}}
+    watch = name if folder.is_dir() else NETWORKS.as_posix()
+    return {"model.name": name, "model.init": "pretrained", "model.config": {}, "model.watch": watch}
 
 
 def pairs(given: Sequence[str]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def test_a_folder_with_nothing_is_named(faces: Path, prepare):
         ("Label,path,label\nreal,real/0.jpg,real\n", "column label appears twice"),
         ("path,label\nreal/0.jpg,genuine\n", "label 'genuine'; allowed are real, fake"),
         ("path,label\n" + "".join(f"real/0.jpg,{n}\n" for n in range(9)), "label '0', '1', '2', '3', '4' and 4 others; allowed"),
-        ("path,label\n../outside.jpg,real\n", "points outside the folder"),
+        ("path,label\n../outside.jpg,real\n", "is absolute or has `..`; paths are relative to the folder"),
         ("path,label\nreal/absent.jpg,real\n", "1 listed files do not exist, the first is 'real/absent.jpg'"),
         ("path,label\nreal/0.jpg,real\nreal/0.jpg,real\n", "listed twice"),
         ("path,label,width,name\nreal/0.jpg,real,64,Ada\n", "column name name, width is reserved for ingest or evaluation; rename it"),

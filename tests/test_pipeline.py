@@ -16,6 +16,7 @@ from pipeline.evaluate import calibrate
 from pipeline.manifest import COLUMNS, read_parts
 from pipeline.package import ONNX, verify
 from pipeline.params import Bound, load_params
+from pipeline.settings import apply
 from tests.conftest import run
 
 DVC = (sys.executable, "-m", "dvc")
@@ -93,6 +94,14 @@ def test_no_group_stands_in_two_parts(finished: Path):
 def test_a_second_repro_runs_nothing(finished: Path):
     assert "up to date" in run(finished, *DVC, "status")
     assert "Running stage" not in run(finished, *DVC, "repro")
+
+
+def test_other_weights_in_the_watched_folder_are_trained_anew(finished: Path, tmp_path: Path):
+    settings = (finished / "params.yaml").read_text()
+    apply({"model.watch": str(tmp_path)}, finished / "params.yaml")
+    assert str(tmp_path) in run(finished, *DVC, "status", "train")
+    (finished / "params.yaml").write_text(settings)
+    assert "up to date" in run(finished, *DVC, "status", "train")
 
 
 def test_metrics_and_plots_are_shown(finished: Path):

@@ -88,6 +88,14 @@ def test_a_preset_a_folder_a_model_and_single_values_are_written_together(params
     assert params.stat().st_mtime_ns == before and not capsys.readouterr().out
 
 
+def test_a_folder_of_weights_is_watched_and_a_hub_name_is_not(params: Path, monkeypatch):
+    (params.parent / "network").mkdir()
+    (params.parent / "network/config.json").touch()
+    for name, watched in (("network", "network"), ("org/network", "pipeline/network")):
+        settings(monkeypatch, params.parent, "--model", name)
+        assert load_params(params).model.watch == Path(watched)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

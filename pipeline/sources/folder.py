@@ -56,7 +56,7 @@ def _listed(source: FolderSource) -> pd.DataFrame:
         raise StageError(f"{origin}: label {first}; allowed are {', '.join(LABELS)}")
     outside = [path for path in table["path"] if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts]
     if outside:
-        raise StageError(f"{origin}: {outside[0]!r} points outside the folder; paths are relative to it")
+        raise StageError(f"{origin}: {outside[0]!r} is absolute or has `..`; paths are relative to the folder")
     absent = [path for path in table["path"] if not os.path.isfile(source.path / path)]  # noqa: PTH113 - pathlib raises for a long name
     if absent:
         raise StageError(f"{origin}: {len(absent)} listed files do not exist, the first is {absent[0][:200]!r}")
