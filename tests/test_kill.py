@@ -57,7 +57,7 @@ def test_a_killed_ingest_ends_with_the_bytes_of_an_undisturbed_one(tmp_path: Pat
     forge = {"methods": {"self_blend": 0.4, "swap": 0.3, "resynthesis": 0.3}}
     apply(folder_source(faces) | {"data.forge": forge, "data.shard": shard}, folder / "params.yaml")
     # Small shards and frequent progress notes, so that a kill often hits a write.
-    small = "import sys; sys.path.insert(0, sys.argv[1]); from pipeline import shards; from pipeline.ingestion import ledger; "
+    small = "import sys; sys.path.insert(0, sys.argv.pop()); from pipeline import shards; from pipeline.ingestion import ledger; "
     small += "ledger.FLUSH, shards.MEMBERS = 32, 32\n"
     program = small + "from pipeline.cli import stage; from pipeline.ingest import run; stage(run)"
     command = [sys.executable, "-c", program, str(ROOT)]
