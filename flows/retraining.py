@@ -55,7 +55,7 @@ def label_next(params: Params) -> Path | None:
     if folder.is_dir():
         return folder  # somebody may be labelling in it
     kept = var_folder() / feedback.FOLDER
-    statements, distances = feedback.read(kept), {}
+    statements, distances = feedback.newest(feedback.read(kept)), {}
     champion = registry.holder(CHAMPION)
     if champion is not None and champion.digest and statements:
         window = predictions.newest(var_folder() / predictions.FILE, champion.digest, params.drift.max_window)

@@ -70,3 +70,6 @@ def test_who_contradicts_a_golden_example_is_not_believed_in_anything(tmp_path):
     votes.append(said(3, "real", "honest").model_copy(update={"image": digest}))
     counted, aside = judged(votes, golden=tmp_path / "golden")
     assert counted == ["1", "3"] and set(aside) == {"0", "2"} and "golden" in aside["0"]
+    for label, image in (("fake", (tmp_path / "golden/one.png").read_bytes()), ("real", None)):  # it changes its mind
+        feedback.record(tmp_path, id="2", label=label, image=image, client="liar", **SAID)
+    assert not trust.judge(feedback.read(tmp_path), FeedbackSource(kind="feedback", golden=tmp_path / "golden")).counted

@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -142,15 +142,21 @@ class Room:
 
 
 def read(folder: Path) -> list[Statement]:
-    """The newest statement of each client on each id, oldest first; none if there is no file yet.
-
-    Of each client: otherwise one that learns an id could replace what another one said, without a vote.
+    """Every statement, oldest first; none if there is no file yet.
 
     Raises:
         StageError: naming the line that is not a statement. A last line cut short by a crash is skipped.
     """
-    newest = {(statement.id, statement.client): statement for statement in _lines(folder / FILE)}
-    return sorted(newest.values(), key=lambda statement: statement.time)
+    return sorted(_lines(folder / FILE), key=lambda statement: statement.time)
+
+
+def newest(statements: Iterable[Statement]) -> list[Statement]:
+    """The last of the statements of each client on each id, in their order.
+
+    Of each client: otherwise one that learns an id could replace what another one said, without a vote.
+    """
+    last = {(statement.id, statement.client): statement for statement in statements}
+    return sorted(last.values(), key=lambda statement: statement.time)
 
 
 def exclusive_images(folder: Path, id: str) -> set[str]:

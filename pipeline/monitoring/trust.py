@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from pipeline.monitoring.feedback import Statement
+from pipeline.monitoring.feedback import Statement, newest
 from pipeline.params_data import FeedbackSource
 
 DAY = timedelta(days=1)
@@ -25,7 +25,8 @@ class Judged:
 def judge(statements: Iterable[Statement], source: FeedbackSource) -> Judged:
     """Sort statements into those that count and those that do not. The rules, in this order:
 
-    1. A client that mislabelled a golden example of the champion is quarantined: none of its statements ever count.
+    1. A client that mislabelled a golden example of the champion is quarantined, even if it has changed its mind since: none of its
+       statements ever count.
     2. Of each client, the first `a_day` statements within 24 hours count.
     3. On each image (or answer, if nobody kept its image) a client has one vote, its newest. The majority of the clients decides,
        and statements against it do not count; in a tie, none do. A statement without a client is a vote of its own.
@@ -34,16 +35,16 @@ def judge(statements: Iterable[Statement], source: FeedbackSource) -> Judged:
     For rules 2 and 4, all statements without a client count as one client's, so that omitting the name evades neither.
 
     Args:
-        statements: the newest of each client on each id.
+        statements: all of them, from `feedback.read`; only the newest of each client on each id can count.
         source: the limits, and the folder of the golden examples.
     """
     known, aside = golden(source.golden), []
-    ordered = sorted(statements, key=lambda statement: statement.time)
-    images = {said.id: said.image for said in ordered if said.image}
-    caught = {said.client or said.id for said in ordered if said.image in known and known[said.image] != said.label}
+    every = sorted(statements, key=lambda statement: statement.time)
+    images = {said.id: said.image for said in every if said.image}
+    caught = {said.client or said.id for said in every if said.image in known and known[said.image] != said.label}
     recent: dict[str | None, list[Statement]] = defaultdict(list)
     by_image: dict[str, dict[str, Statement]] = defaultdict(dict)
-    for said in ordered:
+    for said in newest(every):
         within = [other for other in recent[said.client] if said.time - other.time < DAY]
         recent[said.client] = within
         if (said.client or said.id) in caught:
