@@ -71,8 +71,8 @@ def _look() -> State[Any]:
     answers, known = predictions.newest(var_folder() / predictions.FILE, version.digest, settings.max_window), references(found.path)
     window = diagnosis.pictures(known[0], answers)
     if len(window) < settings.min_window:
-        different = f", on {len(window)} different pictures" if len(window) < len(answers) else ""
-        message = f"{len(answers)}{different} of the {settings.min_window} answers needed: not enough data"
+        there = f"{len(window)} different pictures in {len(answers)} answers, " if len(window) < len(answers) else f"{len(answers)} "
+        message = f"{there}of the {settings.min_window} answers needed: not enough data"
         return Completed(name="NotEnoughData", message=message)
     reference, report = check(known, window, settings)
     report = {"version": version.number, "answers": len(answers)} | report

@@ -66,7 +66,7 @@ def _server() -> Iterator[None]:
     if url := PREFECT_API_URL.value():
         try:
             httpx.get(f"{url.rstrip('/')}/health", timeout=30)
-        except httpx.HTTPError:  # Prefect would end in a traceback
+        except (httpx.HTTPError, httpx.InvalidURL):  # Prefect would end in a traceback
             sys.exit(
                 f"error: no Prefect server answers at PREFECT_API_URL={without_secrets(url)}; start it (make up), or "
                 "`unset PREFECT_API_URL`: without it, a run starts its own"

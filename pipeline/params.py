@@ -79,7 +79,7 @@ class Export(Section):
     """What goes into the model package besides the weights."""
 
     golden: int = Field(gt=0, description="golden examples of each class")
-    reference: int = Field(gt=0, description="most validation images, one of each group, that are the drift reference")
+    reference: int = Field(gt=0, description="validation images in the drift reference at most, one of each group")
     tolerance: float = Field(gt=0, description="largest difference of a logit between PyTorch and the exported graph")
     int8: bool = Field(description="a graph in 8-bit integers for CPUs with VNNI, kept if AUC and calibration hold")
     onnx: bool = Field(description="an ONNX graph beside OpenVINO's, for other runtimes")

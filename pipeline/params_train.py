@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from pipeline.params_data import Range, Section, Share, sum_to_one
 
 NETWORKS = Path("pipeline/network")
+"""The code of our own networks, which DVC watches if the weights are not in a local folder."""
 
 
 class Model(Section):

@@ -198,7 +198,7 @@ def test_the_page_names_what_shifted_and_shows_pictures_that_were_kept(tmp_path)
     reference, window = calibrated(rng, 200)[0], calibrated(rng, 100)[0].assign(brightness=10.0)
     window.at[7, "embedding"] = window["embedding"][7] + np.float32(50)
     picture(tmp_path / "kept.png", seed=1)
-    report = {"version": 3, "share_of_fakes": 0.5} | compare(reference, window, SETTINGS)
+    report = {"version": 3, "answers": 1234, "share_of_fakes": 0.5} | compare(reference, window, SETTINGS)
     report["kind"] = diagnosis.kind(reference, window, report, SETTINGS)
     measured = diagnosis.measured_f1(window, {window["id"].iloc[0]: 1}, 0.0)  # on one answer, which has no interval
     report["f1"] = {"expected": diagnosis.expected_f1(window["probability_fake"].to_numpy(), 0.5), "measured": measured, "tested": None}
@@ -206,6 +206,7 @@ def test_the_page_names_what_shifted_and_shows_pictures_that_were_kept(tmp_path)
     report["challenger"]["labelled"] = {"n": 5, "champion": 2, "challenger": 4, "p_value": 0.5}
     text = page(report, reference, window, {"7": tmp_path / "kept.png", "8": tmp_path / "gone.png"})
     assert re.search(r"users labelled</span><b>1.000</b><small>[^0-9]*1 answers", text)
+    assert "<span>Answers compared</span><b>100</b><small>of 1,234, with 200 of the reference" in text
     assert "Camera or compression" in text and text.index("<td>brightness") < text.index("<td>height")
     assert not re.search(r"(src|href)=.http", text) and "data:image/png" in text and text.count("<svg") == 8
     assert diagnosis.outlier_scores(reference, window).argmax() == 7
