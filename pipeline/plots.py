@@ -57,7 +57,7 @@ def scores(probabilities: np.ndarray, labels: np.ndarray, thresholds: dict[str, 
     for name in ("real_below", "fake_above"):
         axes.axvline(thresholds[name], color="#000000", linestyle="--", linewidth=0.8)
     axes.set(xlabel="probability of fake", ylabel="images", title="Scores and the uncertain band")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper center")  # the best detectors have their highest bars at both ends
 
 
 def histogram(samples: dict[str, pd.Series], colours: dict[str, str], column: str, axes: Axes) -> None:
