@@ -1,10 +1,10 @@
-"""Access control and rate limit."""
+"""Access control, rate limit, and the limit on concurrent uploads."""
 
 import hashlib
 import hmac
 import ipaddress
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from functools import lru_cache
 from urllib.parse import urlsplit
 
@@ -93,3 +93,45 @@ class RateLimiter:
             wait = int((1 - left) * 60 / self.per_minute) + 1
             message = f"More than {self.per_minute} requests a minute"
             raise ApiError("too_many_requests", message, f"Wait {wait} s.", {"Retry-After": str(wait)})
+
+
+class Uploads:
+    """The uploads under way in a worker, and the bytes that they hold in memory.
+
+    With several keys, each client may have half of them: one that keeps slow uploads open cannot shut out the others.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        share = 2 if len(settings.api_keys) > 1 else 1
+        self._most, self._most_each = settings.queue, -(-settings.queue // share)
+        self._most_bytes = settings.under_way_bytes
+        self._most_bytes_each = max(self._most_bytes // share, settings.largest_upload)
+        self._number: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
+
+    def enter(self, client: str) -> None:
+        """Count an upload in. Raises ApiError: busy."""
+        if self._number.total() >= self._most:
+            raise _busy(f"{self._number.total()} uploads are under way")
+        if self._number[client] >= self._most_each:
+            raise _busy(f"{self._number[client]} uploads of this client are under way")
+        self._number[client] += 1
+
+    def hold(self, client: str, size: int) -> None:
+        """Count in the bytes of an upload. Raises ApiError: busy."""
+        if self._bytes.total() + size > self._most_bytes:
+            raise _busy(f"{self._bytes.total() / 1e6:,.0f} MB of uploads are under way")
+        if self._bytes[client] + size > self._most_bytes_each:
+            raise _busy(f"{self._bytes[client] / 1e6:,.0f} MB of uploads of this client are under way")
+        self._bytes[client] += size
+
+    def leave(self, client: str, held: int) -> None:
+        """Count an upload out, and the bytes that it held."""
+        self._number[client] -= 1
+        self._bytes[client] -= held
+        if not self._number[client]:
+            del self._number[client], self._bytes[client]
+
+
+def _busy(message: str) -> ApiError:
+    return ApiError("busy", message, "Try again in a second.", {"Retry-After": "1"})

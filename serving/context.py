@@ -14,7 +14,7 @@ from pipeline.detector import Prediction, Prepared
 from pipeline.images import ImageError, identify, picture
 from pipeline.monitoring import feedback, predictions
 from pipeline.monitoring.predictions import PredictionLog
-from serving.access import RateLimiter
+from serving.access import RateLimiter, Uploads
 from serving.batches import Batches
 from serving.errors import ApiError
 from serving.settings import Settings
@@ -51,7 +51,7 @@ class Context:
         self.batches = Batches()
         self.trial = Trial(settings, champion, self.log, self.metrics)
         self.threads = Threads()
-        self._under_way = self._bytes = 0
+        self.uploads = Uploads(settings)
 
     def served(self) -> Served:
         """The model that answers now. Raises ApiError: no_model."""
@@ -59,24 +59,6 @@ class Context:
         if served is None:
             raise ApiError("no_model", *(trouble or ("", "")), {"Retry-After": "5"})
         return served
-
-    def enter(self) -> None:
-        """Count an upload in. Raises ApiError: busy."""
-        if self._under_way >= self.settings.queue:
-            raise ApiError("busy", f"{self._under_way} uploads are under way", "Try again in a second.", {"Retry-After": "1"})
-        self._under_way += 1
-
-    def hold(self, size: int) -> None:
-        """Count in the bytes of an upload. Raises ApiError: busy."""
-        if self._bytes + size > self.settings.under_way_bytes:
-            message = f"{self._bytes / 1e6:,.0f} MB of uploads are under way"
-            raise ApiError("busy", message, "Try again in a second.", {"Retry-After": "1"})
-        self._bytes += size
-
-    def leave(self, held: int) -> None:
-        """Count an upload out, and the bytes that it held."""
-        self._under_way -= 1
-        self._bytes -= held
 
     async def open(self, champion: Served, data: bytes) -> Opened:
         """Prepare an image file for the model that judges it. Raises ImageError."""

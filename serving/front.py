@@ -60,7 +60,7 @@ class Front:
                 client = request.state.client = check(request, context.settings)
                 if scope["method"] == "POST":
                     context.rate.acquire(client)
-                    context.enter()
+                    context.uploads.enter(client)
                     request.state.held = 0
                     uploading = True
             if scope["path"] == "/schema.json":
@@ -83,7 +83,7 @@ class Front:
             await internal().response()(scope, receive, answer)
         finally:
             if uploading:
-                context.leave(request.state.held)
+                context.uploads.leave(request.state.client, request.state.held)
 
 
 class _Answer:

@@ -98,6 +98,11 @@ class Settings(BaseModel):
         return int(max(self.queue * self.max_megabytes, self.max_batch_megabytes) * 1e6) + FORM_BYTES * self.queue
 
     @property
+    def largest_upload(self) -> int:
+        """Bytes of the largest upload that is accepted."""
+        return int(max(self.max_megabytes, self.max_batch_megabytes) * 1e6) + FORM_BYTES
+
+    @property
     def requests_per_minute(self) -> int:
         """Per client; 0 for unlimited, the default without keys: the only client is then this machine."""
         return self.rate if self.rate is not None else 1200 if self.api_keys else 0

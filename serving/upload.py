@@ -54,7 +54,7 @@ async def form(request: Request, context: Context, example: str, most_files: int
         raise too_large
 
     def hold(size: int) -> None:
-        context.hold(size)
+        context.uploads.hold(request.state.client, size)
         request.state.held += size
 
     if known:  # all of it at once: uploads that grow together would all be stopped by the limit, and none completed

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,6 +112,24 @@ def test_a_client_that_asks_too_often_is_told_when_to_come_back(locked):
     late = [answer for answer in answers if answer.status_code != 200]
     assert late and refusal(late[0]) == (429, "too_many_requests") and int(late[0].headers["retry-after"]) >= 1
     assert locked.post("/predict", files={"image": png()}, headers=BEARER).is_success  # another client is not held up
+
+
+@pytest.mark.parametrize("size", [1000, 99_000_000])  # half of the places, half of the memory
+def test_a_client_that_keeps_slow_uploads_open_does_not_shut_out_the_others(folder, package, size):
+    head = f"POST /predict/batch HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {KEY}\r\nContent-Length: {size}\r\n".encode()
+    head += b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x"
+    keys = {"UNMASK_API_KEYS": f"{KEY},other", "UNMASK_QUEUE": "12"}
+    with served(folder, UNMASK_PACKAGE=str(package), **keys) as client, ExitStack() as slow:
+        wait_for(lambda: client.get("/readyz").is_success)
+        for _ in range(9):
+            last = slow.enter_context(socket.create_connection(("127.0.0.1", client.base_url.port), timeout=20))
+            last.sendall(head)
+        answer = b""
+        while b"of this client are under way" not in answer:
+            answer += (part := last.recv(4096))
+            assert part, answer
+        assert b" 429 " in answer.split(b"\r\n")[0]
+        assert client.post("/predict", files={"image": png()}, headers={"X-API-Key": "other"}).is_success
 
 
 def test_the_log_holds_no_key_and_no_picture(locked, folder):
