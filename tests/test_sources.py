@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageCms
 
 from pipeline import ingest, split
 from pipeline.errors import StageError
@@ -143,14 +143,22 @@ def test_a_forged_fake_is_stored_as_its_real_is(faces: Path, prepare: Callable[.
             image.load()
         # An MPO file, as phones make them, is a JPEG with a second image appended.
         kind = {"format": "MPO", "save_all": True, "append_images": [image]} if index % 5 == 0 else {}
-        image.save(path, quality=(60, 75, 95)[index % 3], subsampling=("4:4:4", "4:2:2", "4:2:0")[index % 3], **kind)
+        if index % 3:  # as a camera that was held in any of eight ways
+            exif = Image.Exif()
+            exif[ExifTags.Base.Make], exif[ExifTags.Base.Orientation] = "A camera", index % 8 + 1
+            kind |= {"exif": exif, "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), "comment": "by me"}
+        image.crop((0, 0, 64, 56)).save(path, quality=(60, 75, 95)[index % 3], subsampling=("4:4:4", "4:2:2", "4:2:0")[index % 3], **kind)
     ingest.run(prepare(data__forge=FORGE))
     table = read(MANIFEST)
     reals = table.set_index("image_id")[["format", "quantisation", "subsampling", "width", "height", "metadata_bytes"]]
     fakes = table[table["source"] == "forge"]
-    assert len(fakes) == 30 and set(table["format"]) == {"JPEG"}
+    assert len(fakes) == 30 and set(table["format"]) == {"JPEG"} and table["metadata_bytes"].nunique() > 1
+    files = table.set_index("image_id")["path"]
     for row in fakes.itertuples():
-        assert tuple(reals.loc[row.parents.split()[0]]) == tuple(getattr(row, column) for column in reals.columns)
+        real = row.parents.split()[0]
+        assert tuple(reals.loc[real]) == tuple(getattr(row, column) for column in reals.columns)
+        pixels = [read_image(Path(path)).pixels.astype(float).ravel() for path in (files[real], row.path)]
+        assert np.corrcoef(*pixels)[0, 1] > 0.4  # both are upright
 
 
 def test_a_fake_of_a_webp_differs_from_its_real_only_where_it_is_forged(faces: Path, prepare: Callable[..., Params]):

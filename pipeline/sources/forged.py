@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from pipeline.faces import FaceDetector
@@ -18,6 +18,7 @@ from pipeline.forge import METHODS
 from pipeline.forge.face import Face
 from pipeline.images import OWN, Picture, decode, identify, read_bytes
 from pipeline.ingestion import engine
+from pipeline.ingestion.describe import METADATA
 from pipeline.params_data import Forge
 from pipeline.staging import write
 
@@ -27,6 +28,18 @@ what is tied together small."""
 
 BATCH = 16
 TRIES = 3
+LIES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""How to lay an upright picture so that this EXIF orientation turns it upright again."""
+MOST_METADATA = 65_000
+"""Bytes of EXIF, XMP, profile or comment that fit into one segment of a JPEG; longer ones are rare, and left out."""
 
 
 @dataclass(frozen=True)
@@ -161,22 +174,29 @@ def _face(picture: Picture, detector: FaceDetector | None) -> Face | None:
 
 
 def _encoded(fake: Image.Image, real: bytes, lossless: bool) -> bytes:
-    """The fake encoded like its real: same format, and for JPEG the same tables, subsampling and number of channels.
+    """The fake encoded like its real: same format and metadata, and for JPEG the same tables, subsampling and number of channels.
 
     WebP is stored without loss: the quality of the real is not in its file, and any other would alter the fake everywhere, also where
     nothing is forged.
     """
     buffer = io.BytesIO()
+    if lossless:
+        fake.save(buffer, "PNG")
+        return buffer.getvalue()
     with identify(real, OWN) as origin:
-        if origin.format == "JPEG" and not lossless:
+        # The metadata may say how to turn the picture, so the fake has to lie as its real does.
+        turned = origin.getexif().get(ExifTags.Base.Orientation)
+        stored = fake.transpose(LIES[turned]) if turned in LIES else fake
+        metadata = {name: value for name in METADATA if (value := origin.info.get(name)) and len(value) <= MOST_METADATA}
+        if origin.format == "JPEG":
             tables = getattr(origin, "quantization", {})
             sampling = _subsampling(origin)
-            stored = fake.convert("L") if origin.mode == "L" else fake
-            stored.save(buffer, "JPEG", qtables=tables, subsampling=sampling)
-        elif origin.format == "WEBP" and not lossless:
-            fake.save(buffer, "WEBP", lossless=True)
+            stored = stored.convert("L") if origin.mode == "L" else stored
+            stored.save(buffer, "JPEG", qtables=tables, subsampling=sampling, **metadata)
+        elif origin.format == "WEBP":
+            stored.save(buffer, "WEBP", lossless=True, **metadata)
         else:
-            fake.save(buffer, "PNG")
+            stored.save(buffer, "PNG", **metadata)
     return buffer.getvalue()
 
 
