@@ -49,10 +49,10 @@ def test_each_fact_is_told_once(finished, copy_workspace, tmp_path):
 
             package = verify(machine.folder / "models/package")
             seen = pd.read_parquet(package.path / "reference.parquet").sample(150, replace=True, random_state=np.random.default_rng(1))
-            record(machine.folder / "var" / FILE, package.digest, seen.assign(brightness=10.0, blur=1.0))
+            record(machine.folder / "var" / FILE, package.digest, seen.assign(brightness=np.linspace(9, 10, 150), blur=1.0))
             assert machine.run(*flow("drift")).splitlines().count("Drift") == 2
             assert facts(messages)[2:] == ["drift found"] and "above all in" in messages[2]["text"]
-            record(machine.folder / "var" / FILE, package.digest, seen.head(1).assign(brightness=10.0, blur=1.0))
+            record(machine.folder / "var" / FILE, package.digest, seen.head(1).assign(brightness=11.0, blur=1.0))
             assert machine.run(*flow("drift")).splitlines().count("Drift") == 2 and len(messages) == 3  # the same drift, with new answers
 
             apply({"gates": {"test.f1.low": {"min": 0.999}}, "export.golden": 3}, params)
