@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import ipaddress
+import math
 import time
 from collections import Counter, OrderedDict
 from functools import lru_cache
@@ -96,16 +97,12 @@ class RateLimiter:
 
 
 class Uploads:
-    """The uploads under way in a worker, and the bytes that they hold in memory.
-
-    With several keys, each client may have half of them: one that keeps slow uploads open cannot shut out the others.
-    """
+    """The uploads under way in a worker, and the bytes that they hold in memory; a client may hold `Settings.share` of both."""
 
     def __init__(self, settings: Settings) -> None:
-        share = 2 if len(settings.api_keys) > 1 else 1
-        self._most, self._most_each = settings.queue, -(-settings.queue // share)
+        self._most, self._most_each = settings.queue, math.ceil(settings.queue * settings.share)
         self._most_bytes = settings.under_way_bytes
-        self._most_bytes_each = max(self._most_bytes // share, settings.largest_upload)
+        self._most_bytes_each = max(self._most_bytes * settings.share, settings.largest_upload)
         self._number: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
 

@@ -46,7 +46,7 @@ class Context:
         self.settings, self.champion = settings, champion
         self.metrics = Metrics()
         self.log = PredictionLog(settings.var / predictions.FILE, settings.log_rows, self.metrics.lost)
-        self.room = feedback.Room(settings.var / feedback.FOLDER, settings.feedback_megabytes * 1e6)
+        self.room = feedback.Room(settings.var / feedback.FOLDER, settings.feedback_megabytes * 1e6, settings.share)
         self.rate = RateLimiter(settings.requests_per_minute)
         self.batches = Batches()
         self.trial = Trial(settings, champion, self.log, self.metrics)

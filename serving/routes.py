@@ -126,9 +126,10 @@ class Feedback(HTTPEndpoint):
         folder = context.settings.var / feedback.FOLDER
 
         def note() -> None:
-            said = {"version": answer.version, "verdict": answer.verdict, "client": request.state.client[:64], "comment": comment}
+            client = request.state.client[:64]
+            said = {"version": answer.version, "verdict": answer.verdict, "client": client, "comment": comment}
             try:
-                context.room.take(len(image or b""))
+                context.room.take(client, len(image or b""))
                 feedback.record(folder, id=id, label=label, **said, probability_fake=answer.probability_fake, image=image)
             except OSError as error:
                 log.warning("feedback was not kept: %s", error)

@@ -98,6 +98,11 @@ class Settings(BaseModel):
         return int(max(self.queue * self.max_megabytes, self.max_batch_megabytes) * 1e6) + FORM_BYTES * self.queue
 
     @property
+    def share(self) -> float:
+        """What one client may hold of the uploads under way and of the feedback: with several keys half, so that none shuts out others."""
+        return 0.5 if len(self.api_keys) > 1 else 1.0
+
+    @property
     def largest_upload(self) -> int:
         """Bytes of the largest upload that is accepted."""
         return int(max(self.max_megabytes, self.max_batch_megabytes) * 1e6) + FORM_BYTES

@@ -137,7 +137,7 @@ def test_feedback_ends_where_its_room_does(client, workspace):
 
     answers = [told(100 + seed) for seed in range(5)]  # 24 KB each, with room for 100 KB
     assert answers[0].is_success and refusal(answers[-1]) == (507, "no_room")
-    assert feedback.size(workspace / "var" / "feedback") <= 100_000
+    assert feedback.sizes(workspace / "var" / "feedback").total() <= 100_000
 
 
 def test_figures_have_no_digits_that_say_nothing(client):

@@ -142,18 +142,32 @@ def test_kept_images_are_not_counted_again_for_each_statement(tmp_path, monkeypa
     now = time.monotonic()
     monkeypatch.setattr(feedback, "time", SimpleNamespace(monotonic=lambda: now))
     room = feedback.Room(tmp_path, 100)
-    room.take(60)
+    room.take("a", 60)
     with pytest.raises(OSError, match="is full"):
-        room.take(60)
+        room.take("a", 60)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "another worker's").write_bytes(bytes(90))
-    room.take(40)
+    room.take("a", 40)
     now += 61
     with pytest.raises(OSError, match="is full"):
-        room.take(40)
+        room.take("a", 40)
     (tmp_path / "images" / "another worker's").unlink()
     now += 61
-    room.take(100)
+    room.take("a", 100)
+
+
+def test_a_client_does_not_fill_the_room_of_the_others(tmp_path):
+    for id, client, size in (("a", "loud", 400), ("b", "loud", 401), ("c", "quiet", 300), ("d", "quiet", 400)):
+        feedback.record(tmp_path, id=id, label="fake", client=client, image=bytes(size), **SAID)
+    (tmp_path / "feedback.jsonl").open("a").write("no statement\n")
+    (tmp_path / "images" / "nobody's").write_bytes(bytes(50))
+    lines = [len(line) for line in (tmp_path / "feedback.jsonl").read_bytes().splitlines(keepends=True)]
+    counted = feedback.sizes(tmp_path)
+    assert counted == {"loud": 801 + sum(lines[:2]), "quiet": 300 + sum(lines[2:4]), None: lines[4] + 50}
+    room = feedback.Room(tmp_path, 2 * counted["loud"], share=0.5)
+    with pytest.raises(OSError, match="loud has its share"):
+        room.take("loud", 1)
+    room.take("quiet", 1)
 
 
 def test_a_time_without_a_zone_is_named_with_its_line(workspace):

@@ -12,6 +12,7 @@ import math
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
@@ -111,34 +112,46 @@ def _append(path: Path, line: bytes) -> None:
             raise OSError(errno.ENOSPC, "the disk is full", str(path))
 
 
-def size(folder: Path) -> int:
-    """Bytes of the statements and of all kept images; 0 if there are none yet."""
+def sizes(folder: Path) -> Counter[str | None]:
+    """Bytes of the statements and kept images of each client. An image of several counts as the first one's, one of nobody as None's."""
     images = folder / IMAGES
     with os.scandir(images) if images.is_dir() else nullcontext(()) as entries:
-        kept = sum(entry.stat().st_size for entry in entries if entry.is_file())
-    return kept + ((folder / FILE).stat().st_size if (folder / FILE).is_file() else 0)
+        kept = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    found: Counter[str | None] = Counter()
+    for line in (folder / FILE).read_bytes().splitlines(keepends=True) if (folder / FILE).is_file() else ():
+        try:
+            said = Statement.model_validate_json(line)
+        except ValidationError:  # whoever reads the statements is told of it
+            found[None] += len(line)
+        else:
+            found[said.client] += len(line) + kept.pop(said.image or "", 0)
+    found[None] += sum(kept.values())
+    return found
 
 
 class Room:
-    """How much feedback a folder may still take.
+    """How much feedback a folder may still take, in all and from one client.
 
     Counting 100,000 images takes a second or more, so they are counted at most once a minute, when others' changes are noticed too; in
     between, what is taken is added.
     """
 
-    def __init__(self, folder: Path, most: float) -> None:
-        """`most` is in bytes."""
-        self.folder, self.most = folder, most
-        self._size, self._counted, self._lock = 0, -math.inf, threading.Lock()
+    def __init__(self, folder: Path, most: float, share: float = 1.0) -> None:
+        """`most` is in bytes, `share` what one client may have of it."""
+        self.folder, self.most, self.share = folder, most, share
+        self._sizes: Counter[str | None] = Counter()
+        self._counted, self._lock = -math.inf, threading.Lock()
 
-    def take(self, more: int) -> None:
+    def take(self, client: str, more: int) -> None:
         """Raises OSError if so many bytes do not fit any more. Safe to call from several threads."""
         with self._lock:
             if time.monotonic() - self._counted > COUNT_SECONDS:
-                self._size, self._counted = size(self.folder), time.monotonic()
-            if self._size + more > self.most:
+                self._sizes, self._counted = sizes(self.folder), time.monotonic()
+            if self._sizes.total() + more > self.most:
                 raise OSError(f"{self.folder} is full")
-            self._size += more
+            if self._sizes[client] + more > self.most * self.share:
+                raise OSError(f"{client} has its share of {self.folder}")
+            self._sizes[client] += more
 
 
 def read(folder: Path) -> list[Statement]:
