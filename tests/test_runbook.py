@@ -59,7 +59,7 @@ def site(finished, copy_workspace, tmp_path_factory) -> Iterator[Site]:
 
 def before_drift(site: Site) -> None:
     reference = pd.read_parquet(site.folder / "models/package/reference.parquet")
-    seen = reference.sample(150, replace=True, random_state=np.random.default_rng(1)).assign(brightness=10.0, blur=1.0)
+    seen = reference.sample(150, replace=True, random_state=np.random.default_rng(1)).assign(brightness=np.linspace(9, 10, 150), blur=1.0)
     champion = client(site.machine.store).get_model_version_by_alias("unmask", "champion")
     record(site.var / predictions.FILE, champion.tags["package"], seen)
 
