@@ -19,8 +19,8 @@ from pipeline.evaluation import faithfulness
 from pipeline.evaluation.scoring import Subject
 from pipeline.explanation import overlay
 from pipeline.explanation.activation import GraphActivation
-from pipeline.explanation.attention import GraphAttention, patches
-from pipeline.explanation.explain import heat_maps
+from pipeline.explanation.attention import GraphAttention, patches, rollout
+from pipeline.explanation.explain import heat_maps, relevance
 from pipeline.exporting.convert import to_openvino
 from pipeline.network import model
 from pipeline.network.embedding import WithEmbedding
@@ -114,6 +114,19 @@ def test_a_map_is_seen_from_the_very_tokens_that_the_answer_hangs_on(kind: str, 
         joined[token] = 1
         heat = patches(joined, network.config.to_dict())
         assert heat is not None and heat.any() == bool(reaches), token
+
+
+def test_a_map_shows_the_patch_that_information_came_from_and_not_one_that_it_passed_through_later():
+    first, second = np.eye(5, dtype=np.float32)[None], np.eye(5, dtype=np.float32)[None]
+    first[0, 1] = [0, 0, 0, 0, 1]  # patch 0 reads patch 3
+    second[0, 0] = [0, 1, 0, 0, 0]  # and then the class token reads patch 0
+    config, ones = {"model_type": "vit"}, torch.ones(1, 1, 5, 5)
+    for heat in (
+        rollout([first, second], config),
+        relevance([torch.from_numpy(first)[None], torch.from_numpy(second)[None]], [ones, ones], config),
+    ):
+        assert heat is not None and heat[1, 1] > 0
+        assert heat[0, 1] == heat[1, 0] == 0
 
 
 @pytest.mark.parametrize("flags", ["avx2", "avx512_vnni"])
