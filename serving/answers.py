@@ -278,7 +278,7 @@ class DriftReport(Answer):
     drift: bool
     p_value: float
     alpha: float
-    window: int = Field(description="answers that were compared")
+    window: int = Field(description="different pictures that were compared")
 
 
 class Ready(Answer):

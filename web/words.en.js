@@ -174,7 +174,7 @@ export default {
   statusDriftNever: "Not checked yet.",
   statusDriftOther: "This check is of another version than the one that is served now.",
   statusDriftOld: "This check is {days} d old. Is a Prefect worker running?",
-  statusDriftAbout: "{window} answers of version {version}, p = {p}, {date}",
+  statusDriftAbout: "{window} different pictures judged by version {version}, p = {p}, {date}",
   label_real: "real",
   label_fake: "fake",
 };

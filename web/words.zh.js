@@ -173,7 +173,7 @@ export default {
   statusDriftNever: "尚未检查。",
   statusDriftOther: "这次检查针对的不是当前使用的版本。",
   statusDriftOld: "这次检查已是 {days} 天前的。Prefect worker 是否在运行？",
-  statusDriftAbout: "版本 {version} 的 {window} 次判断，p = {p}，{date}",
+  statusDriftAbout: "版本 {version} 判断的 {window} 张不同图片，p = {p}，{date}",
   label_real: "真实",
   label_fake: "伪造",
 };

@@ -145,7 +145,7 @@ def test_the_status_page_shows_what_is_served_and_how_it_goes(page: Page, promot
     expect(page.locator("#latency")).to_contain_text(" s")
     expect(page.locator("#errors")).to_contain_text("The file is empty. (empty)")
     expect(page.get_by_text("Traffic no longer looks like the data that the model was evaluated on.")).to_be_visible()
-    expect(page.get_by_text("500 answers of version 1, p = 0.0021")).to_be_visible()
+    expect(page.get_by_text("500 different pictures judged by version 1, p = 0.0021")).to_be_visible()
 
     before = page.locator("#answers").text_content()
     assert before and not before.endswith(" 0")
