@@ -1,5 +1,6 @@
 """Building networks: outputs are real and fake whatever the origin, and newly initialised weights are reported."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,24 @@ def test_a_pretrained_network_for_any_size_is_shown_the_size_that_is_asked_for(
         model.save(*model.build(Model(name=str(tmp_path / "before"), init="pretrained", config=config)), tmp_path / "after")
         preprocess = Preprocess.load(tmp_path / "after")
         assert preprocess.size == side and preprocess.keep_aspect is keep_aspect
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ({"size": {"height": 224, "width": 224}}, r"Input image size \(224\*224\) doesn't match"),
+        ({"size": {"longest_edge": SIDE}}, "shortest_edge"),
+        ({"image_mean": [0.5], "image_std": [0.5]}, "mean"),
+    ],
+    ids=["another size", "no size", "grey"],
+)
+def test_a_processor_that_does_not_fit_its_network_is_named_before_the_training(tmp_path: Path, written: dict[str, Any], reason: str):
+    network, processor = model.build(Model(name="vit", init="scratch", config=VIT))
+    model.save(network, processor, tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | written))
+    with pytest.raises(StageError, match=f"preprocessor_config.json does not fit its network.*{reason}"):
+        model.build(Model(name=str(tmp_path), init="pretrained"))
 
 
 @pytest.mark.parametrize(
