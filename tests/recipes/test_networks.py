@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForImageClassification,
     BitImageProcessorPil,
     ConvNextImageProcessorPil,
+    EfficientNetImageProcessorPil,
     ViTImageProcessorPil,
     set_seed,
 )
@@ -79,6 +80,22 @@ def test_a_processor_that_does_not_fit_its_network_is_named_before_the_training(
     path.write_text(json.dumps(json.loads(path.read_text()) | written))
     with pytest.raises(StageError, match=f"preprocessor_config.json does not fit its network.*{reason}"):
         model.build(Model(name=str(tmp_path), init="pretrained"))
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        ViTImageProcessorPil(rescale_factor=1 / 127.5, image_mean=[1.0] * 3, image_std=[0.9] * 3),
+        ViTImageProcessorPil(do_rescale=False, image_mean=[127.0, 120.0, 110.0], image_std=[60.0] * 3),
+        ViTImageProcessorPil(do_rescale=False, do_normalize=False),
+        EfficientNetImageProcessorPil(size={"height": SIDE, "width": SIDE}, rescale_factor=1 / 127.5, rescale_offset=True),
+    ],
+    ids=["to 0..2", "not", "neither that nor normalised", "to -1..1"],
+)
+def test_values_that_a_processor_rescales_in_another_way_arrive_as_it_gives_them(processor: Any):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+    expected = processor(images=list(pixels), do_resize=False, return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(Preprocess.from_processor(processor).normalise(pixels), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
