@@ -42,6 +42,7 @@ class Version:
     number: int
     run_id: str
     tags: dict[str, str]
+    description: str = ""
 
     @property
     def digest(self) -> str:
@@ -260,7 +261,7 @@ def _move_challenger(client: MlflowClient) -> None:
 
 
 def _version(found: ModelVersion) -> Version:
-    return Version(int(found.version), found.run_id or "", dict(found.tags))
+    return Version(int(found.version), found.run_id or "", dict(found.tags), found.description or "")
 
 
 def _short(value: float | None) -> str:
