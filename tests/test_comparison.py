@@ -19,7 +19,7 @@ from flows.comparison import MOST, description, note
 from pipeline import compare, manifest
 from pipeline.detector import Detector
 from pipeline.images import read
-from pipeline.package import Package, seal, verify
+from pipeline.package import Package, PackageError, seal, verify
 from pipeline.params import load_params
 from pipeline.settings import apply
 from tests.conftest import ROOT, run
@@ -122,6 +122,15 @@ def test_what_a_person_writes_on_a_version_stays_until_there_is_a_new_comparison
         assert noted(number, comparison).description == "Ada: seen, good"
     version = noted(2, compared | {"champion": {"version": "3"}})
     assert "champion, version 3" in version.description and version.tags["compared_with"] == "3"
+
+
+def test_a_version_whose_files_are_gone_is_named(store: str, package: Path, tmp_path: Path):
+    versions(store, package, "passed")
+    version = registry.known(1)
+    assert verify(registry.download(version, tmp_path / "there"))
+    shutil.rmtree(next(package.parent.glob(f"artifacts/{version.run_id}")))  # as `mlflow gc` does for a deleted run
+    with pytest.raises(PackageError, match="no package of version 1 of unmask; was its run deleted"):
+        registry.download(version, tmp_path / "again")
 
 
 @pytest.fixture(scope="module")
