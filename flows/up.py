@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from honcho.manager import Manager
 
-from flows.ports import HOOK, HOOK_SECRET, HOST, POOL, PORTS, free
+from flows.ports import HOOK, HOOK_SECRET, HOST, POOL, PORTS, take
 from flows.process import environment
 from flows.state.contents import ARTIFACTS, BACKEND
 
@@ -37,7 +37,7 @@ DEFAULTS = {
 def main() -> None:
     """Start everything; end when one of the processes ends."""
     secret = os.environ.get(HOOK_SECRET)
-    ports = {name: free(name) for name in (PORTS | HOOK if secret else PORTS)}
+    ports = {name: take(name) for name in (PORTS | HOOK if secret else PORTS)}
     uris = {"MLFLOW_TRACKING_URI": f"http://{HOST}:{ports['MLFLOW_PORT']}", "PREFECT_API_URL": f"http://{HOST}:{ports['PREFECT_PORT']}/api"}
     stores = {name: os.environ.get(name) or value for name, value in DEFAULTS.items()}
     env = environment(**stores, **uris)
