@@ -23,7 +23,7 @@ from pipeline.champion import Champion, champion
 from pipeline.errors import StageError
 from pipeline.memory import give_back_large
 from pipeline.tracking import MODEL
-from serving import app
+from serving import app, counters
 from serving.access import is_loopback
 from serving.connections import install_protocol
 from serving.context import Context
@@ -42,10 +42,6 @@ CONFIG: dict[str, Any] = {
     "tracing": {"excluded_urls": ".*"},
 }
 """BentoML's settings for this service; BENTOML_CONFIG_OPTIONS overrides them, e.g. "services.unmask.tracing.excluded_urls=none"."""
-
-COUNTERS = "UNMASK_COUNTERS"
-"""Environment variable with the folder of the counters that this service's workers share. BentoML would use one for all services of a
-user, and empty it whenever one of them starts, even if that start fails."""
 
 log = logging.getLogger("pipeline.service")
 routes = app.make()
@@ -97,8 +93,8 @@ class Unmask:
                 f"without UNMASK_API_KEYS the service listens only on this machine, and not on {host}. "
                 "Start it with --host 127.0.0.1, or make a key: export UNMASK_API_KEYS=$(openssl rand -hex 24); echo $UNMASK_API_KEYS"
             )
-        os.environ[COUNTERS] = tempfile.mkdtemp(prefix="unmask-counters-")
-        atexit.register(shutil.rmtree, os.environ[COUNTERS], ignore_errors=True)
+        os.environ[counters.FOLDER] = tempfile.mkdtemp(prefix="unmask-counters-")
+        atexit.register(shutil.rmtree, os.environ[counters.FOLDER], ignore_errors=True)
 
     def __init__(self) -> None:
         logging.getLogger("pipeline").setLevel(logging.INFO)
@@ -106,8 +102,11 @@ class Unmask:
         give_back_large()
         cv2.setNumThreads(1)  # requests already run in parallel: OpenCV's own threads would only compete
         settings = Settings.from_environment()
-        if COUNTERS in os.environ:
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ[COUNTERS]
+        if folder := os.environ.get(counters.FOLDER):
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+            if not counters.reserve(Path(folder)):
+                del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+                log.warning("no room for counters in %s: /metrics will lack those of this worker", folder)
         if not settings.api_keys:
             log.warning("UNMASK_API_KEYS is not set: only this machine is answered")
         self.context = routes.state.context = Context(settings, _champion())

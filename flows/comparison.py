@@ -52,10 +52,10 @@ def compare_with_champion() -> dict[str, Any] | None:
 def note(version: Version, found: Package, comparison: dict[str, Any] | None) -> None:
     """Document a version in MLflow: the comparison as tags and a table, where the reports are, and the model card.
 
-    Without a new comparison, an earlier one is kept.
+    Without a new comparison the description stays as it is: an earlier one is kept, and what a person wrote there.
     """
     if comparison is None:
-        if COMPARED_WITH not in version.tags:
+        if not version.description:
             registry.describe(version, description(version, found))
         return
     differences = {
@@ -63,11 +63,15 @@ def note(version: Version, found: Package, comparison: dict[str, Any] | None) ->
         for part, values in comparison["parts"].items()
         for name in compare.COMPARED
     }
+    tags = differences | {COMPARED_WITH: str(comparison["champion"]["version"])}
+    if tags == {key: value for key, value in version.tags.items() if key == COMPARED_WITH or key.startswith(DIFFERENCE)}:
+        return
+    registry.describe(version, description(version, found, compare.table(comparison)), compare.REPORT, compare.TABLE)
+    # After the description, so that they say that it was written.
     for key in {key for key in version.tags if key.startswith(DIFFERENCE)} - set(differences):
         registry.untag(version, key)
-    for key, value in {**differences, COMPARED_WITH: str(comparison["champion"]["version"])}.items():
+    for key, value in tags.items():
         registry.tag(version, key, value)
-    registry.describe(version, description(version, found, compare.table(comparison)), compare.REPORT, compare.TABLE)
 
 
 def description(version: Version, found: Package, table: str | None = None) -> str:

@@ -23,6 +23,9 @@ HOOK_SECRET = "UNMASK_WEBHOOK_SECRET"  # noqa: S105 - the name of the variable t
 POOL = "unmask"
 """The work pool of every deployment, unless those that train have their own."""
 
+_taken: list[socket.socket] = []
+"""What `take` holds on to."""
+
 
 def number(name: str) -> int:
     """The port that the variable sets, or its default. Exits with a message if it is not a port."""
@@ -41,6 +44,21 @@ def free(name: str) -> int:
             probe.bind((HOST, port))
         except OSError as error:
             sys.exit(f"error: port {port} cannot be used ({error.strerror}); stop what listens there, or choose another with {name}=...")
+    return port
+
+
+def take(name: str) -> int:
+    """Like `free`; also exits with a message if another process took the port in this way and has not ended.
+
+    Its server may listen only after many seconds. Until then both would start, and the servers of one would talk to those of the other.
+    """
+    port = free(name)
+    mark = socket.socket(socket.AF_UNIX)
+    try:
+        mark.bind(f"\0unmask-port-{port}")  # a name without a file, which ends with this process
+    except OSError:
+        sys.exit(f"error: port {port} is taken by another server of this or another `make up`; choose another with {name}=...")
+    _taken.append(mark)
     return port
 
 

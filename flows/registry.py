@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from flows.gates import Verdict
 from pipeline.champion_source import CHALLENGER
 from pipeline.lineage import lineage
-from pipeline.package import Package
+from pipeline.package import META, Package, PackageError
 from pipeline.params import Params
 from pipeline.record import Record
 from pipeline.tracking import EXPERIMENT, MODEL, connect, reach
@@ -42,6 +42,7 @@ class Version:
     number: int
     run_id: str
     tags: dict[str, str]
+    description: str = ""
 
     @property
     def digest(self) -> str:
@@ -175,9 +176,19 @@ def describe(version: Version, text: str, *reports: Path) -> None:
 
 
 def download(version: Version, target: Path) -> Path:
-    """Download a version's package into the folder `target`. Returns the folder of the package."""
+    """Download a version's package into the folder `target`. Returns the folder of the package.
+
+    Raises:
+        PackageError: if MLflow has no package of it: `mlflow gc` deletes the files of deleted runs, but not their versions.
+    """
     target.mkdir(parents=True, exist_ok=True)
-    return Path(mlflow.artifacts.download_artifacts(f"models:/{MODEL}/{version.number}", dst_path=str(target)))
+    found = Path(mlflow.artifacts.download_artifacts(f"models:/{MODEL}/{version.number}", dst_path=str(target)))
+    if not (found / META).is_file():
+        raise PackageError(
+            f"MLflow has no package of version {version.number} of {MODEL}; was its run deleted? "
+            "Delete the version too, and move its aliases to another one"
+        )
+    return found
 
 
 def verdict_tags(verdicts: Sequence[Verdict]) -> dict[str, str]:
@@ -260,7 +271,7 @@ def _move_challenger(client: MlflowClient) -> None:
 
 
 def _version(found: ModelVersion) -> Version:
-    return Version(int(found.version), found.run_id or "", dict(found.tags))
+    return Version(int(found.version), found.run_id or "", dict(found.tags), found.description or "")
 
 
 def _short(value: float | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from honcho.manager import Manager
 
-from flows.ports import HOOK, HOOK_SECRET, HOST, POOL, PORTS, free
+from flows.ports import HOOK, HOOK_SECRET, HOST, POOL, PORTS, take
 from flows.process import environment
 from flows.state.contents import ARTIFACTS, BACKEND
 
@@ -35,9 +35,9 @@ DEFAULTS = {
 
 
 def main() -> None:
-    """Start everything; end when one of the processes ends."""
+    """Start everything; end when one of the processes ends. Exits with 0 only if the user stops it."""
     secret = os.environ.get(HOOK_SECRET)
-    ports = {name: free(name) for name in (PORTS | HOOK if secret else PORTS)}
+    ports = {name: take(name) for name in (PORTS | HOOK if secret else PORTS)}
     uris = {"MLFLOW_TRACKING_URI": f"http://{HOST}:{ports['MLFLOW_PORT']}", "PREFECT_API_URL": f"http://{HOST}:{ports['PREFECT_PORT']}/api"}
     stores = {name: os.environ.get(name) or value for name, value in DEFAULTS.items()}
     env = environment(**stores, **uris)
@@ -50,7 +50,8 @@ def main() -> None:
         manager.add_process(name, command, env=env)
     print(WELCOME.format(host=HOST, **ports), flush=True)
     manager.loop()
-    sys.exit(0 if manager.returncode in (0, 130, 143) else manager.returncode)  # being stopped by the user is not a failure
+    # 130 and 143 mean that the user stops it. A server that ends by itself has failed, even with 0, as MLflow does if its port is taken.
+    sys.exit(0 if manager.returncode in (130, 143) else manager.returncode or 1)
 
 
 def commands(ports: Mapping[str, int]) -> dict[str, str]:

@@ -42,13 +42,18 @@ class Preprocess(BaseModel):
         # A processor that does not crop, such as EfficientNet's, may still have a crop size, and one that does not normalise, a mean.
         crop = dict((getattr(processor, "do_center_crop", False) and processor.crop_size) or {})
         normalises = processor.do_normalize and processor.image_mean
+        mean: Any = processor.image_mean if normalises else (0.0, 0.0, 0.0)
+        std: Any = processor.image_std if normalises else (1.0, 1.0, 1.0)
         power = 2 if getattr(processor, "include_top", False) else 1  # EfficientNet's divides by the standard deviation twice
+        # Its mean and deviation are of values from 0 to `scale`, minus `offset`; ours of values from 0 to 1.
+        scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
+        offset = 1 if getattr(processor, "rescale_offset", False) else 0
         return cls(
             size=int(crop.get("height") or size.get("height") or size["shortest_edge"]),
             keep_aspect="shortest_edge" in size,
             resample=int(processor.resample),
-            mean=tuple(processor.image_mean) if normalises else (0.0, 0.0, 0.0),
-            std=tuple(deviation**power for deviation in processor.image_std) if normalises else (1.0, 1.0, 1.0),
+            mean=tuple((value + offset) / scale for value in mean),
+            std=tuple(value**power / scale for value in std),
             flip_channels=bool(getattr(processor, "do_flip_channel_order", False)),
         )
 

@@ -1,11 +1,14 @@
 """The counters behind /metrics."""
 
+import os
 from collections.abc import Iterable
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+
+from serving import counters
 
 
 class Read(Collector):
@@ -34,9 +37,9 @@ class Metrics:
         self._canaries_ended = Counter("unmask_canaries_ended", "Canaries that were stopped automatically")
 
     def text(self, others: Iterable[Metric] = ()) -> bytes:
-        """The sums over all workers, and `others`, in Prometheus' text format. The sums come from PROMETHEUS_MULTIPROC_DIR."""
+        """The sums over all workers, and `others`, in Prometheus' text format."""
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)
+        MultiProcessCollector(registry, os.environ.get(counters.FOLDER))
         registry.register(Read(others))
         return generate_latest(registry)
 

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,16 +15,16 @@ from PIL import Image
 from sklearn.metrics import f1_score, roc_auc_score
 
 from flows import registry
-from flows.comparison import MOST, description
+from flows.comparison import MOST, description, note
 from pipeline import compare, manifest
 from pipeline.detector import Detector
 from pipeline.images import read
-from pipeline.package import Package, seal, verify
+from pipeline.package import Package, PackageError, seal, verify
 from pipeline.params import load_params
 from pipeline.settings import apply
 from tests.conftest import ROOT, run
 from tests.package_helpers import META, SIDE, tiny_package
-from tests.service_helpers import aliases, client
+from tests.service_helpers import aliases, client, versions
 from tests.validation.use import row, table_of
 
 RUN = (sys.executable, "-m", "flows.run")
@@ -100,6 +101,36 @@ def test_a_long_card_is_cut_where_mlflow_has_no_more_room(tmp_path):
     (tmp_path / "card.md").write_text("a line of the card\n" * 1000)
     text = description(registry.Version(1, "run", {}), Package(tmp_path, verify(tiny).meta), "| a table |")
     assert len(text) <= MOST and "| a table |" in text and text.endswith("The rest: artifact `package/card.md`.")
+
+
+def test_what_a_person_writes_on_a_version_stays_until_there_is_a_new_comparison(store: str, package: Path):
+    versions(store, package, "passed", "passed")
+    gap = {"challenger": 0.9, "champion": 0.8, "difference": {"value": 0.1, "low": 0.05, "high": 0.15}}
+    compared = {"champion": {"version": "1"}, "parts": {"test": {"n": 60, "f1": gap, "auc": gap}}}
+    compare.REPORT.parent.mkdir()
+    for path in (compare.REPORT, compare.TABLE):
+        path.write_text("{}")
+
+    def noted(number: int, comparison: dict[str, Any] | None) -> registry.Version:
+        note(registry.known(number), verify(package), comparison)
+        return registry.known(number)
+
+    for number, comparison in ((1, None), (2, compared)):
+        version = noted(number, comparison)
+        assert f"Reports: artifacts of run `{version.run_id}`" in version.description
+        client(store).update_model_version("unmask", str(number), "Ada: seen, good")
+        assert noted(number, comparison).description == "Ada: seen, good"
+    version = noted(2, compared | {"champion": {"version": "3"}})
+    assert "champion, version 3" in version.description and version.tags["compared_with"] == "3"
+
+
+def test_a_version_whose_files_are_gone_is_named(store: str, package: Path, tmp_path: Path):
+    versions(store, package, "passed")
+    version = registry.known(1)
+    assert verify(registry.download(version, tmp_path / "there"))
+    shutil.rmtree(next(package.parent.glob(f"artifacts/{version.run_id}")))  # as `mlflow gc` does for a deleted run
+    with pytest.raises(PackageError, match="no package of version 1 of unmask; was its run deleted"):
+        registry.download(version, tmp_path / "again")
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,9 @@ from tests.service_helpers import free_port, wait_for
 UP = (sys.executable, "-m", "flows.up")
 
 
+TAKE = (sys.executable, "-c", "from flows.ports import take; print(take('MLFLOW_PORT'), flush=True); input()")
+
+
 @pytest.fixture(scope="module")
 def ports() -> dict[str, str]:
     return {name: str(free_port()) for name in PORTS}
@@ -115,6 +118,16 @@ def test_what_a_person_paused_stays_so_when_a_worker_starts_again(up, workspace:
 def test_a_taken_port_is_named(up, workspace: Path, environment: dict[str, str], ports):
     again = subprocess.run(UP, cwd=workspace, env=environment, text=True, capture_output=True)
     assert again.returncode == 1 and f"port {ports['MLFLOW_PORT']}" in again.stderr and "MLFLOW_PORT=" in again.stderr
+
+
+def test_a_port_is_taken_before_its_server_listens():
+    environment = os.environ | {"MLFLOW_PORT": str(free_port())}
+    first = subprocess.Popen(TAKE, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert first.stdout and first.stdout.readline()
+    again = subprocess.run(TAKE, cwd=ROOT, env=environment, text=True, capture_output=True)
+    assert again.returncode == 1 and "another `make up`; choose another with MLFLOW_PORT=" in again.stderr
+    first.communicate("\n")
+    assert first.returncode == 0 and subprocess.run(TAKE, cwd=ROOT, env=environment, input=b"\n").returncode == 0
 
 
 def test_ctrl_c_stops_all_of_it(up, workspace: Path, ports):

@@ -23,6 +23,7 @@ from flows.state import postgres
 from flows.state.contents import here
 from pipeline.errors import StageError
 from pipeline.lineage import lineage
+from pipeline.params import PARAMS_FILE
 
 FORMAT = 1
 INDEX = "backup.json"
@@ -47,9 +48,12 @@ def backup(file: Path) -> dict[str, Any]:
         The index of the archive: `format`, `made`, `folder`, `git_commit`, `databases`, `files`, and `elsewhere` (what stays in a bucket).
 
     Raises:
-        StageError: if the file exists or is inside a folder that is backed up, a database does not answer, or `dvc push` fails.
+        StageError: if this is not the project's folder, the file exists or is inside a folder that is backed up, a database does not
+            answer, or `dvc push` fails.
     """
     state = here()
+    if not PARAMS_FILE.is_file():  # a crontab without `cd` would make empty archives for months
+        raise StageError(f"{Path.cwd()} is not the project's folder, for it has no {PARAMS_FILE}: change to that first")
     if file.exists():
         raise StageError(f"{file} already exists: give the backup a new name")
     if inside := [name for name, place in state.files.items() if file.resolve().is_relative_to(place.resolve())]:

@@ -38,8 +38,8 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
 
     Raises:
         StageError: if the name is neither a folder nor a hub name nor, with init scratch, a model type; if the hub cannot be reached;
-            if the weights are damaged; if `config` changes shapes of pretrained weights; or if outputs in the order fake, real cannot
-            be swapped.
+            if the weights are damaged; if `config` changes shapes of pretrained weights; if outputs in the order fake, real cannot be
+            swapped; or if the pretrained network does not take what its image processor makes.
     """
     try:
         if settings.init == "pretrained":
@@ -61,7 +61,9 @@ def build(settings: "params.Model") -> tuple[PreTrainedModel, Any]:
             processor = AutoImageProcessor.from_pretrained(settings.name)
             if _side(model.config) != _side(before):  # another image_size was set, for a network that takes any size
                 _resize(processor, _side(model.config))
-            return _adapted(model), processor
+            model = _adapted(model)
+            _check_input(model, processor, settings.name)
+            return model, processor
         if settings.name in CONFIG_MAPPING:
             config = AutoConfig.for_model(settings.name, **HEAD, **settings.config)
         else:
@@ -101,6 +103,20 @@ def _check_shapes(mismatched: Any, outputs: int, settings: "params.Model") -> No
             f"model.config = {settings.config}: the shapes differ from those in {settings.name}: {', '.join(others[:3])}. "
             "Leave out what changes shapes (image_size, hidden_size ...), or train with model.init=scratch."
         )
+
+
+def _check_input(model: PreTrainedModel, processor: Any, name: str) -> None:
+    """Raise StageError if the model, in evaluation mode, does not take the input that its processor's settings describe."""
+    try:
+        side = Preprocess.from_processor(processor).size
+        with torch.no_grad():
+            model(pixel_values=torch.zeros(1, 3, side, side))
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise StageError(
+            f"model.name = {name!r}: its preprocessor_config.json does not fit its network, which takes RGB squares: {reason}. "
+            "Correct `size` (or `crop_size`), `image_mean` and `image_std` there."
+        ) from None
 
 
 def _order_outputs(model: PreTrainedModel, names: Mapping[int, str]) -> None:

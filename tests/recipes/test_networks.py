@@ -1,5 +1,6 @@
 """Building networks: outputs are real and fake whatever the origin, and newly initialised weights are reported."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import (
     AutoModelForImageClassification,
     BitImageProcessorPil,
     ConvNextImageProcessorPil,
+    EfficientNetImageProcessorPil,
     ViTImageProcessorPil,
     set_seed,
 )
@@ -60,6 +62,40 @@ def test_a_pretrained_network_for_any_size_is_shown_the_size_that_is_asked_for(
         model.save(*model.build(Model(name=str(tmp_path / "before"), init="pretrained", config=config)), tmp_path / "after")
         preprocess = Preprocess.load(tmp_path / "after")
         assert preprocess.size == side and preprocess.keep_aspect is keep_aspect
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ({"size": {"height": 224, "width": 224}}, r"Input image size \(224\*224\) doesn't match"),
+        ({"size": {"longest_edge": SIDE}}, "shortest_edge"),
+        ({"image_mean": [0.5], "image_std": [0.5]}, "mean"),
+    ],
+    ids=["another size", "no size", "grey"],
+)
+def test_a_processor_that_does_not_fit_its_network_is_named_before_the_training(tmp_path: Path, written: dict[str, Any], reason: str):
+    network, processor = model.build(Model(name="vit", init="scratch", config=VIT))
+    model.save(network, processor, tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | written))
+    with pytest.raises(StageError, match=f"preprocessor_config.json does not fit its network.*{reason}"):
+        model.build(Model(name=str(tmp_path), init="pretrained"))
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        ViTImageProcessorPil(rescale_factor=1 / 127.5, image_mean=[1.0] * 3, image_std=[0.9] * 3),
+        ViTImageProcessorPil(do_rescale=False, image_mean=[127.0, 120.0, 110.0], image_std=[60.0] * 3),
+        ViTImageProcessorPil(do_rescale=False, do_normalize=False),
+        EfficientNetImageProcessorPil(size={"height": SIDE, "width": SIDE}, rescale_factor=1 / 127.5, rescale_offset=True),
+    ],
+    ids=["to 0..2", "not", "neither that nor normalised", "to -1..1"],
+)
+def test_values_that_a_processor_rescales_in_another_way_arrive_as_it_gives_them(processor: Any):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+    expected = processor(images=list(pixels), do_resize=False, return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(Preprocess.from_processor(processor).normalise(pixels), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

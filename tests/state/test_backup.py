@@ -73,6 +73,13 @@ def test_what_killed_backups_and_restores_left_goes_or_is_told(project: Path, tm
     assert f"{project}/.restore-killed: interrupted or still running" in capsys.readouterr().out
 
 
+def test_another_folder_is_not_backed_up_as_if_it_were_the_project(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)  # as cron does without `cd`
+    with pytest.raises(StageError, match="is not the project's folder"):
+        backup(tmp_path / "a.tar.gz")
+    assert not (tmp_path / "a.tar.gz").exists()
+
+
 def test_a_project_moves_to_another_folder(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     backup(tmp_path / "a.tar.gz")
     shutil.copytree(project, tmp_path / "moved", ignore=shutil.ignore_patterns("mlflow.db", "mlartifacts", "var", "reports", "cache"))
