@@ -150,14 +150,17 @@ def test_drifted_answers_start_a_training_once(tmp_path, prefect_home, new_store
             assert check().startswith("StageFailed: version 1 of unmask has no tag `package`")
             mlflow.MlflowClient(store, store).set_model_version_tag("unmask", version, registry.DIGEST, package.digest)
 
-            record(var / FILE, package.digest, sample(rng, 37))
+            seen = sample(rng, 37)
+            record(var / FILE, package.digest, seen)
             assert check() == "NotEnoughData: 37 of the 100 answers needed: not enough data"
+            record(var / FILE, package.digest, pd.concat([seen, seen]))
+            assert check() == "NotEnoughData: 37 different pictures in 111 answers, of the 100 answers needed: not enough data"
             record(var / FILE, package.digest, sample(rng, 100))
             log = PredictionLog(var / FILE)
             for id in newest(var / FILE, package.digest, 60)["id"]:
                 log.shadow(id=id, package="challenger", version="2", prediction=Prediction(0.7, "fake", [], np.zeros(1), {}))
             log.close()
-            assert check().startswith("NoDrift: the newest 137 answers of version 1 look like its reference")
+            assert check().startswith("NoDrift: the newest 211 answers of version 1, on 137 different pictures, look like its reference")
             report = json.loads((var / "drift" / "report.json").read_text())
             assert report["window"] == 137
             assert (report["challenger"]["version"], report["challenger"]["n"], report["challenger"]["agreement"]) == ("2", 60, 0)
@@ -169,7 +172,8 @@ def test_drifted_answers_start_a_training_once(tmp_path, prefect_home, new_store
 
             record(var / FILE, package.digest, sample(rng, 200).assign(brightness=10.0))
             assert check().startswith(
-                "Drift: the newest 337 answers of version 1 differ from its reference (p = 0.002), above all in brightness"
+                "Drift: the newest 411 answers of version 1, on 337 different pictures, differ from its reference (p = 0.002), "
+                "above all in brightness"
             )
             wait_for(lambda: len(runs(client, deployment)) == 1)
             (run,) = runs(client, deployment)
@@ -191,11 +195,11 @@ def test_drifted_answers_start_a_training_once(tmp_path, prefect_home, new_store
             assert "brightness" in mlflow.artifacts.load_text(f"{checks[0].info.artifact_uri}/report.html")
 
             # Events are handled in order: had the second check sent one, its run would come before that of the third.
-            assert check().startswith("Drift: the newest 337 answers")
+            assert check().startswith("Drift: the newest 411 answers")
             written = var / "drift" / "report.json"  # as the first release wrote it
             written.write_text(json.dumps({key: value for key, value in json.loads(written.read_text()).items() if key != "kind"}))
             record(var / FILE, package.digest, sample(rng, 1))
-            assert check().startswith("Drift: the newest 338 answers")
+            assert check().startswith("Drift: the newest 412 answers")
             wait_for(lambda: any(found.parameters["evidence"]["window"] == 338 for found in runs(client, deployment)))
             assert len(runs(client, deployment)) == 2
 
