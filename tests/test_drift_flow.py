@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import UUID
 
 import mlflow
@@ -24,9 +25,11 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from sklearn.metrics import f1_score
 
 from benchmarks.project import answers
 from flows import automation, monitoring, registry
+from flows.drift import f1
 from flows.train import train
 from pipeline.detector import Prediction
 from pipeline.monitoring import feedback, labelling
@@ -107,6 +110,21 @@ def put_out_two_years_ago(var: Path) -> Path:
     return copy
 
 
+def test_f1_without_labels_follows_a_share_of_fakes_that_changed():
+    rng = np.random.default_rng(4)
+
+    def judged(fakes: float) -> tuple[pd.DataFrame, np.ndarray]:
+        """Probabilities that are calibrated where a fifth are fakes."""
+        labels = (rng.random(5000) < fakes).astype(int)
+        evidence = 2 * rng.normal(2 * labels - 1)
+        return pd.DataFrame({"probability_fake": 1 / (1 + 4 * np.exp(-evidence))}), labels
+
+    (reference, _), (window, labels) = judged(0.2), judged(0.05)
+    package = SimpleNamespace(meta=SimpleNamespace(thresholds=SimpleNamespace(f1=0.3), figures={}))
+    found = f1(package, reference, window, {"drift": True, "kind": {"kind": "share of fakes"}, "share_of_fakes": 0.05})
+    assert found["expected"]["value"] == pytest.approx(f1_score(labels, window["probability_fake"] >= 0.3), abs=0.02)
+
+
 def test_drifted_answers_start_a_training_once(tmp_path, prefect_home, new_store):
     home = prefect_home()
     rng = np.random.default_rng(9)
@@ -171,6 +189,10 @@ def test_drifted_answers_start_a_training_once(tmp_path, prefect_home, new_store
             assert time.time() - 60 < gauges["unmask_drift_checked_timestamp_seconds"] <= time.time()
 
             record(var / FILE, package.digest, sample(rng, 200).assign(brightness=10.0))
+            answer = newest(var / FILE, package.digest, 1)["id"].item()
+            for client_name, label in (("one", "fake"), ("another", "real")):  # a tie, which measures nothing
+                said = {"version": "1", "verdict": "fake", "probability_fake": 0.9, "client": client_name}
+                feedback.record(var / feedback.FOLDER, id=answer, label=label, **said)
             assert check().startswith(
                 "Drift: the newest 411 answers of version 1, on 337 different pictures, differ from its reference (p = 0.002), "
                 "above all in brightness"
