@@ -13,11 +13,14 @@ import pytest
 from PIL import Image, ImageFilter
 
 from pipeline import quality
-from pipeline.detector import Detector
+from pipeline.detector import Detector, verdict
 from pipeline.errors import StageError
 from pipeline.faces import FaceBox, FaceDetector, surroundings
 from pipeline.images import Picture, decode, statistics
-from pipeline.package import FACES
+from pipeline.ingestion.batch import Batch, bring_batch
+from pipeline.package import FACES, Thresholds
+from pipeline.params import load_params
+from pipeline.params_data import Normalise
 from tests.package_helpers import META, tiny_package
 from tests.service_helpers import ROOT, served, wait_for
 
@@ -129,6 +132,18 @@ def test_surroundings_are_a_square_inside_the_picture():
         assert 0 <= left < right <= 300 and 0 <= top < bottom <= 200 and right - left == bottom - top
 
 
+def test_the_box_of_a_face_ends_where_the_picture_does(package):
+    boxes = [FaceBox(-20, -10, 90, 90, 0.9), FaceBox(250, 150, 80, 90, 0.8)]
+    found = with_faces(package, *boxes).predict([Picture(noise(300, 200), "PNG")])[0].faces
+    assert [(face.x, face.y, face.width, face.height) for face in found] == [(0, 0, 70, 80), (250, 150, 50, 50)]
+
+
+def test_at_a_threshold_a_verdict_is_what_the_reports_count():
+    thresholds = Thresholds.model_validate(META["thresholds"])  # .4 and .6
+    expected = {0.3999: "real", 0.4: "uncertain", 0.5999: "uncertain", 0.6: "fake"}
+    assert {probability: verdict(probability, thresholds) for probability in expected} == expected
+
+
 def test_a_wrong_face_detector_is_named(tmp_path, package):
     with pytest.raises(StageError, match=r"missing\.onnx does not exist"):
         Detector.load(package, device="cpu", faces=tmp_path / "missing.onnx")
@@ -159,6 +174,30 @@ def test_a_real_detector_finds_a_face_where_it_is(package, tmp_path):
             Image.new("RGB", size).save(file, "PNG")
             assert client.post("/predict", files={"image": file.getvalue()}).is_success, size
         assert client.get("/model").json()["face_detector"] is True
+
+
+@needs_yunet
+@pytest.mark.skipif(not FACE.is_dir(), reason="there are no pictures of faces here")
+def test_faces_in_a_large_picture_are_found_where_they_are_the_largest_first():
+    face = Image.open(min(FACE.rglob("*.jpg"))).convert("RGB")
+    scene = noise(1600, 1200)
+    places = [(100, 700, 300), (900, 100, 600)]  # left, top, side
+    for left, top, side in places:
+        scene.paste(face.resize((side, side)), (left, top))
+    found = FaceDetector(YUNET).find(np.asarray(scene))
+    assert len(found) == 2
+    for box, (left, top, side) in zip(found, reversed(places), strict=True):
+        assert left < box.x + box.width / 2 < left + side and top < box.y + box.height / 2 < top + side
+        assert side / 3 < box.width < side
+
+
+@needs_yunet
+@pytest.mark.skipif(not FACE.is_dir(), reason="there are no pictures of faces here")
+@pytest.mark.parametrize("normalise", [None, Normalise(size=160, jpeg_quality=90)])
+def test_ingest_counts_the_faces_of_what_it_stores(tmp_path, normalise):
+    settings = load_params(ROOT / "params.yaml").ingest.model_copy(update={"face_detector": YUNET, "normalise": normalise})
+    (row,) = bring_batch(Batch(((str(min(FACE.rglob("*.jpg"))), "face.jpg", ""),)), tmp_path, settings, in_place=False)
+    assert row["reason"] is None and row["faces"] == 1 and 0.1 < row["face_share"] < 0.9
 
 
 @needs_yunet
@@ -196,10 +235,20 @@ def test_a_good_picture_is_not_warned_of():
 
 
 def test_each_flaw_is_named():
-    assert warned(noise().resize((60, 40))) == ["too_small"]
+    assert warned(noise().resize((60, 40))) == warned(noise(300, 40)) == ["too_small"]
     assert warned(noise().point(lambda value: value // 8)) == ["too_dark"]
     assert "too_blurry" in warned(noise().filter(ImageFilter.GaussianBlur(6)))
     assert warned(noise(), "JPEG", quality=30) == ["heavily_compressed"] and warned(noise(), "JPEG", quality=60) == []
+
+
+def test_a_warning_begins_where_the_documentation_says():
+    shown = picture(noise())
+    fine = {"width": 64.0, "height": 64.0, "blur": 8.0, "brightness": 30.0}
+    assert quality.warnings(fine, shown, None) == []
+    for name, warning in {"width": "too_small", "height": "too_small", "blur": "too_blurry", "brightness": "too_dark"}.items():
+        assert quality.warnings(fine | {name: fine[name] - 0.1}, shown, None) == [warning]
+    for kept, expected in ((41, []), (40, ["heavily_compressed"])):
+        assert quality.warnings(fine, picture(noise(), "JPEG", quality=kept), None) == expected
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "AVIF", "TIFF"])
