@@ -61,6 +61,14 @@ def test_other_weights_in_the_folder_of_the_base_are_another_training(settings: 
     assert train.checkpoints(chosen, parts) != before
 
 
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_corrected_labels_are_another_training(settings: Callable[..., Params], part: str):
+    parts = manifest.read_parts()
+    turned = parts[part].assign(label=parts[part]["label"].map({"real": "fake", "fake": "real"}))
+    assert train.checkpoints(settings(), parts | {part: turned}) != train.checkpoints(settings(), parts)
+    assert train.checkpoints(settings(), parts | {part: parts[part].assign(blur=0.0)}) == train.checkpoints(settings(), parts)
+
+
 def test_the_seconds_of_a_training_are_those_of_all_its_parts(settings: Callable[..., Params]):
     chosen = settings(lr=0.03)
     with pytest.raises(OSError, match="no space"):
