@@ -45,6 +45,7 @@ def test_a_sample_has_both_classes():
     assert sample(table, 100, 0)["label"].value_counts().to_dict() == {"real": 85, "fake": 15}
     assert sample(table[:1000], 100, 0)["label"].value_counts().to_dict() == {"real": 100}
     assert len(sample(table, 2000, 0)) == 1015
+    assert sample(table, 100, 0).index[:85].max() > 800  # drawn from everywhere: tables are sorted by source
 
 
 def test_the_report_shows_mistakes_by_the_threshold_that_the_figures_use(subject: Subject, params: Params, faces: Path, here: Path):
