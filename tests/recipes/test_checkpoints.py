@@ -48,6 +48,15 @@ def test_a_training_that_another_process_waits_for_is_left_to_it(settings: Calla
     assert not folder.exists()
 
 
+def test_the_newest_whole_checkpoint_is_the_one_of_most_steps(tmp_path: Path):
+    for steps, state in ((900, "{}"), (1000, "{}"), (1100, '{"cut sh')):
+        (tmp_path / f"checkpoint-{steps}").mkdir()
+        (tmp_path / f"checkpoint-{steps}" / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-1200").mkdir()
+    assert train._last_checkpoint(tmp_path) == tmp_path / "checkpoint-1000"
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-900", "checkpoint-1000"}
+
+
 def test_other_weights_in_the_folder_of_the_base_are_another_training(settings: Callable[..., Params], tmp_path: Path):
     network, processor = model.build(settings().model)
     model.save(network, processor, tmp_path)
