@@ -50,6 +50,7 @@ def test_what_is_not_yaml_is_named_with_its_place(params: Path, lines: str, mess
         ("gates.test.f1={}", r"gates\.test\.f1: Value error, a gate needs `min`, `max` or both"),
         ("tune.space={train.lr: {low: 2, high: 1}}", r"low 2 must be below high 1"),
         ("tune.space={train.lr: {low: 0, high: 1, log: true}}", r"low 0 must be .* above 0 with `log`"),
+        ("split.shares={train: 0.7, val: 0.2, test: 0.2}", r"split: Value error, `shares` needs train, val and test, which sum to 1"),
         ("augment.blur_sigma=[3, 1]", r"augment\.blur_sigma: Value error, the lowest value 3 is above the highest, 1"),
         ("augment.jpeg_quality=[30, 950]", r"augment\.jpeg_quality\.1: Input should be less than or equal to 100"),
         ("augment.cutout_side=[0.1, 40]", r"augment\.cutout_side\.1: Input should be less than or equal to 1"),
