@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, model_validator
 
 FORGED = "forge"
 """Source name of the forged fakes."""
@@ -11,8 +11,23 @@ FORGED = "forge"
 Share = Annotated[float, Field(ge=0, le=1)]
 """A fraction between 0 and 1."""
 
-Range = tuple[float, float]
+
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    low, high = bounds
+    if low > high:  # nothing can be drawn from it, which would be noticed only when something is
+        raise ValueError(f"the lowest value {low:g} is above the highest, {high:g}")
+    return bounds
+
+
+Range = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], AfterValidator(_ordered)]
 """Lowest and highest value of a random draw."""
+
+Shares = Annotated[tuple[Share, Share], AfterValidator(_ordered)]
+"""The same of a share."""
+
+Quality = Annotated[int, Field(ge=1, le=100)]
+Qualities = Annotated[tuple[Quality, Quality], AfterValidator(_ordered)]
+"""The same of the quality of a JPEG or WebP."""
 
 
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -40,7 +55,7 @@ class ProceduralSource(Section):
     name: SourceName = "procedural"
     reals: int = Field(gt=0, description="rendered faces; as many fakes are forged from them")
     size: int = Field(ge=32, le=1024, description="side of each image in pixels")
-    jpeg_quality: tuple[int, int] = Field(description="lowest and highest; each fake is stored as its real is")
+    jpeg_quality: Qualities = Field(description="lowest and highest; each fake is stored as its real is")
     generators: dict[str, Share] = Field(description="forge method -> share of the fakes; shares sum to 1")
     seed: int = 0
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.params_data import Range, Section, Share, sum_to_one
+from pipeline.params_data import Qualities, Range, Section, Share, Shares, sum_to_one
 
 NETWORKS = Path("pipeline/network")
 """The code of our own networks, which DVC watches if the weights are not in a local folder."""
@@ -113,10 +113,10 @@ class Augment(Section):
     gamma: Share = Field(0, description="largest change of the exponent, either way")
     grayscale: Share = Field(description="probability")
     jpeg: Share = Field(description="probability")
-    jpeg_quality: tuple[int, int]
+    jpeg_quality: Qualities
     jpeg_444: Share = Field(0, description="share of all JPEG copies that keep full colour resolution (4:4:4, OpenCV; else 4:2:0, Pillow)")
     webp: Share = Field(0, description="probability")
-    webp_quality: tuple[int, int] = (50, 95)
+    webp_quality: Qualities = (50, 95)
     blur: Share = Field(description="probability")
     blur_sigma: Range
     sharpen: Share = Field(0, description="probability")
@@ -128,9 +128,9 @@ class Augment(Section):
     thumbnail: Share = Field(0, description="probability of a small copy, stored as JPEG and shown large again")
     thumbnail_factor: Range = (0.3, 0.6)
     cutout: Share = Field(0, description="probability of a rectangle of one colour")
-    cutout_side: Range = Field((0.1, 0.4), description="its sides, as shares of the picture's")
+    cutout_side: Shares = Field((0.1, 0.4), description="its sides, as shares of the picture's")
     frequency_mask: Share = Field(0, description="probability of frequencies set to 0 (Doloriel and Cheung, ICASSP 2024)")
-    frequency_share: Range = Field((0.05, 0.15), description="of all frequencies")
+    frequency_share: Shares = Field((0.05, 0.15), description="of all frequencies")
 
     @property
     def off(self) -> bool:

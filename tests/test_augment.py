@@ -69,6 +69,15 @@ def test_jpeg_comes_in_two_kinds_of_colour_subsampling():
     assert len(kinds) == 2
 
 
+@pytest.mark.parametrize("name", ["jpeg", "jpeg_444", "webp", "blur", "sharpen", "noise", "resize", "thumbnail", "frequency_mask"])
+def test_a_degradation_leaves_the_colours_of_a_picture(name: str):
+    orange = np.clip(picture(side=64) // 8 + np.array([200, 110, 10]), 0, 255).astype(np.uint8)
+    kind = {"jpeg": 1.0, "jpeg_444": 1.0} if name == "jpeg_444" else {name: 1.0}
+    settings = Augment.model_validate(OFF.model_dump() | kind)
+    for seed in range(12):
+        np.testing.assert_allclose(changed([orange], settings, seed)[0].mean((0, 1)), orange.mean((0, 1)), atol=6)
+
+
 def test_a_pair_still_differs_in_its_forgery_after_all_changes():
     forged = picture(side=64)
     forged[24:40, 24:40] = 255

@@ -22,6 +22,7 @@ import pytest
 from benchmarks.load import photograph
 from pipeline import champion_source
 from pipeline.champion import RETRY_SECONDS, Champion
+from pipeline.champion import champion as chosen
 from pipeline.champion_source import KEEP, Pinned, Registry, UnavailableError, UntilPromoted
 from pipeline.package import GOLDEN, GRAPH, seal, verify
 from pipeline.servable import OVERRIDE, SMOKE_TEST
@@ -167,6 +168,13 @@ def test_a_pinned_folder_that_is_not_whole_is_read_again_when_a_file_in_it_chang
             source.wanted()  # the second time from memory, as it is asked every second and a package may have gigabytes
     os.utime(graph)
     assert source.wanted().number == verify(package).digest[:12]
+
+
+def test_a_folder_that_is_named_is_served_whatever_is_packed_with_the_service(package, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNMASK_PACKAGE", str(package))
+    assert chosen(bundled=tmp_path / "packed", version="7").source.wanted().number == verify(package).digest[:12]
+    monkeypatch.delenv("UNMASK_PACKAGE")
+    assert chosen(bundled=package, version="7").source.wanted().number == "7"
 
 
 def test_the_starter_answers_until_the_first_promotion_and_never_after_it(tmp_path, package, new_store):

@@ -11,7 +11,9 @@ from pipeline import ingest, validate
 from pipeline.errors import StageError
 from pipeline.manifest import COLUMNS, ManifestError, check, read
 from pipeline.monitoring import feedback
-from tests.data_helpers import quarantined
+from pipeline.params_data import ProceduralSource
+from pipeline.sources import procedural
+from tests.data_helpers import picture, quarantined
 
 
 def test_users_take_no_picture_out_of_another_source(faces: Path, tmp_path: Path, prepare):
@@ -23,6 +25,23 @@ def test_users_take_no_picture_out_of_another_source(faces: Path, tmp_path: Path
     assert report["by_source"] == {"z": 60} and report["duplicates"] == 1
     assert list(quarantined().values()) == ["conflict"]
     assert "real/0.jpg" in Path("reports/quarantine.csv").read_text()
+
+
+def test_copies_of_a_source_go_when_the_settings_no_longer_name_it(faces: Path, tmp_path: Path, prepare):
+    picture(tmp_path / "other" / "real" / "0.jpg", seed=5000, quality=90)
+    sources = [{"kind": "folder", "name": name, "path": str(tmp_path / name)} for name in ("faces", "other")]
+    ingest.run(prepare(data__sources=sources))
+    assert Path("data/raw/other/real/0.jpg").is_file()
+    assert ingest.run(prepare(data__sources=sources[:1]))["by_source"] == {"faces": 60}
+    assert [folder.name for folder in Path("data/raw").iterdir()] == ["faces"] and (tmp_path / "other/real/0.jpg").is_file()
+
+
+def test_rendered_fakes_are_made_of_the_reals_of_their_group_alone(tmp_path: Path):
+    source = ProceduralSource(kind="procedural", reals=9, size=32, jpeg_quality=(90, 90), generators={"swap": 1.0})
+    whole = procedural.listing(source, tmp_path / "whole").set_index("path")["file"]
+    alone = procedural.listing(source.model_copy(update={"reals": 3}), tmp_path / "alone")
+    assert len(alone) == 6 and alone["group"].nunique() == 1
+    assert all(Path(row.file).read_bytes() == Path(whole[row.path]).read_bytes() for row in alone.itertuples())
 
 
 def test_files_that_give_the_class_away_are_refused(faces: Path, prepare):

@@ -154,7 +154,8 @@ def test_each_kind_of_drift_is_told_by_its_rule():
         "unknown": window.assign(probability_fake=window["probability_fake"] ** 8),
     }
     repeated = diagnosis.pictures(reference, window.iloc[[0] * 200 + list(range(200, 300))])
-    for expected, shown in [*windows.items(), ("broken client", repeated)]:
+    dull = window.assign(warnings=[["heavily_compressed"]] * 60 + [[]] * 240)
+    for expected, shown in [*windows.items(), ("broken client", repeated), ("camera or compression", dull)]:
         report = compare(reference, shown, SETTINGS)
         assert report["drift"] and diagnosis.kind(reference, shown, report, SETTINGS)["kind"] == expected
     assert diagnosis.share_of_fakes(reference, windows["share of fakes"]) == pytest.approx(0.1, abs=0.05)

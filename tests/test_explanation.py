@@ -192,6 +192,28 @@ def test_a_map_that_looks_where_the_forgery_is_beats_a_random_one(tmp_path: Path
     assert against["deletion"]["high"] < 0 < against["insertion"]["low"] and against["pointing"]["low"] > 0
 
 
+def test_a_real_counts_as_the_origin_of_a_fake_only_where_it_is_that(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    reals = rng.integers(60, 120, (7, SIDE, SIDE, 3), dtype=np.uint8)
+    fakes = reals.copy()
+    fakes[:2, : SIDE // 2, : SIDE // 2] += 100  # forged in part
+    fakes[2:4] += 20  # as a whole
+    fakes[4:6] = 255 - fakes[4:6]  # another picture of the same person
+    rows = []
+    for label, pictures in (("real", reals[:6]), ("fake", fakes)):
+        for index, pixels in enumerate(pictures):
+            name = index if label == "fake" or index % 2 else f"other-{index}"
+            (tmp_path / label).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / label / f"{name}.png")
+            rows.append({"image_id": f"{label}{index}", "path": str(tmp_path / label / f"{name}.png"), "label": label})
+    table = pd.DataFrame(rows).assign(group=[str(index) for index in (*range(6), *range(7))], parents="")
+    settings = load_params(ROOT / "params.yaml").evaluate.model_copy(update={"explain_images": 7})
+    thresholds = Thresholds(f1=0.5, fpr1=0.9, fpr5=0.8, real_below=0.4, fake_above=0.6)
+    subject = Subject(Corner(), runtime(WithEmbedding(Corner()), SIDE), Preprocess(size=SIDE), 1.0, thresholds)
+    found = faithfulness.faithfulness(subject, table, settings)
+    assert (found["n"], found["n_paired"], found["n_masked"]) == (7, 4, 2)
+
+
 def test_a_map_has_the_same_colours_as_a_file_and_in_the_page_and_its_legend():
     found = re.search(r"const COLOURS = (.*);", (ROOT / "web/map.js").read_text())
     assert found and found[1] == str([list(colour) for colour in overlay.COLOURS])

@@ -33,6 +33,14 @@ def test_golden_examples_come_out_of_shards(prepare: Callable[..., Params], new_
     found = {hashlib.sha256(path.read_bytes()).hexdigest(): listed[path.name]["label"] for path in golden}
     assert found.items() <= {(image_id, label) for image_id, label in zip(test["image_id"], test["label"], strict=True)}
 
+    # An export whose answers differ from the network's, however little is allowed, is none.
+    exact = params.model_copy(update={"export": params.export.model_copy(update={"tolerance": 1e-15})})
+    with pytest.raises(StageError, match=r"the exported graph \(openvino\) differs by .*export\.tolerance"):
+        export.run(exact)
+    monkeypatch.setattr(export, "NETWORK_TOLERANCE", -1.0)
+    with pytest.raises(StageError, match="a golden example's probability differs"):
+        export.run(params)
+
 
 def test_golden_examples_are_pictures_that_a_service_takes():
     table = pd.DataFrame({"label": ["real", "fake"] * 3, "bytes": 1000, "width": 100, "height": 100})

@@ -10,14 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image
 
-from pipeline import quality
-from pipeline.detector import Detector
+from pipeline.detector import Detector, verdict
 from pipeline.errors import StageError
 from pipeline.faces import FaceBox, FaceDetector, surroundings
-from pipeline.images import Picture, decode, statistics
-from pipeline.package import FACES
+from pipeline.images import Picture, decode
+from pipeline.ingestion.batch import Batch, bring_batch
+from pipeline.package import FACES, Thresholds
+from pipeline.params import load_params
+from pipeline.params_data import Normalise
+from pipeline.sources import forged
+from tests.data_helpers import noise
 from tests.package_helpers import META, tiny_package
 from tests.service_helpers import ROOT, served, wait_for
 
@@ -25,27 +29,6 @@ YUNET = Path(os.environ.get("YUNET", ROOT.parent / "shared" / "weights" / "yunet
 FACE = ROOT.parent / "shared" / "data" / "stylegan-faces"
 needs_yunet = pytest.mark.skipif(not YUNET.is_file(), reason="there is no YuNet here: set YUNET to its ONNX file")
 SURE = META["thresholds"] | {"real_below": 0.0, "fake_above": 0.001}  # whatever the network says, it is fake
-
-
-def noise(width: int = 300, height: int = 200, seed: int = 0) -> Image.Image:
-    """An image with the spectrum of a natural one, but no face."""
-    rng = np.random.default_rng(seed)
-    spectrum = np.fft.rfft2(rng.normal(size=(height, width, 3)), axes=(0, 1))
-    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    values = np.fft.irfft2(spectrum / np.maximum(radius, 1 / width)[..., None], s=(height, width), axes=(0, 1))
-    values = 127 + 45 * (values - values.mean()) / values.std()
-    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-
-
-def picture(image: Image.Image, kind: str = "PNG", **options) -> Picture:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return decode(file.getvalue())
-
-
-def warned(image: Image.Image, kind: str = "PNG", **options) -> list[str]:
-    found = picture(image, kind, **options)
-    return quality.warnings(statistics(found), found, None)
 
 
 @dataclass
@@ -129,6 +112,18 @@ def test_surroundings_are_a_square_inside_the_picture():
         assert 0 <= left < right <= 300 and 0 <= top < bottom <= 200 and right - left == bottom - top
 
 
+def test_the_box_of_a_face_ends_where_the_picture_does(package):
+    boxes = [FaceBox(-20, -10, 90, 90, 0.9), FaceBox(250, 150, 80, 90, 0.8)]
+    found = with_faces(package, *boxes).predict([Picture(noise(300, 200), "PNG")])[0].faces
+    assert [(face.x, face.y, face.width, face.height) for face in found] == [(0, 0, 70, 80), (250, 150, 50, 50)]
+
+
+def test_at_a_threshold_a_verdict_is_what_the_reports_count():
+    thresholds = Thresholds.model_validate(META["thresholds"])  # .4 and .6
+    expected = {0.3999: "real", 0.4: "uncertain", 0.5999: "uncertain", 0.6: "fake"}
+    assert {probability: verdict(probability, thresholds) for probability in expected} == expected
+
+
 def test_a_wrong_face_detector_is_named(tmp_path, package):
     with pytest.raises(StageError, match=r"missing\.onnx does not exist"):
         Detector.load(package, device="cpu", faces=tmp_path / "missing.onnx")
@@ -162,6 +157,47 @@ def test_a_real_detector_finds_a_face_where_it_is(package, tmp_path):
 
 
 @needs_yunet
+@pytest.mark.skipif(not FACE.is_dir(), reason="there are no pictures of faces here")
+def test_faces_in_a_large_picture_are_found_where_they_are_the_largest_first():
+    face = Image.open(min(FACE.rglob("*.jpg"))).convert("RGB")
+    scene = noise(1600, 1200)
+    places = [(100, 700, 300), (900, 100, 600)]  # left, top, side
+    for left, top, side in places:
+        scene.paste(face.resize((side, side)), (left, top))
+    found = FaceDetector(YUNET).find(np.asarray(scene))
+    assert len(found) == 2
+    for box, (left, top, side) in zip(found, reversed(places), strict=True):
+        assert left < box.x + box.width / 2 < left + side and top < box.y + box.height / 2 < top + side
+        assert side / 3 < box.width < side
+
+
+@needs_yunet
+@pytest.mark.skipif(not FACE.is_dir(), reason="there are no pictures of faces here")
+def test_with_a_detector_it_is_the_face_that_is_forged_and_nothing_where_there_is_none(tmp_path):
+    scene = noise(400, 300)
+    scene.save(tmp_path / "empty.png")
+    scene.paste(Image.open(min(FACE.rglob("*.jpg"))).convert("RGB").resize((200, 200)), (180, 60))
+    scene.save(tmp_path / "face.png")
+    empty, face = (str(tmp_path / name) for name in ("empty.png", "face.png"))
+    detector = FaceDetector(YUNET)
+    (box,) = detector.find(np.asarray(scene))
+    for seed in range(4):
+        data = forged._forge(forged.Task(face, face, "self_blend", seed, tmp_path), lossless=True, detector=detector)
+        rows, columns = np.nonzero((decode(data).pixels != np.asarray(scene)).any(-1))
+        assert abs(columns.mean() - box.x - box.width / 2) < box.width / 4 and abs(rows.mean() - box.y - box.height / 2) < box.height / 4
+    assert forged._forge(forged.Task(empty, empty, "self_blend", 0, tmp_path), lossless=True, detector=detector) is None
+
+
+@needs_yunet
+@pytest.mark.skipif(not FACE.is_dir(), reason="there are no pictures of faces here")
+@pytest.mark.parametrize("normalise", [None, Normalise(size=160, jpeg_quality=90)])
+def test_ingest_counts_the_faces_of_what_it_stores(tmp_path, normalise):
+    settings = load_params(ROOT / "params.yaml").ingest.model_copy(update={"face_detector": YUNET, "normalise": normalise})
+    (row,) = bring_batch(Batch(((str(min(FACE.rglob("*.jpg"))), "face.jpg", ""),)), tmp_path, settings, in_place=False)
+    assert row["reason"] is None and row["faces"] == 1 and 0.1 < row["face_share"] < 0.9
+
+
+@needs_yunet
 def test_batch_scoring_looks_for_faces_as_the_service_does(package, tmp_path):
     noise().save(tmp_path / "noise.png")
 
@@ -189,45 +225,3 @@ def test_a_package_brings_its_own_face_detector(tmp_path):
 @pytest.mark.parametrize("size", [(30_000, 20), (20, 30_000), (65_535, 32)])
 def test_a_strip_of_which_scaling_down_would_leave_nothing_is_looked_at(size):
     assert FaceDetector(YUNET).find(np.zeros((size[1], size[0], 3), np.uint8)) == []
-
-
-def test_a_good_picture_is_not_warned_of():
-    assert warned(noise()) == [] and warned(noise(), "JPEG", quality=90) == []
-
-
-def test_each_flaw_is_named():
-    assert warned(noise().resize((60, 40))) == ["too_small"]
-    assert warned(noise().point(lambda value: value // 8)) == ["too_dark"]
-    assert "too_blurry" in warned(noise().filter(ImageFilter.GaussianBlur(6)))
-    assert warned(noise(), "JPEG", quality=30) == ["heavily_compressed"] and warned(noise(), "JPEG", quality=60) == []
-
-
-@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "AVIF", "TIFF"])
-def test_a_verdict_on_the_first_frame_alone_says_so(kind):
-    assert "several_frames" in warned(noise(), kind, save_all=True, append_images=[noise(seed=1), noise(seed=2)])
-    assert "several_frames" not in warned(noise(), kind)
-
-
-def test_what_a_phone_appends_to_a_photo_is_no_frame():
-    assert warned(noise(), "MPO", save_all=True, append_images=[noise(seed=1)]) == []
-
-
-@pytest.mark.parametrize("kernel", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS])
-@pytest.mark.parametrize("factor", [2, 4])
-def test_an_enlarged_picture_is_noticed(kernel, factor):
-    for seed in range(3):
-        small = noise(seed=seed)
-        assert warned(small.resize((300 * factor, 200 * factor), kernel)) == ["upscaled"]
-        assert warned(small.resize((200, 133), kernel)) == []
-
-
-@pytest.mark.parametrize("size", [(100, 75), (75, 81), (64, 90), (300, 200)])
-def test_fineness_is_the_power_of_fine_detail_by_that_of_coarse_detail(size):
-    picture = Picture(noise().resize(size), "PNG")
-    luma = np.asarray(picture.rgb.convert("L"), float)
-    window = np.outer(*(np.hanning(side) for side in luma.shape))
-    power = np.abs(np.fft.rfft2((luma - luma.mean()) * window)) ** 2 - (window**2).sum() / 12
-    rows, columns = np.abs(np.fft.fftfreq(luma.shape[0])) * 2, np.fft.rfftfreq(luma.shape[1]) * 2
-    radius = np.maximum(rows[:, None], columns[None])
-    expected = power[radius > 0.6].mean() / power[(radius > 0.2) & (radius < 0.4)].mean()
-    assert quality.fineness(picture) == pytest.approx(max(expected, 0), rel=1e-3, abs=1e-6)

@@ -108,6 +108,13 @@ def test_a_limit_above_pillows_own_holds():
         identify(file, Limits(max_pixels=195_000_000))
 
 
+@pytest.mark.parametrize("size", [(65_536, 1), (1, 65_536)])
+def test_a_strip_that_is_longer_than_any_jpeg_is_refused_however_few_its_pixels(size):
+    with pytest.raises(ImageError, match="a side may have 65,535"):
+        identify(png_of(*size, b""))
+    assert identify(png_of(*(min(side, 65_535) for side in size), b""))
+
+
 def test_a_jpeg_that_says_in_xmp_which_side_is_up_is_turned_whatever_lies_behind_it():
     file = io.BytesIO()
     Image.new("RGB", (64, 32)).save(file, "JPEG", xmp=b'<rdf:Description tiff:Orientation="6"/>')

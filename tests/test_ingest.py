@@ -23,6 +23,7 @@ from pipeline.images import read as read_image
 from pipeline.manifest import COLUMNS, MANIFEST, read
 from pipeline.params import Params
 from pipeline.settings import apply
+from pipeline.sources import listing
 from pipeline.sources.folder import listing as list_folder
 from tests.data_helpers import picture, quarantined
 
@@ -175,6 +176,14 @@ def test_folders_that_are_not_read_are_named(faces: Path, prepare: Callable[...,
         ingest.run(params)
 
 
+def test_a_folder_inside_fake_names_the_generator_and_hidden_files_are_no_images(faces: Path, prepare: Callable[..., Params]):
+    picture(faces / "fake" / "gan" / "deep" / "0.jpg", seed=8000, quality=90)
+    picture(faces / "real" / "studio" / "0.jpg", seed=8001, quality=90)
+    for name in ("real/.DS_Store", "fake/gan/._0.jpg"):  # as macOS leaves them
+        (faces / name).write_bytes(b"no image")
+    assert ingest.run(prepare())["by_generator"] == {"gan": 1, "none": 31, "unknown": 30} and not quarantined()
+
+
 def test_columns_tell_how_good_a_picture_is_and_how_it_was_stored(faces: Path, prepare: Callable[..., Params]):
     with Image.open(faces / "real" / "0.jpg") as image:
         image.save(faces / "real" / "0.png")
@@ -240,6 +249,8 @@ def test_settings_that_exclude_each_other_are_named(faces: Path, prepare: Callab
         ({"data.forge": {"sources": ["web"], "methods": {"swap": 1}}}, "no source is called web; there are: faces"),
         ({"data.forge": {"methods": {"swap": 0.5}}}, "the shares of `methods` sum to 0.5, not to 1"),
         ({"data.sources": [source | {"name": "../up"}]}, "should match pattern"),
+        ({"data.sources": [source, source | {"path": "elsewhere"}]}, "two sources have the same name"),
+        ({"data.sources": [source | {"name": "forge"}], "data.forge": {"methods": {"swap": 1}}}, "cannot be called 'forge'"),
     ):
         with pytest.raises(ValueError, match=message):
             apply(wrong, Path("params.yaml"))
@@ -256,3 +267,10 @@ def test_a_space_in_the_table_makes_no_other_person(faces: Path, prepare: Callab
     (faces / "manifest.csv").write_text("path,label,generator,group\n" + "\n".join(rows) + "\n")
     table = list_folder(prepare().data.sources[0])  # type: ignore[arg-type]
     assert set(table["group"]) == {"007"} and set(table["generator"]) == {"", "gan"}
+
+
+def test_only_fakes_have_a_generator_and_every_fake_has_one(faces: Path, prepare: Callable[..., Params]):
+    rows = ["real/0.jpg,real,gan", "fake/0.jpg,fake,none", "fake/1.jpg,fake,", "fake/2.jpg,fake,gan"]
+    (faces / "manifest.csv").write_text("path,label,generator\n" + "\n".join(rows) + "\n")
+    table = listing(prepare().data.sources[0], Path("staging")).set_index("path")
+    assert table["generator"].to_dict() == {"real/0.jpg": "none", "fake/0.jpg": "unknown", "fake/1.jpg": "unknown", "fake/2.jpg": "gan"}

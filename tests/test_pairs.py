@@ -138,6 +138,16 @@ def test_an_epoch_shows_images_whose_group_has_none_of_the_other_class(swap: boo
     assert partners[0] != partners[1] != partners[2]
 
 
+def test_an_image_meets_every_one_of_its_group_in_time():
+    rows = [{"label": label, "group": "video", "path": f"{label}/{index}.jpg"} for label, index in [("fake", 0), ("real", 1), ("real", 2)]]
+    rows.append({"label": "fake", "group": "video", "path": "fake/3.jpg"})
+    pairs = pairs_of(np.zeros((4, SIDE, SIDE, 3), np.uint8), None, pd.DataFrame(rows))
+    met = set()
+    for pairs.epoch in range(20):
+        met |= {pairs.choose(index, pairs.draw(index)) for index in range(len(pairs))}
+    assert met == {(real, fake) for real in (1, 2) for fake in (0, 3)}
+
+
 def pairs_of(images: np.ndarray, forging: Forging | None, table: pd.DataFrame | None = None) -> Pairs:
     rows = [{"path": f"{label}/{index}.jpg", "label": label, "group": f"g{index}"} for label in ("real", "fake") for index in range(8)]
     still = {key.removeprefix("augment."): value for key, value in preset("probe", ROOT / "params.yaml").items() if "augment." in key}
@@ -162,6 +172,14 @@ def test_fakes_are_forged_from_reals_on_the_spot():
                 assert [part.dtype for part in pair] == [np.uint8] * 2 and torch.equal(other, torch.from_numpy(np.stack(pair)))
                 assert not np.array_equal(*pair)
     assert 8 < count < 24
+
+
+def test_a_fake_is_forged_from_reals_alone():
+    images = np.random.default_rng(0).integers(0, 255, (16, SIDE, SIDE, 3), dtype=np.uint8)
+    darkened = np.concatenate([images[:8], images[8:] // 4])  # the fakes of the data set
+    one, other = (pairs_of(shown, Forging(share=1.0, methods={"swap": 1.0})) for shown in (images, darkened))
+    for index in range(8):
+        np.testing.assert_array_equal(one.forge(index, index), other.forge(index, index))
 
 
 def test_the_forgery_alone_tells_a_forged_fake_from_its_real():

@@ -56,6 +56,18 @@ def test_what_is_forgotten_can_no_longer_be_found_in_the_bytes_of_the_file(tmp_p
     assert shadow_pairs(path, "one", 10)["id"].tolist() == [kept]
 
 
+def test_of_several_challengers_it_is_the_newest_that_is_compared(tmp_path: Path):
+    path = tmp_path / FILE
+    log = PredictionLog(path)
+    for id, challenger in {"1": "2", "2": "3", "3": "3"}.items():
+        log.record(id=id, package="one", version="1", prediction=ANSWER)
+        log.shadow(id=id, package=f"package {challenger}", version=challenger, prediction=ANSWER)
+    log.close()
+    found = shadow_pairs(path, "one", 10)
+    assert found["id"].tolist() == ["3", "2"] and set(found["version"]) == {"3"}
+    assert shadow_pairs(path, "one", 1)["id"].tolist() == ["3"] and shadow_pairs(path, "another", 10).empty
+
+
 def test_a_full_disk_loses_rows_and_says_how_many_and_writes_on_when_there_is_room(tmp_path: Path):
     path, lost = tmp_path / FILE, []
     write(PredictionLog(path), 0, 10)

@@ -16,7 +16,7 @@ from pipeline.lineage import lineage
 from pipeline.manifest import MANIFEST, read
 from pipeline.params import Params
 from tests.conftest import run
-from tests.data_helpers import picture
+from tests.data_helpers import picture, quarantined
 
 
 def test_a_second_run_looks_only_at_what_is_new(faces: Path, prepare: Callable[..., Params]):
@@ -38,6 +38,13 @@ def test_a_second_run_looks_only_at_what_is_new(faces: Path, prepare: Callable[.
     (faces / "real" / "new.jpg").unlink()
     ingest.run(settings)
     assert MANIFEST.read_bytes() == first
+
+
+def test_other_settings_hold_for_pictures_that_were_taken_before(faces: Path, prepare: Callable[..., Params]):
+    with Image.open(faces / "real" / "0.jpg") as image:
+        image.resize((64, 40)).save(faces / "real" / "small.jpg")
+    assert ingest.run(prepare(ingest__min_side=40))["images"] == 61  # the least side itself is enough
+    assert ingest.run(prepare(ingest__min_side=41))["images"] == 60 and quarantined() == {"small.jpg": "too_small"}
 
 
 def test_other_labels_are_another_data_version(faces: Path, prepare: Callable[..., Params]):

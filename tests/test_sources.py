@@ -35,7 +35,7 @@ def hub_dataset(folder: Path, rows: int) -> None:
         items["picture"].append({"bytes": buffer.getvalue(), "path": f"{index}.jpg"})
         items["kind"].append(index % 3)
         items["person"].append(f"p{index // 4}" if index % 10 else None)
-        items["tool"].append("gan" if index % 3 == 0 else -1)
+        items["tool"].append("gan" if index % 6 == 0 else -1)
     features = datasets.Features(
         picture=datasets.Image(),
         kind=datasets.ClassLabel(names=["Fake", "Real", "Unsure"]),
@@ -56,6 +56,7 @@ def hub_source(folder: Path) -> dict[str, object]:
         "labels": {"Fake": "fake", "Real": "real"},
         "group": "person",
         "generator": "tool",
+        "attributes": ["person"],
     }
 
 
@@ -64,7 +65,8 @@ def test_a_hub_dataset_is_read_as_a_stream_and_grows(tmp_path: Path, prepare: Ca
     settings = prepare(data__sources=[hub_source(tmp_path / "hub")])
     assert ingest.run(settings)["by_label"] == {"real": 20, "fake": 20}
     table = read(MANIFEST)
-    assert set(table["generator"]) == {"gan", "none"}
+    assert table["generator"].value_counts().to_dict() == {"none": 20, "gan": 10, "unknown": 10}
+    assert table["person"].nunique() == 15 + 1  # kept as an attribute, empty where it is missing
     assert table["group"].nunique() == 15 + 4  # an image of an unnamed person is a group of its own
     kept = {path: path.stat().st_mtime_ns for path in Path("data/raw/hub").rglob("*.jpg")}
     assert len(kept) == 40
@@ -219,6 +221,15 @@ def test_the_forgeries_of_a_picture_leave_with_it_whatever_they_were_made_with(f
     assert {hashlib.sha256(file.read_bytes()).hexdigest() for file in kept} == set(fakes["image_id"])
     ingest.run(prepare(data__forge=None))
     assert not [*Path("var/sources").rglob("*.jpg"), *Path("data/raw/forge").rglob("*.jpg")]
+
+
+def test_only_the_reals_of_the_named_sources_are_forged(faces: Path, prepare: Callable[..., Params], tmp_path: Path):
+    for index in range(10):
+        picture(tmp_path / "other" / "real" / f"{index}.jpg", seed=5000 + index, quality=90)
+    sources = [{"kind": "folder", "name": name, "path": str(tmp_path / name)} for name in ("faces", "other")]
+    ingest.run(prepare(data__sources=sources, data__forge=FORGE | {"sources": ["other"]}))
+    fakes = read(MANIFEST).query("source == 'forge'")
+    assert len(fakes) == 10 and fakes["group"].str.startswith("other/").all()
 
 
 def test_a_picture_in_two_files_is_forged_once_and_from_the_one_that_stays(faces: Path, prepare: Callable[..., Params]):

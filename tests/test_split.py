@@ -186,12 +186,20 @@ def test_old_images_that_belong_together_by_now_are_named(run):
 def test_other_settings_draw_anew_and_say_so(run, values: dict[str, Any]):
     rows = people(60) + people(60, 60, "gan")
     run(rows)
+    before = {name: set(part["image_id"]) for name, part in read_parts().items()}
     name = next(iter(values))
     assert f"drawn again, images may have moved: {name} was" in run(rows, **values)["drawn"]
     fresh = {name: set(part["image_id"]) for name, part in read_parts().items()}
+    assert (fresh != before) == (name != "duplicate_radius")  # no picture here is near another
     assert "stay" in run(rows, **values)["drawn"]
     assert {name: set(part["image_id"]) for name, part in read_parts().items()} == fresh
     assert not (Path("data/splits") / "unseen.parquet").exists() or values == {"holdout_generators": ["swap"]}
+
+
+def test_the_order_in_which_held_out_generators_are_named_moves_nothing(run):
+    rows = people(60) + people(60, 60, "gan") + people(60, 120, "morph")
+    run(rows, holdout_generators=["gan", "morph"])
+    assert "stay" in run(rows, holdout_generators=["morph", "gan"])["drawn"]
 
 
 def test_no_unseen_part_stays_behind(run):
@@ -217,6 +225,12 @@ def test_held_out_generators(run):
     joined = [*rows, image("real0", group="g/0")]  # a real in the group of an unseen fake may not be trained on
     run(joined, holdout_generators=["gan"])
     assert where("real0") == ["test", UNSEEN] and where("own0") == [UNSEEN]
+
+
+def test_fakes_of_a_held_out_generator_may_be_one_group_of_any_size(run):
+    own = [image(f"own{number}", label="fake", generator="gan", group="g/one folder") for number in range(200)]
+    report = run(people(30) + own, holdout_generators=["gan"])
+    assert {row["path"] for row in own} <= set(read_parts()[UNSEEN]["path"]) and report["left_out"] == 0
 
 
 def test_a_group_too_large_for_every_part_is_named(run):

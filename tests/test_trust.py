@@ -12,7 +12,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 SAID = {"version": "1", "verdict": "fake", "probability_fake": 0.9}
 
 
-def said(number: int, label: str, client: str, image: int | None = None, hours: float = 0) -> Statement:
+def said(number: int, label: str, client: str | None, image: int | None = None, hours: float = 0) -> Statement:
     digest = None if image is None else f"{image:064x}"
     time = START + timedelta(hours=hours, seconds=number)
     return Statement(id=str(number), time=time, label=label, client=client, image=digest, **SAID)
@@ -60,6 +60,17 @@ def test_a_client_that_floods_is_bounded():
     counted, aside = judged(slow + others, a_day=30, max_share=0.5)
     assert len(counted) == 100 and aside["299"] == "its client would contribute more than 50% of all"
     assert len(judged(slow, a_day=30)[0]) == 300  # a client that is the only one is trusted
+
+
+def test_who_gives_no_name_has_one_vote_an_answer_and_the_limits_of_one_client():
+    counted, aside = judged([said(0, "fake", None, 1), said(1, "fake", None, 1), said(2, "real", "a", 1)])
+    assert counted == ["0", "1"] and set(aside) == {"2"}
+    nameless = [said(number, "fake", None, number) for number in range(100)]
+    others = [said(1000 + number, "real", f"user {number % 5}", 1000 + number) for number in range(50)]
+    assert len(judged(nameless + others, a_day=30)[0]) == 80
+    slow = [said(number, "fake", None, number, hours=25 * (number // 30)) for number in range(300)]
+    counted, aside = judged(slow + others, a_day=30, max_share=0.5)
+    assert len(counted) == 100 and aside["299"] == "its client would contribute more than 50% of all"
 
 
 def test_who_contradicts_a_golden_example_is_not_believed_in_anything(tmp_path):

@@ -45,6 +45,7 @@ def test_a_sample_has_both_classes():
     assert sample(table, 100, 0)["label"].value_counts().to_dict() == {"real": 85, "fake": 15}
     assert sample(table[:1000], 100, 0)["label"].value_counts().to_dict() == {"real": 100}
     assert len(sample(table, 2000, 0)) == 1015
+    assert sample(table, 100, 0).index[:85].max() > 800  # drawn from everywhere: tables are sorted by source
 
 
 def test_the_report_shows_mistakes_by_the_threshold_that_the_figures_use(subject: Subject, params: Params, faces: Path, here: Path):
@@ -68,12 +69,14 @@ def test_the_report_shows_mistakes_by_the_threshold_that_the_figures_use(subject
 def test_every_attribute_and_measured_column_is_a_slice_and_small_ones_say_so(params: Params, faces: Path):
     ages = [str(number) if number % 6 else "" for number in range(60)]
     table = judged(faces).assign(skin=["none"] * 10 + ["light"] * 50, age=ages)
+    table["faces"] = pd.array([0] * 8 + [1] * 40 + [2] * 5 + [7] * 2 + [pd.NA] * 5, "Int64")
     table["generator"] = np.where(table["label"] == "fake", "blend", manifest.NO_GENERATOR)
     found = slices(table, 0.5, params.evaluate)
     columns = {part["column"] for part in found}
     assert {"generator", "blur", "brightness", "skin", "age"} <= columns and "jpeg_quality" not in columns  # all have one quality
     small = {(part["column"], part["value"]): part["small"] for part in found}
     assert small["skin", "none"] and not small["skin", "light"]
+    assert {part["value"]: part["n"] for part in found if part["column"] == "faces"} == {"none found": 8, "one": 40, "several": 7}
     assert [part["value"] for part in found if part["column"] == "age"] == ["1 to 20", "21 to 39", "40 to 59"]
     generator = next(part for part in found if part["column"] == "generator")
     assert generator["n"] == 30 and generator["auc"]["value"] is not None  # against all reals

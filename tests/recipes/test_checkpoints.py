@@ -48,6 +48,15 @@ def test_a_training_that_another_process_waits_for_is_left_to_it(settings: Calla
     assert not folder.exists()
 
 
+def test_the_newest_whole_checkpoint_is_the_one_of_most_steps(tmp_path: Path):
+    for steps, state in ((900, "{}"), (1000, "{}"), (1100, '{"cut sh')):
+        (tmp_path / f"checkpoint-{steps}").mkdir()
+        (tmp_path / f"checkpoint-{steps}" / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-1200").mkdir()
+    assert train._last_checkpoint(tmp_path) == tmp_path / "checkpoint-1000"
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-900", "checkpoint-1000"}
+
+
 def test_other_weights_in_the_folder_of_the_base_are_another_training(settings: Callable[..., Params], tmp_path: Path):
     network, processor = model.build(settings().model)
     model.save(network, processor, tmp_path)
@@ -59,6 +68,14 @@ def test_other_weights_in_the_folder_of_the_base_are_another_training(settings: 
     assert train.checkpoints(chosen, parts) == before
     save_file({name: value + 1 for name, value in weights.items()}, tmp_path / "model.safetensors")
     assert train.checkpoints(chosen, parts) != before
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_corrected_labels_are_another_training(settings: Callable[..., Params], part: str):
+    parts = manifest.read_parts()
+    turned = parts[part].assign(label=parts[part]["label"].map({"real": "fake", "fake": "real"}))
+    assert train.checkpoints(settings(), parts | {part: turned}) != train.checkpoints(settings(), parts)
+    assert train.checkpoints(settings(), parts | {part: parts[part].assign(blur=0.0)}) == train.checkpoints(settings(), parts)
 
 
 def test_the_seconds_of_a_training_are_those_of_all_its_parts(settings: Callable[..., Params]):

@@ -90,6 +90,8 @@ def test_features_for_a_frozen_backbone_are_computed_once(settings: Callable[...
     stamps = [path.stat().st_mtime_ns for path in cached]
     fit(settings(augment=_section("probe", "augment"), tune="head", lr=0.02))
     assert [path.stat().st_mtime_ns for path in cached] == stamps
+    fit(settings(augment=_section("probe", "augment"), tune="head", seed=8))  # another backbone: its features are others
+    assert len(list(workspace.glob("var/cache/*.features.npy"))) == 4
 
 
 def _section(name: str, section: str) -> dict[str, Any]:
@@ -167,7 +169,8 @@ def test_averaged_weights_are_judged_and_kept(settings: Callable[..., Params]):
     def way(trained: train.Trained) -> float:
         return sum(float((weight - begun[name]).abs().sum()) for name, weight in trained.network.state_dict().items())
 
-    assert 0 < way(averaged) < way(plain)
+    # Of a few steps, the average is not still that of the weights that training began with, whatever the decay.
+    assert 0.1 * way(plain) < way(averaged) < way(plain)
 
 
 @pytest.mark.parametrize(
