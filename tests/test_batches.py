@@ -1,6 +1,7 @@
 """Which images share a batch."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,12 @@ class Watched(OpenVinoRuntime):
     def __init__(self, graph: Path, shares_cores: bool) -> None:
         super().__init__(graph)
         self.shares_cores, self.sizes = shares_cores, []
+        self.may_end = threading.Event()
+        self.may_end.set()
 
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.sizes.append(len(values))
+        self.may_end.wait(60)
         return super().__call__(values)
 
 
@@ -47,6 +51,36 @@ def test_on_a_cpu_a_batch_waits_for_the_pictures_that_are_being_decoded(package:
 
 def test_a_device_with_cores_of_its_own_waits_for_nothing(package: Path):
     assert asyncio.run(two(Watched(package / GRAPH, shares_cores=False), package)) == [1, 1]
+
+
+def test_a_client_that_leaves_while_its_batch_runs_costs_the_others_no_answer(package: Path):
+    async def left() -> list[int]:
+        runtime = Watched(package / GRAPH, shares_cores=True)
+        detector, batches = Detector(verify(package), runtime), Batches()
+        prepared = detector.prepare(Picture(Image.new("RGB", (80, 80), "grey"), "PNG"))
+        runtime.may_end.clear()
+        leaves, stays = (asyncio.create_task(batches.judge(detector, prepared)) for _ in range(2))
+        while not runtime.sizes:
+            await asyncio.sleep(0.001)
+        leaves.cancel()
+        await asyncio.wait([leaves])
+        runtime.may_end.set()
+        await stays
+        await batches.judge(detector, prepared)  # and later ones are answered too
+        return runtime.sizes
+
+    assert asyncio.run(asyncio.wait_for(left(), 60)) == [2, 1]
+
+
+def test_while_a_model_replaces_another_each_picture_is_judged_by_its_own(package: Path):
+    async def both() -> list[list[int]]:
+        old, new = (Watched(package / GRAPH, shares_cores=True) for _ in range(2))
+        detectors, batches = [Detector(verify(package), runtime) for runtime in (old, new)], Batches()
+        prepared = detectors[0].prepare(Picture(Image.new("RGB", (80, 80), "grey"), "PNG"))
+        await asyncio.gather(*(batches.judge(detectors[number], prepared) for number in (0, 0, 1, 0)))
+        return [old.sizes, new.sizes]
+
+    assert asyncio.run(asyncio.wait_for(both(), 60)) == [[2, 1], [1]]
 
 
 def test_a_picture_that_takes_long_to_decode_does_not_hold_up_the_others(package: Path):

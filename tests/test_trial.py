@@ -113,6 +113,8 @@ def test_a_canary_answers_its_share_and_ends_when_it_goes_wrong(tmp_path, packag
         assert [item["result"]["model"]["version"] for item in batch] == versions[:10]
         seen = [client.post("/explain", files={"image": picture(number)}).json()["model"]["version"] for number in range(4)]
         assert seen == versions[:4]
+        for number in range(20):  # what cannot be read is the client's mistake, not the challenger's
+            assert client.post("/predict", files={"image": b"no picture %d" % number}).is_client_error
         assert challenger(client)["share"] == 0.5 and metric(client, "unmask_challenger_share") == 0.5
 
         challenge(store, packages["fake"])
