@@ -262,6 +262,11 @@ def test_a_bucket_fills_again(monkeypatch):
     limit.acquire("b")
     now[0] = 2.0
     limit.acquire("a")
+    now[0] = 3600.0
+    for _ in range(60):  # an hour's silence saves up no more than a minute's worth
+        limit.acquire("a")
+    with pytest.raises(ApiError):
+        limit.acquire("a")
     RateLimiter(0).acquire("a")
 
 
