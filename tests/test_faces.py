@@ -26,8 +26,9 @@ from tests.package_helpers import META, tiny_package
 from tests.service_helpers import ROOT, served, wait_for
 
 YUNET = Path(os.environ.get("YUNET", ROOT.parent / "shared" / "weights" / "yunet" / "yunet_n_dynamic.onnx"))
-FACE = ROOT.parent / "shared" / "data" / "stylegan-faces"
+PHOTOS = Path(os.environ.get("FACES", ROOT.parent / "shared" / "data" / "stylegan-faces"))
 needs_yunet = pytest.mark.skipif(not YUNET.is_file(), reason="there is no YuNet here: set YUNET to its ONNX file")
+needs_photos = pytest.mark.skipif(not PHOTOS.is_dir(), reason="there are no pictures of faces here: set FACES to a folder of them")
 SURE = META["thresholds"] | {"real_below": 0.0, "fake_above": 0.001}  # whatever the network says, it is fake
 
 
@@ -133,9 +134,9 @@ def test_a_wrong_face_detector_is_named(tmp_path, package):
 
 
 @needs_yunet
-@pytest.mark.skipif(not FACE.is_dir(), reason="there are no pictures of faces here")
+@needs_photos
 def test_a_real_detector_finds_a_face_where_it_is(package, tmp_path):
-    face = Image.open(next(path for path in sorted(FACE.rglob("*")) if path.suffix in (".jpg", ".png"))).convert("RGB").resize((200, 200))
+    face = Image.open(next(path for path in sorted(PHOTOS.rglob("*")) if path.suffix in (".jpg", ".png"))).convert("RGB").resize((200, 200))
     scene = noise(640, 480)
     scene.paste(face, (380, 60))
     file = io.BytesIO()
@@ -157,9 +158,9 @@ def test_a_real_detector_finds_a_face_where_it_is(package, tmp_path):
 
 
 @needs_yunet
-@pytest.mark.skipif(not FACE.is_dir(), reason="there are no pictures of faces here")
+@needs_photos
 def test_faces_in_a_large_picture_are_found_where_they_are_the_largest_first():
-    face = Image.open(min(FACE.rglob("*.jpg"))).convert("RGB")
+    face = Image.open(min(PHOTOS.rglob("*.jpg"))).convert("RGB")
     scene = noise(1600, 1200)
     places = [(100, 700, 300), (900, 100, 600)]  # left, top, side
     for left, top, side in places:
@@ -172,11 +173,11 @@ def test_faces_in_a_large_picture_are_found_where_they_are_the_largest_first():
 
 
 @needs_yunet
-@pytest.mark.skipif(not FACE.is_dir(), reason="there are no pictures of faces here")
+@needs_photos
 def test_with_a_detector_it_is_the_face_that_is_forged_and_nothing_where_there_is_none(tmp_path):
     scene = noise(400, 300)
     scene.save(tmp_path / "empty.png")
-    scene.paste(Image.open(min(FACE.rglob("*.jpg"))).convert("RGB").resize((200, 200)), (180, 60))
+    scene.paste(Image.open(min(PHOTOS.rglob("*.jpg"))).convert("RGB").resize((200, 200)), (180, 60))
     scene.save(tmp_path / "face.png")
     empty, face = (str(tmp_path / name) for name in ("empty.png", "face.png"))
     detector = FaceDetector(YUNET)
@@ -189,11 +190,11 @@ def test_with_a_detector_it_is_the_face_that_is_forged_and_nothing_where_there_i
 
 
 @needs_yunet
-@pytest.mark.skipif(not FACE.is_dir(), reason="there are no pictures of faces here")
+@needs_photos
 @pytest.mark.parametrize("normalise", [None, Normalise(size=160, jpeg_quality=90)])
 def test_ingest_counts_the_faces_of_what_it_stores(tmp_path, normalise):
     settings = load_params(ROOT / "params.yaml").ingest.model_copy(update={"face_detector": YUNET, "normalise": normalise})
-    (row,) = bring_batch(Batch(((str(min(FACE.rglob("*.jpg"))), "face.jpg", ""),)), tmp_path, settings, in_place=False)
+    (row,) = bring_batch(Batch(((str(min(PHOTOS.rglob("*.jpg"))), "face.jpg", ""),)), tmp_path, settings, in_place=False)
     assert row["reason"] is None and row["faces"] == 1 and 0.1 < row["face_share"] < 0.9
 
 
