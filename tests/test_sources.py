@@ -103,6 +103,32 @@ def test_a_wrong_hub_setting_is_named(tmp_path: Path, prepare: Callable[..., Par
         ingest.run(prepare(data__sources=[hub_source(tmp_path / "hub") | change]))
 
 
+def test_a_hub_dataset_takes_no_file_from_outside_its_folder(tmp_path: Path, prepare: Callable[..., Params]):
+    import datasets
+
+    picture(tmp_path / "hub" / "inside.jpg", seed=1, quality=90)
+    picture(tmp_path / "outside.jpg", seed=2, quality=90)
+
+    def named(*paths: Path) -> None:
+        rows = {"image": [{"bytes": None, "path": str(path)} for path in paths], "label": ["real"] * len(paths)}
+        features = datasets.Features(image=datasets.Image(), label=datasets.Value("string"))
+        plain = datasets.Dataset.from_dict(
+            rows,
+            features=datasets.Features(
+                image=dict(bytes=datasets.Value("binary"), path=datasets.Value("string")), label=datasets.Value("string")
+            ),
+        )
+        plain.cast(features).to_parquet(tmp_path / "hub" / "train.parquet")
+
+    source = {"kind": "huggingface", "name": "hub", "dataset": str(tmp_path / "hub"), "labels": {"real": "real"}}
+    settings = prepare(data__sources=[source], data__forge=FORGE)
+    named(tmp_path / "hub" / "inside.jpg", tmp_path / "hub" / ".." / "outside.jpg")
+    with pytest.raises(StageError, match=r"a row of .*hub names a file outside the dataset: .*outside\.jpg"):
+        ingest.run(settings)
+    named(tmp_path / "hub" / "inside.jpg")
+    assert ingest.run(settings)["by_label"]["real"] == 1
+
+
 @pytest.fixture
 def lfw_home(tmp_path: Path) -> Path:
     """What scikit-learn's fetcher has before unpacking: the downloaded archive and the lists of pairs."""

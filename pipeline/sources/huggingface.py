@@ -23,7 +23,8 @@ def listing(source: HuggingFaceSource, staging: Path) -> pd.DataFrame:
     change: `revision` selects its state.
 
     Raises:
-        StageError: if the `datasets` package or the dataset is missing, a column does not exist, or no row has a known label.
+        StageError: if the `datasets` package or the dataset is missing, a column does not exist, a row names a file outside the dataset,
+            or no row has a known label.
     """
     record = staging / f"{fingerprint(source, exclude={'name'})}-{_state(source)}.jsonl"
     done = record.with_suffix(".done")
@@ -77,15 +78,19 @@ def _row(source: HuggingFaceSource, example: dict[str, Any], names: dict[str, li
     image = example[source.image]
     if label is None or image is None:
         return None
-    file = keep(staging / "images", image["bytes"] or _bytes_of(image["path"]), Path(image["path"] or "").suffix)
+    file = keep(staging / "images", image["bytes"] or _bytes_of(image["path"], source), Path(image["path"] or "").suffix)
     row = {"file": file.as_posix(), "path": f"{label}/{file.name}", "label": label}
     row |= {name: text(column) if column else "" for name, column in (("generator", source.generator), ("group", source.group))}
     return row | {column: text(column) for column in source.attributes}
 
 
-def _bytes_of(place: str) -> bytes:
+def _bytes_of(place: str, source: HuggingFaceSource) -> bytes:
+    """The file that a row names instead of holding it. Raises StageError if it is a file of this machine outside the dataset's folder."""
     import fsspec
 
+    outermost = place.rpartition("::")[2]  # of `zip://a.jpg::hf://...`, the archive
+    if not outermost.startswith(("hf://", "https://")) and not Path(outermost).resolve().is_relative_to(Path(source.dataset).resolve()):
+        raise StageError(f"data source {source.name}: a row of {source.dataset} names a file outside the dataset: {place[:200]}")
     with fsspec.open(place, "rb") as file:
         return bytes(file.read())
 
