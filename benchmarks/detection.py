@@ -21,7 +21,6 @@ from benchmarks.measure import RESULTS, machine
 from benchmarks.project import ROOT
 from pipeline import manifest
 from pipeline.evaluate import calibrate
-from pipeline.evaluation.calibration import probability
 from pipeline.evaluation.judge_package import describe_folder
 from pipeline.evaluation.metrics import figure_text, judge
 from pipeline.evaluation.robustness import DEGRADATIONS
@@ -95,17 +94,17 @@ def train(work: Path, row: str, chosen: dict[str, Any]) -> Path:
 
 
 def judged(folder: Path, unseen: Path | None, reals: Path | None) -> dict[str, Any]:
-    """The figures of a row's model. Temperature and thresholds come from its validation part."""
+    """The figures of a row's model. Calibration and thresholds come from its validation part."""
     os.chdir(folder)
     params = load_params(Path("params.yaml"))
     network, preprocess = model.load(TRAINED), Preprocess.load(TRAINED)
     running = runtime(WithEmbedding(network).eval(), preprocess.size)
     parts = manifest.read_parts()
     val = parts["val"].assign(score=score(running, preprocess, pixels(parts["val"], preprocess)))
-    temperature, thresholds = calibrate(val, params.evaluate)
+    calibration, thresholds = calibrate(val, params.evaluate)
 
     def figures(table: pd.DataFrame, images: np.ndarray, threshold: float) -> dict[str, Any]:
-        found = probability(score(running, preprocess, images), temperature)
+        found = calibration.probability(score(running, preprocess, images))
         return judge(labels(table), found, table["group"].to_numpy(), threshold, params.evaluate.bootstrap, params.evaluate.seed)
 
     test = parts["test"]

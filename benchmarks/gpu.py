@@ -94,8 +94,8 @@ def main() -> None:
     }
     if arguments.compiled:
         ways["bf16 compiled"] = partial(plain, folder, torch.bfloat16, compiled=True)
-    ways["bf16 CUDA graph"] = partial(TorchRuntime.load, folder, bf16=True)
     side = Preprocess.load(arguments.package).size
+    ways["bf16 CUDA graph"] = partial(TorchRuntime.load, folder, bf16=True, size=side)
     rng = np.random.default_rng(0)
     rows: dict[str, dict[int, float]] = {}
     for name, make in ways.items():

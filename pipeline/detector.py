@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 
 from pipeline import quality
-from pipeline.evaluation.calibration import probability
 from pipeline.explanation.activation import GraphActivation
 from pipeline.explanation.attention import GraphAttention
 from pipeline.explanation.heat import Explanation
@@ -147,7 +146,7 @@ class Detector:
                 log.warning("the model does not run in %s here: %s", runtime.precision, error)
                 continue
             return found
-        return cls(package, TorchRuntime.load(folder / "model", bf16=False) if gpu else OpenVinoRuntime(folder / GRAPH), faces)
+        return cls(package, _torch(folder, bf16=False) if gpu else OpenVinoRuntime(folder / GRAPH), faces)
 
     @property
     def finds_faces(self) -> bool:
@@ -176,7 +175,7 @@ class Detector:
         with self._lock:
             found = [self.runtime(self.preprocess.normalise(chunk, self._values[: len(chunk)])) for chunk in chunks]
         logits, embeddings = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-        probabilities = probability(logits[:, 1] - logits[:, 0], self.package.meta.temperature)
+        probabilities = self.package.meta.probability(logits[:, 1] - logits[:, 0])
         rows = iter(zip(parts, probabilities.tolist(), embeddings, strict=True))
         return [self._answer(list(islice(rows, len(one.parts))), one.size) for one in prepared]
 
@@ -270,9 +269,13 @@ def _reduced_precision(package: Package, gpu: bool) -> Iterator[Runtime]:
     meta, folder = package.meta, package.path
     if gpu:
         if meta.bf16:
-            yield TorchRuntime.load(folder / "model", bf16=True)
+            yield _torch(folder, bf16=True)
         return
     if meta.int8 and has_vnni():
         yield OpenVinoRuntime(folder / INT8)
     if meta.bf16 and has_bf16():
         yield OpenVinoRuntime(folder / GRAPH, bf16=True)
+
+
+def _torch(folder: Path, bf16: bool) -> TorchRuntime:
+    return TorchRuntime.load(folder / "model", bf16, Preprocess.load(folder).size)

@@ -15,7 +15,7 @@ from sklearn.model_selection import GroupShuffleSplit
 from pipeline import manifest
 from pipeline.evaluation import curves, golden, report
 from pipeline.evaluation.baselines import baselines
-from pipeline.evaluation.calibration import CALIBRATION, choose_thresholds, fit_temperature, probability
+from pipeline.evaluation.calibration import CALIBRATION, choose_thresholds, fit
 from pipeline.evaluation.faithfulness import faithfulness
 from pipeline.evaluation.metrics import Figure, confusion, figure_text, group_weights, judge, judge_weighted
 from pipeline.evaluation.robustness import attacked, degraded
@@ -25,7 +25,7 @@ from pipeline.manifest import NO_GENERATOR, UNSEEN
 from pipeline.network import model
 from pipeline.network.embedding import WithEmbedding
 from pipeline.network.model import TRAINED
-from pipeline.package import Thresholds
+from pipeline.package import Calibration, Thresholds
 from pipeline.params import Evaluate, Params
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import runtime
@@ -40,7 +40,7 @@ POINTS = ("f1", "fpr1", "fpr5")
 FEW = 10
 """With fewer groups, bootstrap intervals are unreliable."""
 UNEVEN = 2
-"""Images of one class for each of the other from which on calibration suffers: batches are balanced, and a temperature moves no prior."""
+"""Ratio of the odds of a fake in two data sets from which on probabilities calibrated on one are off on the other."""
 
 
 def run(params: Params) -> dict[str, Any]:
@@ -53,13 +53,13 @@ def run(params: Params) -> dict[str, Any]:
         name: part.assign(part=name, score=score(running, preprocess, pixels(part, preprocess), f"score {name}"))
         for name, part in parts.items()
     }
-    temperature, thresholds = calibrate(scored["val"], params.evaluate)
+    calibration, thresholds = calibrate(scored["val"], params.evaluate)
     CALIBRATION.parent.mkdir(parents=True, exist_ok=True)
-    CALIBRATION.write_text(json.dumps({"temperature": temperature, "thresholds": thresholds.model_dump()}, indent=2) + "\n")
+    CALIBRATION.write_text(json.dumps({**calibration.model_dump(), "thresholds": thresholds.model_dump()}, indent=2) + "\n")
     for part in scored.values():
-        part["probability_fake"] = probability(part["score"].to_numpy(), temperature)
+        part["probability_fake"] = calibration.probability(part["score"].to_numpy())
 
-    subject, test = Subject(network, running, preprocess, temperature, thresholds), scored["test"]
+    subject, test = Subject(network, running, preprocess, calibration, thresholds), scored["test"]
     result = examine(subject, test, scored.get(UNSEEN), params.evaluate)
     result |= baselines(subject, train, test, params)
     result["golden"] = golden.flips(subject, golden.previous())
@@ -86,13 +86,15 @@ def examine(subject: Subject, test: pd.DataFrame, unseen: pd.DataFrame | None, s
     thresholds, truth, probabilities = subject.thresholds, labels(test), test["probability_fake"].to_numpy()
     weights = group_weights(test["group"].to_numpy(), settings.bootstrap, settings.seed)
     points = {name: judge_weighted(truth, probabilities, getattr(thresholds, name), weights) for name in POINTS}
-    raw = judge_weighted(truth, probability(test["score"].to_numpy(), 1.0), 0.5, weights)
+    raw = judge_weighted(truth, Calibration(temperature=1).probability(test["score"].to_numpy()), 0.5, weights)
     result: dict[str, Any] = {
         "n": len(test),
         "groups": int(test["group"].nunique()),
         "threshold": thresholds.f1,
         "thresholds": thresholds.model_dump(),
-        "temperature": subject.temperature,
+        "temperature": subject.calibration.temperature,
+        "bias": subject.calibration.bias,
+        "fake_share": subject.calibration.fake_share,
         "test": points["f1"],
         "operating_points": {
             name: {"threshold": getattr(thresholds, name), **{figure: point[figure] for figure in ("recall", "fpr", "precision", "f1")}}
@@ -114,22 +116,22 @@ def examine(subject: Subject, test: pd.DataFrame, unseen: pd.DataFrame | None, s
     return result
 
 
-def calibrate(val: pd.DataFrame, settings: Evaluate) -> tuple[float, Thresholds]:
-    """Temperature from one half of the validation groups, thresholds from the other; both from all groups if a half would lack a class.
+def calibrate(val: pd.DataFrame, settings: Evaluate) -> tuple[Calibration, Thresholds]:
+    """Calibration from one half of the validation groups, thresholds from the other; both from all groups if a half would lack a class.
 
     Args:
         val: rows of the validation part with their `score`.
     """
     truth, scores = labels(val), val["score"].to_numpy()
-    fit = choose = np.arange(len(val))
+    seen = choose = np.arange(len(val))
     if val["group"].nunique() > 1:
         halves = GroupShuffleSplit(1, test_size=0.5, random_state=settings.seed)
         first, second = next(halves.split(val, groups=val["group"]))
         if len(set(truth[first])) == len(set(truth[second])) == 2:  # otherwise there are too few groups to halve
-            fit, choose = first, second
-    temperature = fit_temperature(scores[fit], truth[fit])
-    probabilities = probability(scores[choose], temperature)
-    return temperature, choose_thresholds(truth[choose], probabilities, settings.max_fpr, settings.max_fnr)
+            seen, choose = first, second
+    calibration = fit(scores[seen], truth[seen])
+    probabilities = calibration.probability(scores[choose])
+    return calibration, choose_thresholds(truth[choose], probabilities, settings.max_fpr, settings.max_fnr)
 
 
 def warnings(result: dict[str, Any], most: float) -> list[str]:
@@ -144,10 +146,12 @@ def warnings(result: dict[str, Any], most: float) -> list[str]:
         found.append(f"There are only {result['groups']} groups: intervals from so few are too narrow, or missing.")
     counts = result.get("confusion_matrix", {"tp": 0, "fn": 0, "fp": 0, "tn": 0})
     fakes, reals = counts["tp"] + counts["fn"], counts["fp"] + counts["tn"]
-    if fakes and reals and not 1 / UNEVEN <= fakes / reals <= UNEVEN:
+    share = result.get("fake_share", 0.5)
+    odds = fakes * (1 - share) / (reals * share) if fakes and reals and share else 1
+    if not 1 / UNEVEN <= odds <= UNEVEN:
         found.append(
-            f"{fakes / (fakes + reals):.0%} of the images are fakes, and training shows as many fakes as reals: the probabilities of fake "
-            f"are too {'high' if fakes < reals else 'low'} for data like this, with an ECE of {figure_text(result['calibration']['ece'])}."
+            f"{fakes / (fakes + reals):.0%} of the images are fakes, and the probabilities are calibrated for {share:.0%}: "
+            f"they are too {'high' if odds < 1 else 'low'} for data like this, with an ECE of {figure_text(result['calibration']['ece'])}."
         )
     metadata = result["baselines"]["metadata"]["auc"] if "baselines" in result else None
     if metadata and metadata["value"] is not None and metadata["value"] > most:

@@ -15,7 +15,7 @@ import torch
 from pipeline import manifest
 from pipeline.detector import Detector
 from pipeline.errors import StageError
-from pipeline.evaluation.calibration import CALIBRATION, probability
+from pipeline.evaluation.calibration import CALIBRATION
 from pipeline.evaluation.scoring import sample
 from pipeline.exporting import card
 from pipeline.exporting.card import licence_files
@@ -27,7 +27,7 @@ from pipeline.lineage import lineage
 from pipeline.monitoring.predictions import measures
 from pipeline.network import model
 from pipeline.network.model import TRAINED
-from pipeline.package import FACES, GOLDEN, GOLDEN_TOLERANCE, GRAPH, INT8, ONNX, PACKAGE, REFERENCE, Package, Thresholds, seal, verify
+from pipeline.package import FACES, GOLDEN, GOLDEN_TOLERANCE, GRAPH, INT8, ONNX, PACKAGE, REFERENCE, Package, seal, verify
 from pipeline.params import Export, Params
 from pipeline.params_data import ProceduralSource
 from pipeline.preprocess import Preprocess
@@ -115,8 +115,7 @@ def _meta(calibration: dict[str, Any], evaluation: dict[str, Any], precision: di
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "labels": {str(index): label for index, label in ID2LABEL.items()},
-        "temperature": calibration["temperature"],
-        "thresholds": Thresholds.model_validate(calibration["thresholds"]),
+        **calibration,
         "figures": evaluation["test"],
         "lineage": lineage(),
         "trained_on": "whole",
@@ -132,7 +131,7 @@ def golden_difference(package: Package) -> float:
     values = preprocess.normalise(np.stack([preprocess.pixels(read(path).rgb) for path in golden]))
     with torch.inference_mode():
         logits = model.load(package.path / "model")(pixel_values=torch.from_numpy(values)).logits.numpy()
-    found = probability(logits[:, 1] - logits[:, 0], package.meta.temperature)
+    found = package.meta.probability(logits[:, 1] - logits[:, 0])
     return float(np.abs(found - [example.probability_fake for example in golden.values()]).max())
 
 

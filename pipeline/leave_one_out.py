@@ -1,6 +1,6 @@
 """How a recipe does on kinds of forgery unseen in training: for each generator, a training without it, judged on its fakes.
 
-The split stays as it is: the fakes are those of the test part; temperature and thresholds come from the validation part without
+The split stays as it is: the fakes are those of the test part; calibration and thresholds come from the validation part without
 the generator. Killed, it resumes on the next run.
 """
 
@@ -16,7 +16,6 @@ import pandas as pd
 from pipeline import manifest, train
 from pipeline.errors import StageError
 from pipeline.evaluate import calibrate, judge_rows
-from pipeline.evaluation.calibration import probability
 from pipeline.evaluation.metrics import figure_text
 from pipeline.evaluation.scoring import score
 from pipeline.manifest import NO_GENERATOR
@@ -105,8 +104,8 @@ def _judged(generator: str, settings: Params, parts: dict[str, pd.DataFrame], ow
     shutil.rmtree(folder, ignore_errors=True)  # weights and optimizer states of many trainings fill a disk
     table = pd.read_parquet(scores)
     val, test = (table[table["part"] == part] for part in ("val", "test"))
-    temperature, thresholds = calibrate(val, settings.evaluate)
-    return test.assign(probability_fake=probability(test["score"].to_numpy(), temperature)), thresholds.f1
+    calibration, thresholds = calibrate(val, settings.evaluate)
+    return test.assign(probability_fake=calibration.probability(test["score"].to_numpy())), thresholds.f1
 
 
 def _note(result: dict[str, Any]) -> None:

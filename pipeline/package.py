@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 META = "package.json"
 FORMAT = 1
@@ -53,14 +54,33 @@ class Thresholds(BaseModel):
     fake_above: float
 
 
-class PackageMeta(BaseModel):
-    """package.json.
+class Calibration(BaseModel):
+    """What makes probabilities of a network's scores, fitted on the validation part.
+
+    Attributes:
+        temperature, bias: see `probability`.
+        fake_share: share of fakes, 0..1, among the images of the fit: the probabilities hold for this share.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    temperature: float = Field(gt=0)
+    bias: float = 0.0
+    fake_share: float = Field(default=0.5, ge=0, le=1)
+
+    def probability(self, scores: np.ndarray) -> np.ndarray:
+        """Scores (n,), logit of fake minus logit of real -> calibrated probabilities of fake (n,): sigmoid(score / temperature + bias)."""
+        scaled = np.asarray(scores, np.float64) / self.temperature + self.bias
+        return np.asarray(np.exp(-np.logaddexp(0, -scaled)))
+
+
+class PackageMeta(Calibration):
+    """package.json: the calibration, and besides:
 
     Attributes:
         format: version of this layout.
         created: UTC, ISO 8601.
         labels: output index -> class name.
-        temperature: the difference of the logits is divided by it before the sigmoid.
         thresholds: see Thresholds.
         figures: of the test part, name -> {value, low, high}.
         lineage: data_md5, splits_md5, git_commit, git_dirty, dvc_lock, run_id; null where unknown.
@@ -77,7 +97,6 @@ class PackageMeta(BaseModel):
     format: int
     created: str
     labels: dict[str, str]
-    temperature: float
     thresholds: Thresholds
     figures: dict[str, dict[str, float | None]]
     lineage: dict[str, Any]

@@ -105,11 +105,20 @@ class TorchRuntime:
         self.name = f"torch {self.precision} on {torch.cuda.get_device_name()}"
 
     @classmethod
-    def load(cls, folder: Path, bf16: bool) -> Self:
-        """Read a trained model from its folder."""
+    def load(cls, folder: Path, bf16: bool, size: int) -> Self:
+        """Read a trained model from its folder, and capture every batch size, so that no request waits for that.
+
+        Args:
+            folder: of the network.
+            bf16: whether it computes in bfloat16.
+            size: side of its input, pixels.
+        """
         from pipeline.network.embedding import WithEmbedding
 
-        return cls(WithEmbedding.load(folder), bf16)
+        running = cls(WithEmbedding.load(folder), bf16)
+        for exponent in range(cls.batch.bit_length()):
+            running(np.zeros((1 << exponent, 3, size, size), np.float32))
+        return running
 
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See Runtime."""

@@ -24,7 +24,7 @@ from pipeline.explanation.explain import heat_maps, relevance
 from pipeline.exporting.convert import to_openvino
 from pipeline.network import model
 from pipeline.network.embedding import WithEmbedding
-from pipeline.package import Thresholds
+from pipeline.package import Calibration, Thresholds
 from pipeline.params import Model as ModelSettings
 from pipeline.params import load_params
 from pipeline.preprocess import Preprocess
@@ -182,7 +182,7 @@ def test_a_map_that_looks_where_the_forgery_is_beats_a_random_one(tmp_path: Path
             rows.append(row | {"parents": f"real{index} other" if label == "fake" and index % 2 else ""})
     settings = load_params(ROOT / "params.yaml").evaluate.model_copy(update={"explain_images": 20})
     thresholds = Thresholds(f1=0.5, fpr1=0.9, fpr5=0.8, real_below=0.4, fake_above=0.6)
-    subject = Subject(Corner(), runtime(WithEmbedding(Corner()), SIDE), Preprocess(size=SIDE), 1.0, thresholds)
+    subject = Subject(Corner(), runtime(WithEmbedding(Corner()), SIDE), Preprocess(size=SIDE), Calibration(temperature=1), thresholds)
     found = faithfulness.faithfulness(subject, pd.DataFrame(rows), settings)
     assert found["n"] == found["n_paired"] == found["n_masked"] == 20
     map_ = found["methods"]["grad_cam"]
@@ -209,7 +209,7 @@ def test_a_real_counts_as_the_origin_of_a_fake_only_where_it_is_that(tmp_path: P
     table = pd.DataFrame(rows).assign(group=[str(index) for index in (*range(6), *range(7))], parents="")
     settings = load_params(ROOT / "params.yaml").evaluate.model_copy(update={"explain_images": 7})
     thresholds = Thresholds(f1=0.5, fpr1=0.9, fpr5=0.8, real_below=0.4, fake_above=0.6)
-    subject = Subject(Corner(), runtime(WithEmbedding(Corner()), SIDE), Preprocess(size=SIDE), 1.0, thresholds)
+    subject = Subject(Corner(), runtime(WithEmbedding(Corner()), SIDE), Preprocess(size=SIDE), Calibration(temperature=1), thresholds)
     found = faithfulness.faithfulness(subject, table, settings)
     assert (found["n"], found["n_paired"], found["n_masked"]) == (7, 4, 2)
 

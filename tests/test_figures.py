@@ -5,11 +5,12 @@ import tracemalloc
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit
 from sklearn import metrics as sklearn_metrics
 
 from pipeline.evaluate import calibrate
 from pipeline.evaluation import metrics
-from pipeline.evaluation.calibration import choose_thresholds, fit_temperature, probability
+from pipeline.evaluation.calibration import choose_thresholds, fit
 from pipeline.evaluation.curves import selective
 from pipeline.evaluation.metrics import Figure, confusion, figure_text, figures, group_weights, judge, judge_weighted, mean
 from pipeline.params import load_params
@@ -18,7 +19,7 @@ from tests.conftest import ROOT
 
 def simulated(rng: np.random.Generator, n: int, apart: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
     labels = rng.integers(0, 2, n)
-    return labels, probability(rng.normal((labels - 0.5) * apart, 1), 1.0).round(2)  # rounded, to test tied scores too
+    return labels, expit(rng.normal((labels - 0.5) * apart, 1)).round(2)  # rounded, to test tied scores too
 
 
 def test_figures_are_those_of_scikit_learn():
@@ -157,14 +158,14 @@ def test_a_calibration_error_lies_in_its_interval():
         assert found["low"] < found["value"] < found["high"]
 
 
-def test_one_validation_group_gives_temperature_and_thresholds():
+def test_one_validation_group_gives_calibration_and_thresholds():
     labels, scores = simulated(np.random.default_rng(6), 60)
     val = pd.DataFrame({"label": np.where(labels == 1, "fake", "real"), "score": scores, "group": "g"})
-    temperature, thresholds = calibrate(val, load_params(ROOT / "params.yaml").evaluate)
-    assert temperature > 0 and 0 <= thresholds.real_below <= thresholds.fake_above <= 1
+    calibration, thresholds = calibrate(val, load_params(ROOT / "params.yaml").evaluate)
+    assert calibration.temperature > 0 and 0 <= thresholds.real_below <= thresholds.fake_above <= 1
 
 
-def test_temperature_and_thresholds_come_from_different_groups():
+def test_calibration_and_thresholds_come_from_different_groups():
     rng = np.random.default_rng(8)
     labels = np.tile([0, 1], 200)
     scores = rng.normal(2.0 * labels - 1, 1.5) * np.repeat([1.0, 6.0], 200)  # one group's are six times as sure
@@ -172,10 +173,10 @@ def test_temperature_and_thresholds_come_from_different_groups():
     settings = load_params(ROOT / "params.yaml").evaluate
     found = calibrate(val, settings)
     halves = [slice(200), slice(200, 400)]
-    for fit, choose in (halves, halves[::-1]):
-        temperature = fit_temperature(scores[fit], labels[fit])
-        chosen = choose_thresholds(labels[choose], probability(scores[choose], temperature), settings.max_fpr, settings.max_fnr)
-        if found == (pytest.approx(temperature), chosen):
+    for seen, choose in (halves, halves[::-1]):
+        fitted = fit(scores[seen], labels[seen])
+        chosen = choose_thresholds(labels[choose], fitted.probability(scores[choose]), settings.max_fpr, settings.max_fnr)
+        if found == (fitted, chosen):
             break
     else:
         pytest.fail("both came from the same images")
@@ -198,17 +199,24 @@ def test_one_class_leaves_undefined_figures_empty():
         assert all(found[name] == nothing for name in ("auc", "ap", "recall", "precision", "f1")) and found["accuracy"]["value"] == accuracy
 
 
-def test_the_temperature_makes_overconfident_scores_honest():
+@pytest.mark.parametrize("bias", [-1.5, 0, 1.5])
+def test_scores_that_are_overconfident_and_off_to_one_side_become_honest(bias: float):
     rng = np.random.default_rng(4)
     honest = rng.normal(0, 2, 20_000)
-    labels = (rng.random(20_000) < probability(honest, 1.0)).astype(int)
-    temperature = fit_temperature(honest * 3, labels)
-    assert temperature == pytest.approx(3, rel=0.1)
-    assert (
-        figures(labels, probability(honest * 3, temperature), 0.5)["ece"][0]
-        < 0.02
-        < figures(labels, probability(honest * 3, 1.0), 0.5)["ece"][0]
-    )
+    labels = (rng.random(20_000) < expit(honest)).astype(int)
+    scores = 3 * (honest - bias)
+    found = fit(scores, labels)
+    assert found.temperature == pytest.approx(3, rel=0.1) and found.bias == pytest.approx(bias, abs=0.1)
+    assert found.fake_share == labels.mean()
+    assert figures(labels, found.probability(scores), 0.5)["ece"][0] < 0.02 < figures(labels, expit(scores), 0.5)["ece"][0]
+
+
+def test_scores_that_say_nothing_become_the_share_of_fakes_and_keep_their_order():
+    rng = np.random.default_rng(4)
+    labels = (rng.random(2000) < 0.2).astype(int)
+    scores = rng.normal(0, 5, 2000) - labels  # fakes a bit lower than reals
+    probabilities = fit(scores, labels).probability(scores)
+    assert probabilities.mean() == pytest.approx(labels.mean(), abs=0.01) and (np.diff(probabilities[scores.argsort()]) > 0).all()
 
 
 def test_a_few_images_without_a_mistake_make_nothing_certain():
@@ -216,8 +224,8 @@ def test_a_few_images_without_a_mistake_make_nothing_certain():
     labels = np.tile([0, 1], 1000)
     scores = rng.normal(np.where(labels == 1, 6, -6), 5)
     few = np.flatnonzero((scores > 0) == (labels == 1))[:40]
-    found = figures(labels, probability(scores, fit_temperature(scores[few], labels[few])), 0.5)
-    plain = figures(labels, probability(scores, 1.0), 0.5)
+    found = figures(labels, fit(scores[few], labels[few]).probability(scores), 0.5)
+    plain = figures(labels, expit(scores), 0.5)
     assert found["auc"] == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores)) and found["nll"] < plain["nll"]
 
 

@@ -1,5 +1,7 @@
 """Tests that need a GPU; skipped without one."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,14 @@ def test_a_recorded_network_gives_the_answers_of_the_network(count):
     for _ in range(2):  # recorded, then replayed
         for found, output in zip(running(values), expected, strict=True):
             assert np.allclose(found, output, atol=0.002)
+
+
+def test_a_loaded_network_is_recorded_for_every_batch_size_before_the_first_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model.save(*model.build(params.Model(name="vit", init="scratch", config=CONFIG)), tmp_path)
+    running = TorchRuntime.load(tmp_path, bf16=True, size=SIDE)
+    monkeypatch.setattr(torch.cuda, "graph", None)
+    for count in range(1, running.batch + 1):
+        assert running(np.zeros((count, 3, SIDE, SIDE), np.float32))[0].shape == (count, 2)
 
 
 class Peeking(nn.Module):

@@ -18,7 +18,7 @@ from pipeline.exporting.precision import SCORES, cost, reduced_precision
 from pipeline.exporting.rounding import Bfloat16, round_weights
 from pipeline.images import read
 from pipeline.network import model
-from pipeline.package import GOLDEN, GRAPH, INT8, ONNX, seal, verify
+from pipeline.package import GOLDEN, GRAPH, INT8, ONNX, Calibration, seal, verify
 from pipeline.params import load_params
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import OpenVinoRuntime
@@ -89,7 +89,7 @@ def test_a_graph_in_8_bits_that_costs_too_much_is_not_packed(package: Path, valu
     table = pd.DataFrame(rows)
     SCORES.parent.mkdir()
     table.to_parquet(SCORES)
-    calibration, params = {"temperature": 1.0, "thresholds": {"f1": 0.5}}, load_params(ROOT / "params.yaml")
+    calibration, params = {"temperature": 1.0, "bias": 0.0, "thresholds": {"f1": 0.5}}, load_params(ROOT / "params.yaml")
     params = params.model_copy(update={"export": params.export.model_copy(update={"int8": True})})
     found = reduced_precision(own, Preprocess.load(own), {"train": table, "val": table}, calibration, params)
     assert found["int8"]["n"] == 24 and not found["int8"]["allowed"]
@@ -159,7 +159,7 @@ def test_fewer_bits_are_allowed_where_they_cost_next_to_nothing(noise: float, al
     rng = np.random.default_rng(0)
     labels = np.repeat(["real", "fake"], 250)
     scores = rng.normal(np.where(labels == "fake", 1.0, -1.0), 1.0)
-    found = cost(pd.DataFrame({"label": labels, "score": scores}), scores + noise * rng.normal(size=500), 1.0, 0.5)
+    found = cost(pd.DataFrame({"label": labels, "score": scores}), scores + noise * rng.normal(size=500), Calibration(temperature=1), 0.5)
     assert found["n"] == 500 and found["allowed"] is allowed
     assert (found["flips"] > 0.05) is not allowed
 
@@ -167,7 +167,7 @@ def test_fewer_bits_are_allowed_where_they_cost_next_to_nothing(noise: float, al
 def test_fewer_bits_that_only_spoil_the_calibration_are_not_allowed():
     labels = np.repeat(["real", "fake"], 250)
     scores = 2 * np.random.default_rng(0).normal(np.where(labels == "fake", 1.0, -1.0), 1.0)  # the true odds
-    found = cost(pd.DataFrame({"label": labels, "score": scores}), scores * 4, 1.0, 0.5)
+    found = cost(pd.DataFrame({"label": labels, "score": scores}), scores * 4, Calibration(temperature=1), 0.5)
     assert found["auc_drop"] == 0 and found["flips"] == 0 and found["ece_rise"] > 0.005 and not found["allowed"]
 
 

@@ -1,6 +1,6 @@
 """Judges a package on a labelled folder: `python -m pipeline.evaluate --package DIR --data FOLDER --out DIR`.
 
-Temperature and thresholds are the package's own. The baselines are fitted on the folder itself, by cross-validation over groups.
+Calibration and thresholds are the package's own. The baselines are fitted on the folder itself, by cross-validation over groups.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from pipeline.errors import StageError
 from pipeline.evaluate import examine, warnings
 from pipeline.evaluation import curves, report
 from pipeline.evaluation.baselines import cross_validated
-from pipeline.evaluation.calibration import probability
 from pipeline.evaluation.metrics import Figure, figure_text
 from pipeline.evaluation.scoring import Subject, labels, score
 from pipeline.images import ImageError, Limits, read_bytes
@@ -55,7 +54,7 @@ def judge(package: Path, data: Path, out: Path, params: Params) -> dict[str, Any
     subject = Subject.from_package(found)
     table, unreadable = describe_folder(data)
     scores = score(subject.runtime, subject.preprocess, pixels(table, subject.preprocess), "score")
-    table = table.assign(part="test", score=scores, probability_fake=probability(scores, subject.temperature))
+    table = table.assign(part="test", score=scores, probability_fake=subject.calibration.probability(scores))
     result = {"package": found.digest, "unreadable": unreadable, **examine(subject, table, None, params.evaluate)}
     simple = cross_validated(subject, table, params.evaluate)
     result |= {"no_baselines": simple} if isinstance(simple, str) else simple

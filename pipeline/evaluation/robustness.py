@@ -15,7 +15,6 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from pipeline.errors import StageError
-from pipeline.evaluation.calibration import probability
 from pipeline.evaluation.metrics import figures, group_weights, judge_difference, mean, reported
 from pipeline.evaluation.scoring import Subject, labels, pictures, sample
 from pipeline.network import model
@@ -173,7 +172,7 @@ def _probabilities(subject: Subject, images: torch.Tensor) -> np.ndarray:
     """float (n, 3, size, size) in 0..1, not rounded to bytes -> probabilities of fake (n,)."""
     values = subject.preprocess.standardise(images).numpy()
     logits = np.concatenate([subject.runtime(values[start : start + 32])[0] for start in range(0, len(values), 32)])
-    return probability(logits[:, 1] - logits[:, 0], subject.temperature)
+    return subject.calibration.probability(logits[:, 1] - logits[:, 0])
 
 
 def _short(found: dict[str, np.ndarray]) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""The model under evaluation: a network with its preprocessing, temperature and thresholds."""
+"""The model under evaluation: a network with its preprocessing, calibration and thresholds."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +9,11 @@ import pandas as pd
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from pipeline.evaluation.calibration import probability
 from pipeline.images import OWN, Picture, read
 from pipeline.labels import LABEL2ID
 from pipeline.network import model
 from pipeline.network.embedding import WithEmbedding
-from pipeline.package import Package, Thresholds
+from pipeline.package import Calibration, Package, Thresholds
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import Runtime, runtime
 
@@ -24,12 +23,12 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Subject:
-    """The model under evaluation. The network is in evaluation mode; temperature and thresholds are fixed beforehand."""
+    """The model under evaluation. The network is in evaluation mode; calibration and thresholds are fixed beforehand."""
 
     network: PreTrainedModel
     runtime: Runtime
     preprocess: Preprocess
-    temperature: float
+    calibration: Calibration
     thresholds: Thresholds
 
     @classmethod
@@ -37,11 +36,11 @@ class Subject:
         """The model of a package."""
         network, preprocess = model.load(package.path / "model"), Preprocess.load(package.path)
         running = runtime(WithEmbedding(network).eval(), preprocess.size)
-        return cls(network, running, preprocess, package.meta.temperature, package.meta.thresholds)
+        return cls(network, running, preprocess, package.meta, package.meta.thresholds)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 (n, size, size, 3) -> calibrated probabilities of fake, float (n,)."""
-        return probability(score(self.runtime, self.preprocess, images), self.temperature)
+        return self.calibration.probability(score(self.runtime, self.preprocess, images))
 
 
 def score(running: Runtime, preprocess: Preprocess, images: np.ndarray, title: str | None = None) -> np.ndarray:

@@ -8,13 +8,12 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.evaluation.calibration import probability
 from pipeline.evaluation.metrics import figures
 from pipeline.evaluation.scoring import BATCH, labels, sample, score
 from pipeline.exporting.convert import to_int8
 from pipeline.exporting.rounding import Bfloat16, round_weights
 from pipeline.network import model
-from pipeline.package import GRAPH, INT8
+from pipeline.package import GRAPH, INT8, Calibration
 from pipeline.params import Params
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import OpenVinoRuntime
@@ -39,7 +38,7 @@ def reduced_precision(
         package: folder with the network and its graph; the 8-bit graph is written there if it is allowed.
         preprocess: the network's.
         parts: the manifest's rows of train and val; what 8 bits cost on val decides which operations stay in 32 bits.
-        calibration: temperature and thresholds.
+        calibration: models/calibration.json.
         params: the settings.
 
     Returns:
@@ -47,7 +46,7 @@ def reduced_precision(
     """
     scores = pd.read_parquet(SCORES)
     rows = sample(scores[scores["part"] == "test"], IMAGES, params.evaluate.seed)
-    images, judged = pixels(rows, preprocess), (calibration["temperature"], calibration["thresholds"]["f1"])
+    images, judged = pixels(rows, preprocess), (Calibration.model_validate(calibration), calibration["thresholds"]["f1"])
     found: dict[str, Any] = {"bf16": cost(rows, bfloat16(model.load(package / "model"), preprocess, images), *judged)}
     found["int8"] = None
     if params.export.int8:
@@ -60,20 +59,20 @@ def reduced_precision(
     return found
 
 
-def cost(rows: pd.DataFrame, scores: np.ndarray, temperature: float, threshold: float) -> dict[str, Any]:
+def cost(rows: pd.DataFrame, scores: np.ndarray, calibration: Calibration, threshold: float) -> dict[str, Any]:
     """Compare scores in reduced precision with the 32-bit scores of the same images.
 
     Args:
         rows: of reports/scores.parquet, with label and the 32-bit score.
         scores: float (n,), differences of the logits in reduced precision.
-        temperature: the package's.
+        calibration: the package's.
         threshold: the package's; at or above it an image counts as fake.
 
     Returns:
         n, auc_drop, ece_rise, flips (share of the images that cross the threshold), and `allowed`: whether auc_drop and ece_rise are
         within MOST_AUC_DROP and MOST_ECE_RISE.
     """
-    before, after = (probability(found, temperature) for found in (rows["score"].to_numpy(), scores))
+    before, after = (calibration.probability(found) for found in (rows["score"].to_numpy(), scores))
     full, less = figures(labels(rows), before, threshold), figures(labels(rows), after, threshold)
     drop, rise = (round(float(change), 6) for change in (full["auc"][0] - less["auc"][0], less["ece"][0] - full["ece"][0]))
     flips = round(float(((before >= threshold) != (after >= threshold)).mean()), 6)

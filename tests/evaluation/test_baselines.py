@@ -11,7 +11,6 @@ from PIL import Image
 from pipeline.evaluate import calibrate, warnings
 from pipeline.evaluation import judge_package
 from pipeline.evaluation.baselines import baselines
-from pipeline.evaluation.calibration import probability
 from pipeline.evaluation.metrics import confusion, figure_text, judge
 from pipeline.evaluation.scoring import Subject, labels, sample
 from pipeline.params import Params, load_params
@@ -63,18 +62,25 @@ def test_files_that_tell_nothing_give_no_warning(subject: Subject, params: Param
     assert warnings(quiet, most=0.99) == []
 
 
-@pytest.mark.parametrize(("share", "wrong"), [(0.1, "high"), (0.5, None), (0.9, "low")])
-def test_data_with_few_fakes_gets_a_warning_that_probabilities_are_off(share: float, wrong: str | None):
+@pytest.mark.parametrize(
+    ("before", "share", "wrong"), [(0.5, 0.1, "high"), (0.5, 0.5, None), (0.5, 0.9, "low"), (0.1, 0.1, None), (0.1, 0.5, "low")]
+)
+def test_data_with_another_share_of_fakes_gets_a_warning_that_probabilities_are_off(before: float, share: float, wrong: str | None):
     rng = np.random.default_rng(0)
-    truth = (rng.random(4000) < share).astype(int)
-    scores = 2 * rng.normal(2 * truth - 1, 1)  # the log likelihood ratio, which a network learns from balanced batches
-    table = pd.DataFrame({"label": np.where(truth == 1, "fake", "real"), "score": scores, "group": range(4000)})
-    temperature, thresholds = calibrate(table, load_params(ROOT / "params.yaml").evaluate)
-    probabilities = probability(scores, temperature)
+
+    def drawn(share: float) -> pd.DataFrame:
+        truth = (rng.random(4000) < share).astype(int)
+        scores = 2 * rng.normal(2 * truth - 1, 1)  # the log likelihood ratio, which a network learns from balanced batches
+        return pd.DataFrame({"label": np.where(truth == 1, "fake", "real"), "score": scores, "group": range(4000)})
+
+    calibration, thresholds = calibrate(drawn(before), load_params(ROOT / "params.yaml").evaluate)
+    table = drawn(share)
+    truth, probabilities = labels(table), calibration.probability(table["score"].to_numpy())
     figures = judge(truth, probabilities, table["group"].to_numpy(), thresholds.f1, draws=100, seed=0)
     found = {"groups": 4000, "calibration": figures, "confusion_matrix": confusion(truth, probabilities, thresholds.f1)}
+    found |= {"fake_share": calibration.fake_share}
     said = " ".join(warnings(found, most=0.6))
-    assert (f"too {wrong} for data like this, with an ECE of 0.1" in said) if wrong else not said
+    assert (f"too {wrong} for data like this, with an ECE of 0." in said) if wrong else not said
     assert figures["ece"]["value"] is not None and (figures["ece"]["value"] > 0.1) == bool(wrong)
 
 

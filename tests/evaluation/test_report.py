@@ -261,7 +261,7 @@ def test_a_package_is_judged_on_a_folder_and_prints_what_the_report_shows(
     found = json.loads((here / "judged/evaluation.json").read_text())
     assert found["n"] == 60 and found["package"] == verify(package).digest and "linear_probe" in found["baselines"]
     assert [Path(file["path"]).name for file in found["unreadable"]] == ["broken.jpg"]
-    assert found["thresholds"] == verify(package).meta.thresholds.model_dump() and found["temperature"] == 1.0
+    assert found["thresholds"] == verify(package).meta.thresholds.model_dump() and (found["temperature"], found["bias"]) == (1.0, 0.0)
     page = (here / "judged/evaluation.html").read_text()
     for name in ("f1", "auc", "ece"):
         value = f"{found['test'][name]['value']:.3f}"
