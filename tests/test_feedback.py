@@ -138,6 +138,11 @@ def test_a_full_disk_keeps_no_picture_that_its_user_was_told_is_not_kept(workspa
     assert sorted(folder.glob("images/*")) == before
 
 
+def test_other_users_of_the_machine_cannot_read_what_is_kept(tmp_path):
+    kept(tmp_path, "a")
+    assert (tmp_path / "var/feedback").stat().st_mode & 0o077 == 0
+
+
 def test_kept_images_are_not_counted_again_for_each_statement(tmp_path, monkeypatch):
     now = time.monotonic()
     monkeypatch.setattr(feedback, "time", SimpleNamespace(monotonic=lambda: now))

@@ -66,7 +66,7 @@ def record(
     """Append a statement, and keep the image if one is given. Safe while other processes write to the same folder.
 
     Args:
-        folder: created if it does not exist.
+        folder: created, for its owner alone, if it does not exist.
         image: the uploaded file, only with the user's consent; it is stored under its hash, so an upload cannot choose a path.
 
     Raises:
@@ -85,7 +85,8 @@ def record(
         client=client,
         comment=comment,
     )
-    (folder / IMAGES).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # pictures of people, for no other user of this machine
+    (folder / IMAGES).mkdir(exist_ok=True)
     with _locked(folder):
         new = digest is not None and not (folder / IMAGES / digest).exists()
         if image is not None and digest is not None and new:
