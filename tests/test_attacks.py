@@ -12,7 +12,7 @@ from pipeline.evaluation.robustness import attacked
 from pipeline.evaluation.scoring import Subject
 from pipeline.network import model
 from pipeline.network.embedding import WithEmbedding
-from pipeline.package import Thresholds
+from pipeline.package import Calibration, Thresholds
 from pipeline.params import Model, load_params
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import runtime
@@ -35,7 +35,8 @@ def test_an_attack_that_transfers_is_on_the_part_that_is_judged(tmp_path: Path, 
     model.save(network, processor, tmp_path / "trained")
     network, preprocess = model.load(tmp_path / "trained"), Preprocess(size=SIDE, keep_aspect=True)
     table, _ = describe_folder(tmp_path / "faces")
-    subject = Subject(network, runtime(WithEmbedding(network).eval(), SIDE), preprocess, 1.0, Thresholds.model_construct(f1=0.5))
+    calibration, thresholds = Calibration(temperature=1), Thresholds.model_construct(f1=0.5)
+    subject = Subject(network, runtime(WithEmbedding(network).eval(), SIDE), preprocess, calibration, thresholds)
     settings = load_params(ROOT / "params.yaml").evaluate.model_copy(update={"attack_images": 16, "transfer_from": tmp_path / "trained"})
     found = attacked(subject, table, settings)
     # The same weights give the same attack, even if their own preprocessing would give an image another shape.
