@@ -40,11 +40,11 @@ BLENDED = {"share": 0.35, "methods": {"self_blend": 1.0}}
 ROWS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "plain": ("full fine-tune, no pairs, flips alone", ("probe",), {"pairing": False, "rank_weight": 0.0}),
     "paired": ("+ pairs and their ranking", ("probe",), {}),
-    "degraded": ("+ degradations", ("robust",), {"forge": None}),
+    "degraded": ("+ degradations", ("robust",), {}),
     "blended": ("+ self-blending", ("robust",), {"forge": BLENDED}),
-    "robust": ("+ swap and resynthesis", ("robust",), {}),
-    "layernorm": ("the same, norm layers alone", ("robust", "layernorm"), {}),
-    "lora": ("the same, LoRA", ("robust", "lora"), {}),
+    "forged": ("+ swap and resynthesis", ("robust", "forged"), {}),
+    "layernorm": ("the same, norm layers alone", ("robust", "forged", "layernorm"), {}),
+    "lora": ("the same, LoRA", ("robust", "forged", "lora"), {}),
 }
 """Row -> what it adds to the previous one, presets, and values of `train`."""
 COLUMNS = {

@@ -69,6 +69,13 @@ class Running:
         """Megabytes; shared memory counts once."""
         return memory(self.process)
 
+    def settle(self) -> None:
+        """Wait, for at most half a minute, until it rests: the first of several processes answers while the others load the model."""
+        before, end = 0.0, time.monotonic() + 30
+        while self.cpu - before > 0.5 and time.monotonic() < end:  # LitServe never rests altogether
+            before = self.cpu
+            time.sleep(1)
+
 
 @contextmanager
 def running(
@@ -127,6 +134,8 @@ def in_turns(names: list[str], package: Path, clients: Sequence[int], seconds: f
     found: dict[str, dict[str, list[dict[str, Any]]]] = {name: {str(many): [] for many in clients} for name in names}
     with ExitStack() as stack:
         services = {name: stack.enter_context(running(PEERS[name], package, workers=workers)) for name in names}
+        for service in services.values():
+            service.settle()
         for turn in range(turns):
             for many in clients:
                 for name in names if turn % 2 == 0 else names[::-1]:
@@ -258,6 +267,7 @@ def main() -> None:
     for name in names:
         with running(PEERS[name], package, workers=arguments.workers) as service:
             rows = results["services"][name] = {}
+            service.settle()
             for clients in arguments.clients:
                 rows[str(clients)] = loaded(service, clients, arguments.seconds)
                 print(name, clients, rows[str(clients)], flush=True)
