@@ -24,6 +24,7 @@ from pipeline.errors import StageError
 from pipeline.memory import give_back_large
 from pipeline.tracking import MODEL
 from serving import app, counters
+from serving.accepting import install_loop
 from serving.access import is_loopback
 from serving.connections import install_protocol
 from serving.context import Context
@@ -55,6 +56,12 @@ def _champion() -> Champion:
         return champion()
     labels = yaml.safe_load(bento.read_text()).get("labels") or {}
     return champion(HERE / "models" / "champion", labels.get("model_version", ""))
+
+
+def _workers() -> int | str:
+    """How many BentoML will start, by its configuration: a number or `cpu_count`."""
+    workers: int | str = BentoMLContainer.config.get().get("services", {}).get(MODEL, {}).get("workers", 1)
+    return workers
 
 
 def _host() -> str | None:
@@ -122,3 +129,5 @@ class Unmask:
 
 
 Unmask.add_asgi_middleware(Front, state=routes.state)  # type: ignore[attr-defined]
+if _workers() != 1:
+    install_loop()
