@@ -147,7 +147,7 @@ def warnings(result: dict[str, Any], most: float) -> list[str]:
     counts = result.get("confusion_matrix", {"tp": 0, "fn": 0, "fp": 0, "tn": 0})
     fakes, reals = counts["tp"] + counts["fn"], counts["fp"] + counts["tn"]
     share = result.get("fake_share", 0.5)
-    odds = fakes * (1 - share) / (reals * share) if fakes and reals and share else 1
+    odds = fakes * (1 - share) / (reals * share) if fakes and reals and 0 < share < 1 else 1
     if not 1 / UNEVEN <= odds <= UNEVEN:
         found.append(
             f"{fakes / (fakes + reals):.0%} of the images are fakes, and the probabilities are calibrated for {share:.0%}: "

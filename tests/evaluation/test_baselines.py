@@ -81,6 +81,7 @@ def test_data_with_another_share_of_fakes_gets_a_warning_that_probabilities_are_
     found |= {"fake_share": calibration.fake_share}
     said = " ".join(warnings(found, most=0.6))
     assert (f"too {wrong} for data like this, with an ECE of 0." in said) if wrong else not said
+    assert not warnings(found | {"fake_share": 1.0}, most=0.6)  # validation had one class: calibrated for nothing
     assert figures["ece"]["value"] is not None and (figures["ece"]["value"] > 0.1) == bool(wrong)
 
 
