@@ -3,14 +3,21 @@
 import asyncio
 import resource
 import socket
+import ssl
 import subprocess
 import sys
 from collections import Counter
 from contextlib import ExitStack, closing, suppress
+from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from serving.accepting import Loop
 from tests.conftest import ROOT
@@ -99,3 +106,36 @@ def test_a_process_without_room_for_connections_accepts_them_later(monkeypatch: 
 
     with asyncio.Runner(loop_factory=Loop) as runner:
         assert runner.run(attempt()) == b"hello"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A file with a certificate for localhost, signed by itself, and its key."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "both.pem").write_bytes(private + made.sign(key, SHA256()).public_bytes(Encoding.PEM))
+    return tmp_path / "both.pem"
+
+
+def test_connections_are_encrypted_if_asked_and_one_that_is_not_disturbs_no_other(certificate: Path):
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+
+    async def attempt() -> list[bytes]:
+        loop = asyncio.get_running_loop()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            server = await loop.create_server(Greeting, sock=listener, ssl=context)
+            plain, plain_writer = await asyncio.open_connection(*listener.getsockname())
+            plain_writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            trusting = ssl.create_default_context(cafile=certificate)
+            secret, _ = await asyncio.open_connection(*listener.getsockname(), ssl=trusting, server_hostname="localhost")
+            received = [await asyncio.wait_for(reader.read(), 20) for reader in (plain, secret)]
+            server.close()
+            return received
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        plain, secret = runner.run(attempt())
+    assert b"hello" not in plain and secret == b"hello"
