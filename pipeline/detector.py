@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
+from PIL import Image
 
 from pipeline import quality
 from pipeline.explanation.activation import GraphActivation
 from pipeline.explanation.attention import GraphAttention
 from pipeline.explanation.heat import Explanation
 from pipeline.explanation.overlay import region
-from pipeline.faces import FaceBox, FaceDetector, surroundings
+from pipeline.faces import FaceBox, FaceDetector, surroundings, upright
 from pipeline.images import Picture, read, statistics
 from pipeline.package import FACES, GRAPH, INT8, Package, PackageError, Thresholds, verify
 from pipeline.preprocess import Preprocess
@@ -54,7 +55,7 @@ class Part:
     """An input of the network: a face with its surroundings, or the whole picture.
 
     Attributes:
-        pixels: uint8 (size, size, 3), the network's input before it is normalised.
+        pixels: uint8 (size, size, 3), the network's input before it is normalised: the crop, turned upright if its face is tilted.
         crop: left, top, right, bottom in pixels of the picture.
         face: None for the whole picture.
         statistics: see pipeline.images.statistics.
@@ -203,7 +204,10 @@ class Detector:
         if len(prepared.parts) > 1:
             scores = [answer.probability_fake for answer in self.judge([Prepared([part], prepared.size) for part in prepared.parts])]
             part = prepared.parts[int(np.argmax(scores))]
-        return self._explain(self.preprocess.normalise(part.pixels[None])), region(prepared.size, self.preprocess.keep_aspect, part.crop)
+        found = self._explain(self.preprocess.normalise(part.pixels[None]))
+        if part.face is not None and part.face.turned:
+            found = found.turned(part.face.tilt)
+        return found, region(prepared.size, self.preprocess.keep_aspect, part.crop)
 
     def _find(self, picture: Picture) -> list[FaceBox] | None:
         """The faces, largest first; None without a face detector."""
@@ -219,7 +223,10 @@ class Detector:
     def _part(self, picture: Picture, crop: tuple[int, int, int, int], face: FaceBox | None, faces: int | None) -> Part:
         shown = picture if face is None else replace(picture, rgb=picture.rgb.crop(crop))
         seen = statistics(shown)
-        return Part(self.preprocess.pixels(shown.rgb), crop, face, seen, quality.warnings(seen, shown, faces))
+        judged = shown.rgb
+        if face is not None and face.turned:
+            judged = Image.fromarray(upright(picture.pixels, crop, face.tilt))
+        return Part(self.preprocess.pixels(judged), crop, face, seen, quality.warnings(seen, shown, faces))
 
     def _answer(self, rows: list[tuple[Part, float, np.ndarray]], size: tuple[int, int]) -> Prediction:
         part, fake, embedding = max(rows, key=lambda row: row[1])

@@ -1,11 +1,12 @@
 """Faces: detected, judged one by one; and the warnings if there are none or many."""
 
 import io
+import math
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,37 @@ def test_the_map_lies_over_the_most_suspicious_face(package, turned):
     left, top, right, bottom = surroundings(boxes[int(np.argmax(shares))], image.size)
     _, seen = detector.explain(prepared)
     assert seen == pytest.approx({"left": left / 300, "top": top / 200, "width": (right - left) / 300, "height": (bottom - top) / 200})
+
+
+def sideways(box: FaceBox, width: int) -> FaceBox:
+    """The same face in a picture of this width after a quarter turn counterclockwise."""
+    return FaceBox(box.y, width - box.x - box.width, box.height, box.width, box.score, math.remainder(box.tilt - 90, 360))
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_tilted_face_is_judged_as_if_it_were_upright_and_its_map_lies_as_it_does(package, quarters):
+    picture, boxes = noise(), [FaceBox(60, 40, 90, 90, 0.9), FaceBox(200, 80, 60, 70, 0.8)]
+    detector = with_faces(package, *boxes)
+    prepared = detector.prepare(Picture(picture, "PNG"))
+    shares = [face.probability_fake for face in detector.judge([prepared])[0].faces]
+    heat = detector.explain(prepared)[0].heat
+    for quarter in range(quarters):
+        boxes = [sideways(box, picture.width) for box in boxes]
+        picture = picture.transpose(Image.Transpose.ROTATE_90)
+        assert abs(boxes[0].tilt) == (90, 180, 90)[quarter]
+    detector._finder.found.boxes = boxes
+    prepared = detector.prepare(Picture(picture, "PNG"))
+    assert [face.probability_fake for face in detector.judge([prepared])[0].faces] == pytest.approx(shares, abs=1e-4)
+    assert detector.explain(prepared)[0].heat == pytest.approx(np.rot90(heat, quarters), abs=1e-3)
+    detector._finder.found.boxes = [replace(box, tilt=0) for box in boxes]
+    assert detector.predict([Picture(picture, "PNG")])[0].faces[0].probability_fake != pytest.approx(shares[0], abs=1e-4)
+
+
+def test_a_face_that_is_hardly_tilted_is_judged_as_it_is(package):
+    straight, tilted = (
+        with_faces(package, FaceBox(60, 40, 90, 90, 0.9, tilt)).predict([Picture(noise(), "PNG")])[0].probability_fake for tilt in (0, 8)
+    )
+    assert straight == tilted
 
 
 @pytest.mark.parametrize("trained_on", ["whole", "faces"])
@@ -174,6 +206,32 @@ def test_faces_in_a_large_picture_are_found_where_they_are_the_largest_first():
 
 @needs_yunet
 @needs_photos
+@pytest.mark.parametrize("degrees", [0, 35, 60, 90, 180, 215, 270])
+def test_a_face_is_found_at_any_angle_once_and_with_its_tilt(degrees):
+    scene = noise(480, 480)
+    scene.paste(Image.open(min(PHOTOS.rglob("*.jpg"))).convert("RGB").resize((180, 180)), (120, 180))
+    (straight,) = FaceDetector(YUNET).find(np.asarray(scene))
+    (box,) = FaceDetector(YUNET).find(np.asarray(scene.rotate(-degrees, Image.Resampling.BICUBIC)))
+    assert abs(math.remainder(box.tilt - straight.tilt - degrees, 360)) < 10
+    x, y = straight.centre - 240
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    assert np.abs(box.centre - [240 + x * cos - y * sin, 240 + x * sin + y * cos]).max() < 15
+    assert box.sides == pytest.approx(straight.sides, rel=0.3)
+
+
+@needs_yunet
+@needs_photos
+def test_upright_faces_keep_theirs_beside_one_that_lies_on_its_side():
+    face = Image.open(min(PHOTOS.rglob("*.jpg"))).convert("RGB").resize((200, 200))
+    scene = noise(640, 320)
+    scene.paste(face, (60, 60))
+    scene.paste(face.transpose(Image.Transpose.ROTATE_90), (380, 60))
+    found = sorted(FaceDetector(YUNET).find(np.asarray(scene)), key=lambda box: box.x)
+    assert [box.turned for box in found] == [False, True] and found[1].tilt == pytest.approx(-90, abs=10)
+
+
+@needs_yunet
+@needs_photos
 def test_with_a_detector_it_is_the_face_that_is_forged_and_nothing_where_there_is_none(tmp_path):
     scene = noise(400, 300)
     scene.save(tmp_path / "empty.png")
@@ -186,6 +244,8 @@ def test_with_a_detector_it_is_the_face_that_is_forged_and_nothing_where_there_i
         data = forged._forge(forged.Task(face, face, "self_blend", seed, tmp_path), lossless=True, detector=detector)
         rows, columns = np.nonzero((decode(data).pixels != np.asarray(scene)).any(-1))
         assert abs(columns.mean() - box.x - box.width / 2) < box.width / 4 and abs(rows.mean() - box.y - box.height / 2) < box.height / 4
+    lying = forged._face(Picture(scene.transpose(Image.Transpose.ROTATE_90), "PNG"), detector)
+    assert lying is not None and lying.tilt == pytest.approx(-90, abs=10) and lying.half_height > lying.half_width
     assert forged._forge(forged.Task(empty, empty, "self_blend", 0, tmp_path), lossless=True, detector=detector) is None
 
 

@@ -18,7 +18,7 @@ export default {
   again: "Try again",
   againAll: "Try failed ones again",
   waitingShort: "waiting…",
-  limits: "{formats}; up to {megabytes} MB each. One face that fills the picture works best.",
+  limits: "{formats}; up to {megabytes} MB each. One upright face that fills the picture works best.",
   waiting: "Looking at the picture…",
   fake: "Likely fake",
   real: "Likely real",

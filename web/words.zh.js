@@ -18,7 +18,7 @@ export default {
   again: "重试",
   againAll: "重试失败的图片",
   waitingShort: "等待中……",
-  limits: "支持 {formats}，每张最大 {megabytes} MB。单张人脸占满画面时效果最好。",
+  limits: "支持 {formats}，每张最大 {megabytes} MB。单张端正的人脸占满画面时效果最好。",
   waiting: "正在分析图片……",
   fake: "可能是伪造的",
   real: "可能是真实的",

@@ -1,7 +1,9 @@
 """The heat map that all methods return."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
+import cv2
 import numpy as np
 
 
@@ -16,6 +18,12 @@ class Explanation:
 
     method: str
     heat: np.ndarray
+
+    def turned(self, degrees: float) -> Self:
+        """The map turned clockwise about its centre; where it does not reach, it is 0."""
+        rows, columns = self.heat.shape
+        turn = cv2.getRotationMatrix2D(((columns - 1) / 2, (rows - 1) / 2), -degrees, 1.0)
+        return replace(self, heat=cv2.warpAffine(self.heat, turn, (columns, rows)))
 
 
 def scaled(heat: np.ndarray) -> np.ndarray:

@@ -170,7 +170,8 @@ def _face(picture: Picture, detector: FaceDetector | None) -> Face | None:
     if not found:
         return None
     box = found[0]
-    return Face(box.x + box.width / 2, box.y + box.height / 2, box.width / 2, box.height / 2)
+    (x, y), (across, down) = box.centre, box.sides
+    return Face(float(x), float(y), across / 2, down / 2, box.tilt)
 
 
 def _encoded(fake: Image.Image, real: bytes, lossless: bool) -> bytes:
