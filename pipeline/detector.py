@@ -17,7 +17,7 @@ from pipeline.explanation.activation import GraphActivation
 from pipeline.explanation.attention import GraphAttention
 from pipeline.explanation.heat import Explanation
 from pipeline.explanation.overlay import region
-from pipeline.faces import FaceBox, FaceDetector, surroundings, upright
+from pipeline.faces import MARGIN, FaceBox, FaceDetector, framing, surroundings, upright
 from pipeline.images import Picture, read, statistics
 from pipeline.package import FACES, GRAPH, INT8, Package, PackageError, Thresholds, verify
 from pipeline.preprocess import Preprocess
@@ -113,8 +113,7 @@ class Detector:
         self._faces = faces
         if faces is not None:
             self._finder.found = FaceDetector(faces)
-        elif package.meta.trained_on == "faces":
-            log.warning("this model was trained on face crops, and no face detector is set: it judges whole images")
+        self._margin = face_margin(package, getattr(self._finder, "found", None))
 
     @classmethod
     def load(cls, folder: Path, device: Literal["auto", "cpu", "cuda"] = "auto", faces: Path | None = None) -> Self:
@@ -135,6 +134,10 @@ class Detector:
         package = verify(folder)
         if faces is None and (folder / FACES).is_file():
             faces = folder / FACES
+        if faces is None and package.meta.trained_on == "faces":
+            log.warning(
+                "this model was trained on pictures of faces, and no face detector is set (UNMASK_FACE_DETECTOR): it judges whole images"
+            )
         gpu = device == "cuda" or (device == "auto" and has_gpu())
         if device == "auto" and not gpu:
             log.info("there is no GPU here: the model runs on the CPU")
@@ -164,7 +167,9 @@ class Detector:
         size = picture.rgb.size
         if not faces:
             return Prepared([self._part(picture, (0, 0, *size), None, None if faces is None else 0)], size)
-        return Prepared([self._part(picture, surroundings(face, size), face, len(faces)) for face in faces[:MOST_FACES]], size)
+        return Prepared(
+            [self._part(picture, surroundings(face, size, self._margin), face, len(faces)) for face in faces[:MOST_FACES]], size
+        )
 
     def judge(self, prepared: Sequence[Prepared]) -> list[Prediction]:
         """Judge prepared pictures as one batch. Safe to call from several threads; they take turns."""
@@ -223,9 +228,7 @@ class Detector:
     def _part(self, picture: Picture, crop: tuple[int, int, int, int], face: FaceBox | None, faces: int | None) -> Part:
         shown = picture if face is None else replace(picture, rgb=picture.rgb.crop(crop))
         seen = statistics(shown)
-        judged = shown.rgb
-        if face is not None and face.turned:
-            judged = Image.fromarray(upright(picture.pixels, crop, face.tilt))
+        judged = shown.rgb if face is None else Image.fromarray(upright(picture.pixels, crop, face))
         return Part(self.preprocess.pixels(judged), crop, face, seen, quality.warnings(seen, shown, faces))
 
     def _answer(self, rows: list[tuple[Part, float, np.ndarray]], size: tuple[int, int]) -> Prediction:
@@ -256,6 +259,14 @@ class Detector:
             if self._loaded is None:
                 self._loaded = model.load(self.package.path / "model")
         return explain(self._loaded, values)
+
+
+def face_margin(package: Package, finder: FaceDetector | None) -> float:
+    """How much to cut out around a face, see pipeline.faces.surroundings: as the training images show it, as far as that is known."""
+    known = package.meta.face_margin
+    if known is None and finder is not None:  # packed without a face detector; its golden examples are images like those of the training
+        known = framing(finder, (read(path).pixels for path in package.golden))
+    return MARGIN if known is None else known
 
 
 def verdict(probability_fake: float, thresholds: Thresholds) -> Verdict:

@@ -21,6 +21,7 @@ from pipeline.exporting import card
 from pipeline.exporting.card import licence_files
 from pipeline.exporting.convert import to_onnx, to_openvino
 from pipeline.exporting.precision import reduced_precision
+from pipeline.faces import FaceDetector, framing
 from pipeline.images import OWN, Limits, read, read_bytes
 from pipeline.labels import ID2LABEL
 from pipeline.lineage import lineage
@@ -42,6 +43,8 @@ TRAINING = Path("reports/train.json")
 VALIDATION = Path("reports/validation.json")
 REPORT = Path("reports/export.json")
 PARITY_IMAGES = 64
+FRAMED_IMAGES = 200
+"""Training images in which faces are looked for, to measure how large they are shown."""
 LEAST_REFERENCE = 200
 """Images in the drift reference, even if there are fewer groups to draw them from."""
 NETWORK_TOLERANCE = 0.001
@@ -69,7 +72,7 @@ def run(params: Params) -> dict[str, Any]:
         json.loads(path.read_text()) for path in (CALIBRATION, VALIDATION, EVALUATION, TRAINING)
     )
     precision = reduced_precision(PACKAGE, preprocess, parts, calibration, params)
-    meta = _meta(calibration, evaluation, precision)
+    meta = _meta(calibration, evaluation, precision) | _faces(params, parts["train"])
     (PACKAGE / "card.md").write_text(card.write(params, parts, validation, evaluation, training, meta, precision))
     # The files below record answers of the package, which must be sealed to give them; each of them changes the seal.
     full = Detector(seal(PACKAGE, meta), OpenVinoRuntime(PACKAGE / GRAPH))
@@ -118,11 +121,23 @@ def _meta(calibration: dict[str, Any], evaluation: dict[str, Any], precision: di
         **calibration,
         "figures": evaluation["test"],
         "lineage": lineage(),
-        "trained_on": "whole",
         "bf16": precision["bf16"]["allowed"],
         "int8": precision["int8"] is not None and precision["int8"]["allowed"],
         "golden_tolerance": GOLDEN_TOLERANCE,
     }
+
+
+def _faces(params: Params, train: pd.DataFrame) -> dict[str, Any]:
+    """What package.json says about faces. If the training pictures show faces, the face detector goes into the package."""
+    if params.ingest.face_detector is None:
+        return {"trained_on": "whole", "face_margin": None}
+    shown = sample(train, FRAMED_IMAGES, params.evaluate.seed)["path"]
+    margin = framing(FaceDetector(params.ingest.face_detector), (read(Path(path), OWN).pixels for path in shown))
+    if margin is None:
+        log.warning("too few of the training images show a face: the package judges whole images, without a face detector")
+        return {"trained_on": "whole", "face_margin": None}
+    shutil.copyfile(params.ingest.face_detector, PACKAGE / FACES)
+    return {"trained_on": "faces", "face_margin": round(margin, 3)}
 
 
 def golden_difference(package: Package) -> float:

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,11 @@ LONGEST = 640
 """Pixels: a larger picture is scaled down to this for detection, which still finds a face of a tenth of its side."""
 
 MARGIN = 0.3
-"""Around a face, on each side, as a share of its size: chin, ears and the seam of a swapped face lie outside the detector's box."""
+"""Around a face, on each side, as a share of its size, for a network of which nothing is known: chin, ears and the seam of a swapped face
+lie outside the detector's box."""
+
+FRAMED = 0.8
+"""Pictures are pictures of faces if at least this share of them shows one."""
 
 
 SURE = 0.9
@@ -154,6 +159,23 @@ class FaceDetector:
         return face
 
 
+def framing(detector: FaceDetector, pictures: Iterable[np.ndarray]) -> float | None:
+    """The margin, as in `surroundings`, that shows a face in the same size as these pictures do.
+
+    A network that learned from faces in one size misses most forgeries in another, even if that differs by a third.
+
+    Args:
+        detector: finds the faces.
+        pictures: uint8 (height, width, 3).
+
+    Returns:
+        The median, at least 0; None if these are not pictures of faces.
+    """
+    seen = [(min(pixels.shape[:2]), detector.find(pixels)) for pixels in pictures]
+    margins = [(side / max(faces[0].width, faces[0].height) - 1) / 2 for side, faces in seen if faces]
+    return max(0.0, float(np.median(margins))) if margins and len(margins) >= FRAMED * len(seen) else None
+
+
 def surroundings(box: FaceBox, size: tuple[int, int], margin: float = MARGIN) -> tuple[int, int, int, int]:
     """The square around a face that a network judges: left, top, right, bottom in pixels, inside a picture of this (width, height)."""
     width, height = size
@@ -163,18 +185,20 @@ def surroundings(box: FaceBox, size: tuple[int, int], margin: float = MARGIN) ->
     return left, top, left + side, top + side
 
 
-def upright(picture: np.ndarray, crop: tuple[int, int, int, int], tilt: float) -> np.ndarray:
-    """A square of a picture, turned so that a face with this tilt is upright in it; what lies beyond the picture mirrors it.
+def upright(picture: np.ndarray, crop: tuple[int, int, int, int], face: FaceBox) -> np.ndarray:
+    """What a network judges of a face: a square of the picture, turned so that the face is upright, unless it hardly is tilted.
 
     Args:
         picture: uint8 (height, width, 3).
-        crop: left, top, right, bottom in pixels.
-        tilt: as in FaceBox.
+        crop: the square: left, top, right, bottom in pixels.
+        face: in it.
 
     Returns:
-        uint8 (side, side, 3).
+        uint8 (side, side, 3). What lies beyond the picture mirrors it.
     """
     left, top, right, bottom = crop
-    turn = cv2.getRotationMatrix2D(((left + right - 1) / 2, (top + bottom - 1) / 2), tilt, 1.0)
+    if not face.turned:
+        return picture[top:bottom, left:right]
+    turn = cv2.getRotationMatrix2D(((left + right - 1) / 2, (top + bottom - 1) / 2), face.tilt, 1.0)
     turn[:, 2] -= (left, top)
     return cv2.warpAffine(picture, turn, (right - left, bottom - top), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)

@@ -85,8 +85,10 @@ class PackageMeta(Calibration):
         figures: of the test part, name -> {value, low, high}.
         lineage: data_md5, splits_md5, git_commit, git_dirty, dvc_lock, run_id; null where unknown.
         files: path inside the package -> SHA-256.
-        trained_on: `whole` images as given: a picture without a detected face gets a verdict like any other; or `faces`, cropped by a
-            face detector: such a picture gets `uncertain`.
+        trained_on: `whole` images of any kind: a picture without a detected face gets a verdict like any other; or pictures of
+            `faces`: such a picture gets `uncertain`.
+        face_margin: how much to crop around a face, so that the network sees it in the size it learned, see
+            pipeline.faces.surroundings; None if that was not measured.
         bf16: whether it may run in bfloat16 on a GPU or CPU that supports it, as measured at export.
         int8: whether a CPU that is fast in 8-bit integers may run it in them, as measured at export.
         golden_tolerance: how far a golden example's probability may be from the recorded one.
@@ -102,6 +104,7 @@ class PackageMeta(Calibration):
     lineage: dict[str, Any]
     files: dict[str, str]
     trained_on: Literal["whole", "faces"] = "whole"
+    face_margin: float | None = Field(default=None, ge=0)
     bf16: bool = True
     int8: bool = False
     golden_tolerance: float = GOLDEN_TOLERANCE

@@ -6,26 +6,48 @@ from collections.abc import Callable
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from pipeline import evaluate, export, ingest, manifest, split, train
+from pipeline.detector import Detector
 from pipeline.errors import StageError
+from pipeline.images import Picture
 from pipeline.package import GOLDEN, PACKAGE, verify
 from pipeline.params import Params
+from tests.data_helpers import noise
 from tests.package_helpers import CONFIG
+from tests.test_faces import YUNET, needs_yunet
+
+QUICK = {
+    "model.name": "vit",
+    "model.config": CONFIG,
+    "train.epochs": 1,
+    "train.bf16": False,
+    "evaluate.bootstrap": 100,
+    "evaluate.attack_images": 0,
+    "evaluate.robustness_images": 4,
+    "evaluate.explain_images": 0,
+    "evaluate.baseline_images": 20,
+    "export.golden": 2,
+    "export.onnx": False,
+}
+
+
+def run_all_but_validation(params: Params) -> None:
+    """Run the stages up to export; instead of validating, say that nothing is known about shortcuts."""
+    for stage in (ingest, split):
+        stage.run(params)
+    export.VALIDATION.write_text(json.dumps({"shortcut": {"auc": {"value": None}, "unjudged": "too few"}}))
+    for stage in (train, evaluate, export):
+        stage.run(params)
 
 
 def test_golden_examples_come_out_of_shards(prepare: Callable[..., Params], new_store: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store())
-    quick = {"evaluate.bootstrap": 100, "evaluate.attack_images": 0, "evaluate.robustness_images": 4, "evaluate.explain_images": 0}
-    quick |= {"evaluate.baseline_images": 20, "export.golden": 2, "export.onnx": False, "train.epochs": 1, "train.bf16": False}
-    params = prepare(data__shard=True, model__name="vit", model__config=CONFIG, **quick)
-    for stage in (ingest, split):
-        stage.run(params)
+    params = prepare(data__shard=True, **QUICK)
+    run_all_but_validation(params)
     test = manifest.read_parts()["test"]
     assert all(".tar/" in path for path in test["path"])
-    export.VALIDATION.write_text(json.dumps({"shortcut": {"auc": {"value": None}, "unjudged": "too few"}}))
-    for stage in (train, evaluate, export):
-        stage.run(params)
 
     golden = verify(PACKAGE).golden
     assert len(golden) == 4
@@ -40,6 +62,24 @@ def test_golden_examples_come_out_of_shards(prepare: Callable[..., Params], new_
     monkeypatch.setattr(export, "NETWORK_TOLERANCE", -1.0)
     with pytest.raises(StageError, match="a golden example's probability differs"):
         export.run(params)
+
+
+@needs_yunet
+def test_a_package_of_faces_has_their_detector_and_cuts_them_out_as_its_training_images_do(
+    prepare: Callable[..., Params], new_store: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store())
+    rendered = {"kind": "procedural", "reals": 30, "size": 96, "generators": {"self_blend": 1.0}, "jpeg_quality": [90, 98]}
+    params = prepare(data__sources=[rendered], ingest__face_detector=str(YUNET), **QUICK)
+    run_all_but_validation(params)
+    meta = verify(PACKAGE).meta
+    assert meta.trained_on == "faces" and "as large as the training pictures show it" in (PACKAGE / "card.md").read_text()
+    detector = Detector.load(PACKAGE, "cpu")
+    scene = noise(400, 300)
+    path = manifest.read_parts()["train"]["path"].iloc[0]
+    scene.paste(Image.open(path), (150, 100))
+    (part,) = detector.prepare(Picture(scene, "PNG")).parts
+    assert part.crop == pytest.approx((150, 100, 246, 196), abs=12)
 
 
 def test_golden_examples_are_pictures_that_a_service_takes():

@@ -1,6 +1,7 @@
 """Faces: detected, judged one by one; and the warnings if there are none or many."""
 
 import io
+import json
 import math
 import os
 import shutil
@@ -15,12 +16,13 @@ from PIL import Image
 
 from pipeline.detector import Detector, verdict
 from pipeline.errors import StageError
-from pipeline.faces import FaceBox, FaceDetector, surroundings
+from pipeline.faces import FaceBox, FaceDetector, framing, surroundings
 from pipeline.images import Picture, decode
 from pipeline.ingestion.batch import Batch, bring_batch
-from pipeline.package import FACES, Thresholds
+from pipeline.package import FACES, GOLDEN, GRAPH, Thresholds, seal
 from pipeline.params import load_params
 from pipeline.params_data import Normalise
+from pipeline.runtime import OpenVinoRuntime
 from pipeline.sources import forged
 from tests.data_helpers import noise
 from tests.package_helpers import META, tiny_package
@@ -204,6 +206,35 @@ def test_faces_in_a_large_picture_are_found_where_they_are_the_largest_first():
         assert side / 3 < box.width < side
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.1])
+def test_a_face_is_cut_out_as_the_package_says(tmp_path, margin):
+    box, picture = FaceBox(100, 40, 80, 90, 0.9), Picture(noise(), "PNG")
+    detector = with_faces(tiny_package(tmp_path / "package", face_margin=margin), box)
+    assert detector.prepare(picture).parts[0].crop == surroundings(box, picture.rgb.size, margin)
+
+
+@needs_yunet
+@needs_photos
+def test_the_margin_of_a_package_that_names_none_is_that_of_its_golden_examples(tmp_path):
+    photos = [Image.open(path).convert("RGB").resize((160, 160)) for path in sorted(PHOTOS.rglob("*.jpg"))[:5]]
+    finder = FaceDetector(YUNET)
+    margin = framing(finder, map(np.asarray, photos))
+    assert margin is not None
+    assert framing(finder, [*map(np.asarray, photos), *[np.asarray(noise())] * 2]) is None  # too few show a face
+    folder = tiny_package(tmp_path / "package")
+    shutil.rmtree(folder / GOLDEN)
+    (folder / GOLDEN).mkdir()
+    for index, photo in enumerate(photos):
+        photo.save(folder / GOLDEN / f"{index}.png")
+    listed = {f"{index}.png": {"label": "real", "probability_fake": 0.5} for index in range(len(photos))}
+    (folder / GOLDEN / "golden.json").write_text(json.dumps(listed))
+    detector = Detector(seal(folder, META), OpenVinoRuntime(folder / GRAPH), YUNET)
+    scene = noise(640, 480)
+    scene.paste(photos[0].resize((200, 200)), (380, 60))
+    (part,) = detector.prepare(Picture(scene, "PNG")).parts
+    assert part.face is not None and part.crop == surroundings(part.face, scene.size, margin)
+
+
 @needs_yunet
 @needs_photos
 @pytest.mark.parametrize("degrees", [0, 35, 60, 90, 180, 215, 270])
@@ -273,8 +304,6 @@ def test_batch_scoring_looks_for_faces_as_the_service_does(package, tmp_path):
 
 @needs_yunet
 def test_a_package_brings_its_own_face_detector(tmp_path):
-    from pipeline.package import seal
-
     folder = tiny_package(tmp_path / "package")
     shutil.copy(YUNET, folder / FACES)
     seal(folder, META | {"trained_on": "faces"})

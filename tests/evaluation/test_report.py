@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from flows import gates
 from pipeline import manifest
+from pipeline.detector import Detector
 from pipeline.errors import StageError
 from pipeline.evaluate import examine
 from pipeline.evaluation import golden, judge_package
@@ -31,13 +32,17 @@ from pipeline.images import read
 from pipeline.network import model
 from pipeline.network.attack import attack
 from pipeline.network.embedding import WithEmbedding
-from pipeline.package import PACKAGE, Thresholds, verify
+from pipeline.package import FACES, GRAPH, PACKAGE, Thresholds, seal, verify
 from pipeline.params import Bound, Params
 from pipeline.params import Model as ModelSettings
-from pipeline.runtime import runtime
+from pipeline.params_data import ProceduralSource
+from pipeline.runtime import OpenVinoRuntime, runtime
+from pipeline.sources import procedural
 from tests.conftest import ROOT
+from tests.data_helpers import noise
 from tests.evaluation.use import judged
-from tests.package_helpers import CONFIG, SIDE
+from tests.package_helpers import CONFIG, META, SIDE, tiny_package
+from tests.test_faces import YUNET, needs_yunet
 
 
 def test_a_sample_has_both_classes():
@@ -269,6 +274,32 @@ def test_a_package_is_judged_on_a_folder_and_prints_what_the_report_shows(
     assert "by cross-validation over groups" in page and "1 files are not readable images" in page
     with pytest.raises(SystemExit, match="nowhere is not a model package"):
         evaluate(monkeypatch, "--package", "nowhere", "--data", str(faces), "--out", "x")
+
+
+@needs_yunet
+def test_faces_are_judged_as_the_service_judges_them(tmp_path: Path, here: Path, params: Params):
+    package = tiny_package(tmp_path / "package", face_margin=0.1)
+    shutil.copy(YUNET, package / FACES)
+    seal(package, META | {"face_margin": 0.1})
+    source = ProceduralSource(kind="procedural", reals=6, size=120, jpeg_quality=(90, 98), generators={"self_blend": 1.0})
+    rendered = procedural.listing(source, tmp_path / "rendered")
+    for index, (file, label) in enumerate(zip(rendered["file"], rendered["label"], strict=True)):
+        scene = noise(320, 240, seed=index)
+        scene.paste(Image.open(file), (150, 80))
+        path = tmp_path / "scenes" / label / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scene.save(path)
+    noise(320, 240).save(tmp_path / "scenes/real/nobody.png")
+    few = {"attack_images": 0, "robustness_images": 2, "explain_images": 0, "bootstrap": 100}
+    settings = params.model_copy(update={"evaluate": params.evaluate.model_copy(update=few)})
+    found = judge_package.judge(package, tmp_path / "scenes", here / "out", settings)
+    detector = Detector(verify(package), OpenVinoRuntime(package / GRAPH), package / FACES)
+    table = pd.read_parquet(here / "out/scores.parquet")
+    answers = [detector.predict([read(Path(path))])[0] for path in table["path"]]
+    assert table["probability_fake"].tolist() == pytest.approx([answer.probability_fake for answer in answers], abs=1e-4)
+    faces = sum(bool(answer.faces) for answer in answers)
+    assert found["cut_out"] == {"found": faces, "margin": 0.1} and 8 <= faces < len(table) == 13
+    assert f"{faces} faces were cut out of the images" in (here / "out/evaluation.html").read_text()
 
 
 def test_a_folder_of_reals_alone_has_the_figures_that_are_defined(package: Path, faces: Path, here: Path, params: Params):
