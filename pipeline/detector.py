@@ -17,7 +17,7 @@ from pipeline.explanation.activation import GraphActivation
 from pipeline.explanation.attention import GraphAttention
 from pipeline.explanation.heat import Explanation
 from pipeline.explanation.overlay import region
-from pipeline.faces import MARGIN, FaceBox, FaceDetector, framing, surroundings, upright
+from pipeline.faces import MARGIN, MOST_FACES, FaceBox, FaceDetector, framing, surroundings, upright
 from pipeline.images import Picture, read, statistics
 from pipeline.package import FACES, GRAPH, INT8, Package, PackageError, Thresholds, verify
 from pipeline.preprocess import Preprocess
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Verdict = Literal["real", "fake", "uncertain"]
-
-MOST_FACES = 32
-"""At most this many faces of a picture are judged: the largest."""
 
 LEAST_SIDE = 16
 """Pixels: smaller pictures are not searched for faces."""

@@ -32,11 +32,17 @@ TURNS, CLOSE = 3, 5.0
 """How often the angle of a tilted face is measured again at most, and the change in degrees after which it is not: at 45 degrees the eyes
 are first found at less than half of the angle."""
 
+MOST_FACES = 32
+"""At most this many faces of a picture are looked at closely and judged: the largest."""
+
 OVERLAP = 0.3
 """Boxes that share more of their union than this are one face."""
 
-MOST_LOOK = 256
-"""Pixels: side of the square in which a tilted face is looked at again."""
+LOOK = 256
+"""Pixels: side of the square in which a face and as much around it is looked at again."""
+
+LEAST_EYES = 80.0
+"""Pixels: eyes of smaller faces are found level, even if the face is tilted by 40 degrees."""
 
 
 def chosen_detector() -> Path | None:
@@ -100,19 +106,20 @@ class FaceDetector:
         """Faces in uint8 (height, width, 3) RGB, the largest first."""
         height, width = pixels.shape[:2]
         scale = min(1.0, LONGEST / max(height, width))
-        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+        bgr = small = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
         if scale < 1:
-            bgr = cv2.resize(bgr, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
-        found = self._upright(bgr)
+            small = cv2.resize(bgr, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
+        found = self._upright(small)
         # YuNet learned upright faces: others it misses, or it is less sure and finds their eyes in the wrong places.
         if min((face.score for face in found), default=0.0) < SURE:
-            high, wide = bgr.shape[:2]
+            high, wide = small.shape[:2]
             for tilt, size in ((90, (high, wide)), (180, (wide, high)), (-90, (high, wide))):
-                found += [face for face in self._tilted(bgr, tilt, np.array([wide, high]) / 2, size) if face.score >= SURE]
+                found += [face for face in self._tilted(small, tilt, np.array([wide, high]) / 2, size) if face.score >= SURE]
         boxes = [(face.x, face.y, face.width, face.height) for face in found]
         kept = cv2.dnn.NMSBoxes(boxes, [face.score for face in found], 0.0, OVERLAP)
-        faces = [self._measured(bgr, found[index]).scaled(1 / scale) for index in kept]
-        return sorted(faces, key=lambda face: -face.width * face.height)
+        faces = sorted((found[index].scaled(1 / scale) for index in kept), key=_area, reverse=True)
+        faces[:MOST_FACES] = [self._measured(bgr, small, scale, face) for face in faces[:MOST_FACES]]
+        return sorted(faces, key=_area, reverse=True)
 
     def _upright(self, bgr: np.ndarray) -> list[FaceBox]:
         """Faces that are tilted little."""
@@ -133,30 +140,35 @@ class FaceDetector:
             scale: factor.
         """
         half = np.array([0.5, 0.5])  # OpenCV's coordinates are those of the middles of pixels
-        turn = cv2.getRotationMatrix2D(centre - half, tilt, scale)
-        turn[:, 2] += np.array(size) / 2 - centre
+        near, corner = _around(bgr, centre, math.hypot(*size) / 2 / scale)
+        turn = cv2.getRotationMatrix2D(centre - corner - half, tilt, scale)
+        turn[:, 2] += np.array(size) / 2 - (centre - corner)
         back = cv2.invertAffineTransform(turn)
         found = []
-        for face in self._upright(cv2.warpAffine(bgr, turn, size)):
-            x, y = back @ [*(face.centre - half), 1] + half
+        for face in self._upright(cv2.warpAffine(near, turn, size)):
+            x, y = (back @ [*(face.centre - half), 1] + half + corner).tolist()
             own = FaceBox(0, 0, face.width / scale, face.height / scale, face.score, math.remainder(face.tilt + tilt, 360))
             width, height = own.sides
             found.append(replace(own, x=x - width / 2, y=y - height / 2, width=width, height=height))
         return found
 
-    def _measured(self, bgr: np.ndarray, face: FaceBox) -> FaceBox:
-        """The same face with a better angle and box, if it is tilted."""
-        for _ in range(TURNS if face.turned else 0):
-            side = 2 * max(face.width, face.height)
-            scale = min(1.0, MOST_LOOK / side)
-            seen = self._tilted(bgr, face.tilt, face.centre, (max(1, round(side * scale)),) * 2, scale)
-            near = min(seen, key=lambda other: np.abs(other.centre - face.centre).max(), default=face)
-            if np.abs(near.centre - face.centre).max() > side / 4:  # a neighbour
+    def _measured(self, bgr: np.ndarray, small: np.ndarray, scale: float, face: FaceBox) -> FaceBox:
+        """The same face with a better angle and box, if it is tilted, or so small in the scaled picture that this cannot be told there."""
+        zoom = LOOK / (2 * max(face.width, face.height))
+        picture, size = (bgr, 1.0) if zoom > scale else (small, scale)
+        for _ in range(TURNS if face.turned or max(face.width, face.height) * scale < LEAST_EYES else 0):
+            seen = self._tilted(picture, face.tilt, face.scaled(size).centre, (LOOK, LOOK), zoom / size)
+            near = min((other.scaled(1 / size) for other in seen), key=lambda other: np.abs(other.centre - face.centre).max(), default=face)
+            if np.abs(near.centre - face.centre).max() > LOOK / zoom / 4:  # a neighbour
                 break
             before, face = face, near
             if abs(math.remainder(face.tilt - before.tilt, 360)) < CLOSE:
                 break
         return face
+
+
+def _area(face: FaceBox) -> float:
+    return face.width * face.height
 
 
 def framing(detector: FaceDetector, pictures: Iterable[np.ndarray]) -> float | None:
@@ -199,6 +211,15 @@ def upright(picture: np.ndarray, crop: tuple[int, int, int, int], face: FaceBox)
     left, top, right, bottom = crop
     if not face.turned:
         return picture[top:bottom, left:right]
-    turn = cv2.getRotationMatrix2D(((left + right - 1) / 2, (top + bottom - 1) / 2), face.tilt, 1.0)
-    turn[:, 2] -= (left, top)
-    return cv2.warpAffine(picture, turn, (right - left, bottom - top), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+    side = right - left
+    near, (x, y) = _around(picture, np.array([left, top]) + side / 2, side)
+    turn = cv2.getRotationMatrix2D(((left + right - 1) / 2 - x, (top + bottom - 1) / 2 - y), face.tilt, 1.0)
+    turn[:, 2] -= (left - x, top - y)
+    return cv2.warpAffine(near, turn, (side, side), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+
+
+def _around(picture: np.ndarray, centre: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """The part of a picture up to `reach` pixels from a point in it, and the x and y where that begins: OpenCV turns no larger pictures."""
+    left, top = np.maximum(np.floor(centre - reach), 0).astype(int)
+    right, bottom = np.ceil(centre + reach).astype(int)
+    return picture[top:bottom, left:right], np.array([left, top])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.detector import Detector, verdict
 from pipeline.errors import StageError
-from pipeline.faces import FaceBox, FaceDetector, framing, surroundings
+from pipeline.faces import FaceBox, FaceDetector, framing, surroundings, upright
 from pipeline.images import Picture, decode
 from pipeline.ingestion.batch import Batch, bring_batch
 from pipeline.package import FACES, GOLDEN, GRAPH, Thresholds, seal
@@ -248,6 +248,25 @@ def test_a_face_is_found_at_any_angle_once_and_with_its_tilt(degrees):
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     assert np.abs(box.centre - [240 + x * cos - y * sin, 240 + x * sin + y * cos]).max() < 15
     assert box.sides == pytest.approx(straight.sides, rel=0.3)
+
+
+@needs_yunet
+@needs_photos
+@pytest.mark.parametrize("degrees", [0, 30])
+def test_the_tilt_of_a_face_is_measured_however_small_it_is_in_the_picture(degrees):
+    scene = Image.new("RGB", (2400, 1800), (120, 120, 120))
+    scene.paste(Image.open(min(PHOTOS.rglob("*.jpg"))).convert("RGB").resize((220, 220)).rotate(-degrees), (900, 300))
+    (box,) = FaceDetector(YUNET).find(np.asarray(scene))
+    assert box.tilt == pytest.approx(degrees, abs=10) and box.turned == bool(degrees)
+
+
+def test_faces_are_turned_in_pictures_wider_than_opencv_can_turn():
+    part = np.asarray(noise(400, 300))
+    wide = np.concatenate([np.zeros((300, 40_000, 3), np.uint8), part], axis=1)
+    for left, top in ((150, 80), (300, 0)):  # inside, and at a corner, beyond which the picture is mirrored
+        face = FaceBox(left, top, 100, 100, 1, tilt=30)
+        there = (left + 40_000, top, left + 40_100, top + 100)
+        assert np.array_equal(upright(wide, there, face), upright(part, (left, top, left + 100, top + 100), face))
 
 
 @needs_yunet
