@@ -32,20 +32,25 @@ ATTACKS = {"fgsm": 1, "pgd10": 10}
 BATCH = 32
 """Images attacked at a time: bounds the memory."""
 
-LONGEST = {"JPEG": 65_500, "WEBP": 16_383}
-"""Longest side, in pixels, that a format can store."""
+LONGEST = {"JPEG": 65_500, "WEBP": 16_383, "turned": 32_766}
+"""Longest side, in pixels, that a format can store, or that OpenCV can turn."""
 
 
 def _stored(format_: str, quality: int) -> Change:
     def change(image: Image.Image) -> Image.Image:
-        if max(image.size) > LONGEST[format_]:
-            image = image.copy()
-            image.thumbnail((LONGEST[format_], LONGEST[format_]))
         buffer = io.BytesIO()
-        image.save(buffer, format_, quality=quality)
+        _bounded(image, LONGEST[format_]).save(buffer, format_, quality=quality)
         return Image.open(buffer).convert("RGB")
 
     return change
+
+
+def _bounded(image: Image.Image, longest: int) -> Image.Image:
+    """The image, scaled down if a side has more pixels."""
+    if max(image.size) > longest:
+        image = image.copy()
+        image.thumbnail((longest, longest))
+    return image
 
 
 def _scaled(factor: float) -> Change:
@@ -61,6 +66,23 @@ def _noisy(sigma: float) -> Change:
         values = np.asarray(image, np.float32)
         noise = np.random.default_rng(0).normal(0, 255 * sigma, values.shape)
         return Image.fromarray(np.clip(values + noise, 0, 255).astype(np.uint8))
+
+    return change
+
+
+def _retouched(image: Image.Image) -> Image.Image:
+    """Smooth skin, sharp edges."""
+    return Image.fromarray(cv2.bilateralFilter(np.asarray(image), 11, 80, 9))
+
+
+def _tilted(degrees: float) -> Change:
+    """Turned about the centre; what lies beyond the image mirrors it."""
+
+    def change(image: Image.Image) -> Image.Image:
+        pixels = np.asarray(_bounded(image, LONGEST["turned"]))
+        height, width, _ = pixels.shape
+        turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+        return Image.fromarray(cv2.warpAffine(pixels, turn, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101))
 
     return change
 
@@ -82,6 +104,8 @@ DEGRADATIONS: dict[str, Change] = {
     "half": _scaled(0.5),
     "quarter": _scaled(0.25),
     "jpeg40_half": _in_turn(_scaled(0.5), _stored("JPEG", 40)),
+    "retouched": _retouched,
+    "tilt20": _tilted(20),
     # Enlarged on a screen, captured, scaled down again and saved by a messenger.
     "screenshot": _in_turn(_scaled(1.4), _scaled(1 / 1.4), _stored("JPEG", 75)),
 }
