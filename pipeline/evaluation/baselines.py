@@ -38,7 +38,7 @@ def baselines(subject: Subject, train: pd.DataFrame, test: pd.DataFrame, params:
         test: rows of the test part with `probability_fake`.
 
     Returns:
-        baselines: `metadata` (gradient boosting on how the files are stored, and mean colour), `statistics` (the same on colour, noise and
+        baselines: `metadata` (gradient boosting on validation.shortcut.features), `statistics` (the same on colour, noise and
         frequencies of the pixels), `linear_probe` (logistic regression on embeddings of the network before training), and `detector` on the
         same images, because average precision and Brier score depend on the share of fakes. Each has its metrics and `of`, its input.
         Also the number of images: `n_train`, `n_test`.
@@ -95,7 +95,10 @@ def _scores(table: pd.DataFrame, embeddings: np.ndarray, folds: shortcut.Folds, 
 
 
 def _judged(scores: dict[str, np.ndarray], table: pd.DataFrame, weights: np.ndarray, origin: str, threshold: float) -> dict[str, Any]:
-    seen = {"metadata": "how the file is stored, mean colour", "statistics": "colour, noise and frequencies of the pixels"}
+    seen = {
+        "metadata": "how the file is stored, mean colour, size of the face",
+        "statistics": "colour, noise and frequencies of the pixels",
+    }
     seen |= {"linear_probe": f"embeddings of the {origin}", "detector": "the picture"}
     found = {}
     for name, probabilities in (scores | {"detector": table["probability_fake"].to_numpy()}).items():

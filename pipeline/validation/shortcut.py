@@ -14,9 +14,10 @@ from pipeline.labels import LABEL2ID, LABELS
 from pipeline.params_data import Ingest
 
 CATEGORIES = ("format", "quantisation", "subsampling")
-NUMBERS = ("jpeg_quality", "width", "height", "metadata_bytes", "red", "green", "blue")
-COLOURS = ("red", "green", "blue")
-"""Columns whose differences re-encoding does not remove."""
+COLOURS, FRAMING = ("red", "green", "blue"), "face_share"
+"""Columns whose differences re-encoding does not remove. The second is known if a face detector is set."""
+
+NUMBERS = ("jpeg_quality", "width", "height", "metadata_bytes", *COLOURS, FRAMING)
 
 SEED = 0
 FOLDS = 5
@@ -34,7 +35,11 @@ Folds = list[tuple[np.ndarray, np.ndarray]]
 
 
 def features(table: pd.DataFrame) -> pd.DataFrame:
-    """How each file is stored, and its mean colour, from the manifest: floats, with categories as codes (-1 is missing)."""
+    """How each file is stored, its mean colour and how large it shows the face, from the manifest.
+
+    Returns:
+        Floats, with categories as codes; -1 or NaN where something is missing.
+    """
     found = table[list(NUMBERS)].apply(pd.to_numeric).astype("float64")
     found["bytes_per_pixel"] = table["bytes"] / (table["width"] * table["height"])
     for name in CATEGORIES:
@@ -101,10 +106,12 @@ def message(shortcut: dict[str, Any], table: pd.DataFrame, ingest: Ingest) -> st
         f"mainly through {columns}: "
         "a detector trained on this would learn the files, not the faces."
     )
-    if any(column["name"] not in COLOURS for column in named):
+    if any(column["name"] not in (*COLOURS, FRAMING) for column in named):
         text += f" {_remedy(table, ingest)}"
     if any(column["name"] in COLOURS for column in named):
         text += " Re-encoding leaves mean colour as it is: use reals and fakes that were taken alike, or forge the fakes (data.forge)."
+    if any(column["name"] == FRAMING for column in named):
+        text += " Faces are shown larger in one class: crop both alike, or forge the fakes (data.forge)."
     return text
 
 

@@ -52,6 +52,18 @@ def test_colour_is_a_shortcut_that_normalising_does_not_take_away(clean: pd.Data
     assert "Re-encoding leaves mean colour as it is" in shortcut.message(found, table, params.ingest)
 
 
+def test_faces_shown_larger_in_one_class_are_a_shortcut_too(clean: pd.DataFrame, workspace):
+    params = workspace()
+    shares = np.random.default_rng(0).uniform(0.3, 0.5, len(clean))
+    alike = clean.assign(face_share=shares)
+    assert "face_share" not in {column["name"] for column in shortcut.audit(alike)["columns"] if column["auc"] > 0.6}
+    table = clean.assign(face_share=shares + 0.3 * (clean["label"] == "fake"))
+    found = shortcut.audit(table)
+    assert found["columns"][0]["name"] == "face_share" and found["auc"]["value"] > 0.9
+    message = shortcut.message(found, table, params.ingest)
+    assert "Faces are shown larger in one class: crop both alike" in message and "ingest.normalise" not in message
+
+
 def test_the_proposal_fits_the_lesser_class(clean: pd.DataFrame):
     fake = clean["label"] == "fake"
     table = clean.assign(width=clean["width"].mask(fake, 300).mask(~fake, 1000), jpeg_quality=clean["jpeg_quality"].mask(~fake, 75.0))
