@@ -15,8 +15,8 @@ from pipeline.images import Picture
 from pipeline.package import GOLDEN, PACKAGE, verify
 from pipeline.params import Params
 from tests.data_helpers import noise
+from tests.face_helpers import YUNET, needs_yunet
 from tests.package_helpers import CONFIG
-from tests.test_faces import YUNET, needs_yunet
 
 QUICK = {
     "model.name": "vit",
