@@ -27,6 +27,7 @@ from benchmarks.load import Load, photograph, send, status, upload
 from benchmarks.measure import RESULTS, memory, record
 from benchmarks.project import ROOT, free_port
 from pipeline.detector import Detector
+from pipeline.face_weights import NONE
 from pipeline.images import decode
 
 CLIENTS = (1, 8, 32)
@@ -85,6 +86,7 @@ def running(
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         own = {"PACKAGE": str(package), "UNMASK_PACKAGE": str(package), "UNMASK_VAR": folder, "BENTOML_HOME": f"{folder}/bentoml"}
+        own |= {"UNMASK_FACE_DETECTOR": str(NONE)}  # the others do not look for faces
         own |= {"WORKERS": str(workers), "BENTOML_CONFIG_OPTIONS": f"services.unmask.workers={workers}"}
         command = [sys.executable, *(argument.format(port=port, workers=workers) for argument in arguments)]
         with (Path(folder) / "log").open("w+") as log:
@@ -167,7 +169,7 @@ def mixed(service: Running, seconds: float) -> dict[str, Any]:
 
 def in_process(package: Path, seconds: float) -> dict[str, Any]:
     """The package without HTTP, in batches: the graph alone, and from bytes to verdicts, with decoding in threads."""
-    detector = Detector.load(package)
+    detector = Detector.load(package, faces=NONE)
     files = [photograph(SIDE, seed) for seed in range(BATCH)]
     pixels = np.stack([detector.prepare(decode(data)).parts[0].pixels for data in files])
     values = detector.preprocess.normalise(pixels)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.champion_source import CHALLENGER, CHAMPION, Pinned, Registry, Source, UnavailableError, UntilPromoted, Version
 from pipeline.detector import Detector
-from pipeline.faces import chosen_detector
+from pipeline.face_weights import chosen_detector
 from pipeline.package import STARTER
 from pipeline.tracking import MODEL, tracking_uri, without_secrets
 from pipeline.var import var_folder
@@ -53,7 +53,7 @@ class Champion:
     alias = CHAMPION
 
     def __init__(self, source: Source, seconds: float = 1.0, faces: Path | None = None) -> None:
-        """`faces` is the ONNX file of a face detector to use instead of the package's own."""
+        """`faces` is the face detector to use instead of the package's own, see pipeline.face_weights."""
         self.source, self.seconds, self.faces = source, seconds, faces
         self.served: Served | None = None
         self.trouble: tuple[str, str] | None = ("The model is being loaded", "Try again in a few seconds.")

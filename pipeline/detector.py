@@ -17,9 +17,10 @@ from pipeline.explanation.activation import GraphActivation
 from pipeline.explanation.attention import GraphAttention
 from pipeline.explanation.heat import Explanation
 from pipeline.explanation.overlay import region
+from pipeline.face_weights import detector_for
 from pipeline.faces import MARGIN, MOST_FACES, FaceBox, FaceDetector, framing, surroundings, upright
 from pipeline.images import Picture, read, statistics
-from pipeline.package import FACES, GRAPH, INT8, Package, PackageError, Thresholds, verify
+from pipeline.package import GRAPH, INT8, Package, PackageError, Thresholds, verify
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import OpenVinoRuntime, Runtime, TorchRuntime, has_bf16, has_gpu, has_vnni
 from pipeline.runtime import read as read_graph
@@ -122,19 +123,14 @@ class Detector:
         Args:
             folder: the package.
             device: `auto` takes a GPU if there is one.
-            faces: YuNet's ONNX file; by default the package's own, if it has one.
+            faces: the face detector to use, see pipeline.face_weights.detector_for.
 
         Raises:
             PackageError: if the package is incomplete or changed.
-            StageError: if the face detector cannot be loaded.
+            StageError: if the face detector cannot be fetched or loaded.
         """
         package = verify(folder)
-        if faces is None and (folder / FACES).is_file():
-            faces = folder / FACES
-        if faces is None and package.meta.trained_on == "faces":
-            log.warning(
-                "this model was trained on pictures of faces, and no face detector is set (UNMASK_FACE_DETECTOR): it judges whole images"
-            )
+        faces = detector_for(package, faces)
         gpu = device == "cuda" or (device == "auto" and has_gpu())
         if device == "auto" and not gpu:
             log.info("there is no GPU here: the model runs on the CPU")

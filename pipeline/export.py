@@ -21,6 +21,7 @@ from pipeline.exporting import card
 from pipeline.exporting.card import licence_files
 from pipeline.exporting.convert import to_onnx, to_openvino
 from pipeline.exporting.precision import reduced_precision
+from pipeline.face_weights import located
 from pipeline.faces import FaceDetector, framing
 from pipeline.images import OWN, Limits, read, read_bytes
 from pipeline.labels import ID2LABEL
@@ -131,12 +132,13 @@ def _faces(params: Params, train: pd.DataFrame) -> dict[str, Any]:
     """What package.json says about faces. If the training pictures show faces, the face detector goes into the package."""
     if params.ingest.face_detector is None:
         return {"trained_on": "whole", "face_margin": None}
+    detector = located(params.ingest.face_detector)
     shown = sample(train, FRAMED_IMAGES, params.evaluate.seed)["path"]
-    margin = framing(FaceDetector(params.ingest.face_detector), (read(Path(path), OWN).pixels for path in shown))
+    margin = framing(FaceDetector(detector), (read(Path(path), OWN).pixels for path in shown))
     if margin is None:
         log.warning("too few of the training images show a face: the package judges whole images, without a face detector")
         return {"trained_on": "whole", "face_margin": None}
-    shutil.copyfile(params.ingest.face_detector, PACKAGE / FACES)
+    shutil.copyfile(detector, PACKAGE / FACES)
     return {"trained_on": "faces", "face_margin": round(margin, 3)}
 
 

@@ -1,7 +1,6 @@
 """Face detection: YuNet (Wu et al., Machine Intelligence Research 2023) through OpenCV, for faces at any angle."""
 
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,11 +42,6 @@ LOOK = 256
 
 LEAST_EYES = 80.0
 """Pixels: eyes of smaller faces are found level, even if the face is tilted by 40 degrees."""
-
-
-def chosen_detector() -> Path | None:
-    """The ONNX file that UNMASK_FACE_DETECTOR names, None if it is not set: the service and batch scoring judge the same faces."""
-    return Path(os.environ["UNMASK_FACE_DETECTOR"]) if os.environ.get("UNMASK_FACE_DETECTOR") else None
 
 
 @dataclass(frozen=True)
@@ -95,7 +89,7 @@ class FaceDetector:
     def __init__(self, weights: Path, confidence: float = 0.6) -> None:
         """Load the ONNX file. Raises StageError if it is missing or is not YuNet."""
         if not weights.is_file():
-            raise StageError(f"face detector: {weights} does not exist; it should be YuNet's ONNX file (opencv_zoo, face_detection_yunet)")
+            raise StageError(f"face detector: {weights} does not exist; it should be YuNet's ONNX file, or `yunet` to fetch that")
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # OpenCV 5 warns of a setting that its own YuNet wrapper makes
         try:
             self._network = cv2.FaceDetectorYN.create(str(weights), "", (320, 320), confidence)

@@ -168,5 +168,5 @@ class Ingest(Section):
     max_megapixels: float = Field(50, gt=0, description="a larger image is quarantined undecoded")
     normalise: Normalise | None = Field(None, description="null keeps each file as it is, byte for byte")
     face_detector: Path | None = Field(
-        None, description="ONNX file of YuNet, for the columns faces and face_share, and for the model package; null leaves them empty"
+        None, description="`yunet`, which is fetched once, or its ONNX file: for the columns faces and face_share, and the model package"
     )

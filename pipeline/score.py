@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pipeline.detector import Detector, Prediction, Prepared
 from pipeline.errors import StageError
-from pipeline.faces import chosen_detector
+from pipeline.face_weights import chosen_detector
 from pipeline.images import OWN, ImageError, read
 from pipeline.package import PACKAGE, STARTER, PackageError
 

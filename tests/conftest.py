@@ -25,6 +25,8 @@ ROOT = Path(__file__).parent.parent
 # Not the folders of the user's own runs. BentoML keeps the one that its process started with.
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="unmask-prefect-")
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="unmask-bentoml-")
+# Or the starter model would fetch one, where there is a network.
+os.environ["UNMASK_FACE_DETECTOR"] = "none"
 # Three files are tested at a time, perhaps on two cores: more threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -26,7 +26,7 @@ def served(folder: Path, target: str = "service:Unmask", python: str | Path = sy
     port = free_port()
     command = [python, "-m", "bentoml", "serve", target, "--host", "127.0.0.1", "--port", str(port)]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "UNMASK_"))}
-    inherited["BENTOML_HOME"] = str(folder / "bentoml")
+    inherited |= {"BENTOML_HOME": str(folder / "bentoml"), "UNMASK_FACE_DETECTOR": "none"}  # nothing is fetched
     log = (folder / "service.log").open("w+")
     process = subprocess.Popen(command, cwd=folder, env=inherited | environment, stdout=log, stderr=log, start_new_session=True)
     try:

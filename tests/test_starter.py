@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.detector import Detector
+from pipeline.face_weights import NONE
 from pipeline.package import STARTER, verify
 from tests.conftest import ROOT, run
 from tests.service_helpers import served
@@ -26,7 +27,7 @@ def clone(tmp_path: Path) -> Path:
 def test_it_is_whole_small_and_gives_the_answers_that_it_was_packed_with():
     package = verify(PACKAGE)
     assert sum(path.stat().st_size for path in PACKAGE.rglob("*")) <= 30_000_000
-    Detector.load(PACKAGE, "cpu").check()
+    Detector.load(PACKAGE, "cpu", NONE).check()
     answers = [(example.label, example.probability_fake) for example in package.golden.values()]
     assert {label for label, _ in answers} == {"real", "fake"}
 
@@ -42,7 +43,7 @@ def test_batch_scoring_answers_with_it_before_any_training(clone):
     run(clone, sys.executable, "-m", "pipeline.score", str(PACKAGE / "golden"), "--out", "scores.csv")
     with (clone / "scores.csv").open() as file:
         rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
-    package, precision = verify(PACKAGE), Detector.load(PACKAGE, "cpu").runtime.precision
+    package, precision = verify(PACKAGE), Detector.load(PACKAGE, "cpu", NONE).runtime.precision
     for path, example in package.golden.items():
         expected = pytest.approx(example.expected(precision), abs=package.meta.golden_tolerance)
         assert float(rows[path.name]["probability_fake"]) == expected

@@ -154,7 +154,8 @@ function show() {
     const { megabytes, formats } = served.limits;
     $("model").textContent = text(served.version === "starter" ? "starterChip" : "modelChip", { version: served.version });
     $("model").title = date(served.created);
-    $("limits").textContent = text("limits", { megabytes, formats: formats.join(", ") });
+    const framed = text(served.face_detector ? "framedFaces" : "framedWhole");
+    $("limits").textContent = text("limits", { megabytes, formats: formats.join(", "), framed });
   }
   const key = keyed() ? '-H "Authorization: Bearer $UNMASK_KEY" ' : "";
   $("curl").textContent = `curl ${key}-F image=@photo.jpg ${location.origin}/predict`;

@@ -15,8 +15,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from pipeline.detector import Detector
+from pipeline.face_weights import NONE
 
-detector = Detector.load(Path(os.environ["PACKAGE"]))
+detector = Detector.load(Path(os.environ["PACKAGE"]), faces=NONE)
 preprocess, runtime = detector.preprocess, detector.runtime
 MOST, WAIT = 16, 0.005
 

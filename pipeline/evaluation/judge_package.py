@@ -25,11 +25,12 @@ from pipeline.evaluation import curves, report
 from pipeline.evaluation.baselines import cross_validated
 from pipeline.evaluation.metrics import Figure, figure_text
 from pipeline.evaluation.scoring import Subject, labels, score
-from pipeline.faces import FaceDetector, chosen_detector, surroundings, upright
+from pipeline.face_weights import chosen_detector, detector_for
+from pipeline.faces import FaceDetector, surroundings, upright
 from pipeline.images import ImageError, Limits, read, read_bytes
 from pipeline.ingestion.describe import describe
 from pipeline.manifest import check
-from pipeline.package import FACES, Package, PackageError, verify
+from pipeline.package import Package, PackageError, verify
 from pipeline.params import Params, ParamsError, load_params
 from pipeline.params_data import FolderSource
 from pipeline.sources import listing
@@ -60,7 +61,7 @@ def judge(package: Path, data: Path, out: Path, params: Params) -> dict[str, Any
     found = verify(package)
     subject = Subject.from_package(found)
     listed, unreadable = describe_folder(data)
-    detector = chosen_detector() or (package / FACES if (package / FACES).is_file() else None)
+    detector = detector_for(found, chosen_detector())
     with tempfile.TemporaryDirectory() as folder:
         table, cut = (listed, None) if detector is None else cut_out(listed, found, FaceDetector(detector), Path(folder))
         scores = score(subject.runtime, subject.preprocess, pixels(table, subject.preprocess), "score")

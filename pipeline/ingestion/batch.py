@@ -4,14 +4,13 @@ import hashlib
 import io
 import os
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from pipeline import shards
-from pipeline.faces import FaceDetector
+from pipeline.face_weights import loaded
 from pipeline.images import ImageError, Limits, read_bytes
 from pipeline.ingestion.describe import describe
 from pipeline.params_data import Ingest, Normalise
@@ -78,7 +77,7 @@ def stored_name(name: str, normalise: Normalise | None) -> str:
 def _prepare(file: Path, settings: Ingest) -> tuple[bytes, dict[str, Any]]:
     limits = Limits(max_bytes=int(settings.max_megabytes * 1e6), max_pixels=int(settings.max_megapixels * 1e6))
     data = read_bytes(file, limits)
-    detector = _detector(settings.face_detector) if settings.face_detector else None
+    detector = loaded(settings.face_detector) if settings.face_detector else None
     # The detector looks at what is stored, so that its columns describe the same picture as the others.
     described, pixels = describe(data, limits, None if settings.normalise else detector)
     height, width, _ = pixels.shape
@@ -97,11 +96,6 @@ def normalised(picture: Image.Image, settings: Normalise) -> bytes:
     buffer = io.BytesIO()
     picture.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=settings.jpeg_quality, subsampling="4:2:0")
     return buffer.getvalue()
-
-
-@cache
-def _detector(weights: Path) -> FaceDetector:
-    return FaceDetector(weights)
 
 
 def _store(target: Path, data: bytes) -> None:

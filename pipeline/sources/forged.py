@@ -4,7 +4,7 @@ import hashlib
 import io
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
+from pipeline.face_weights import loaded
 from pipeline.faces import FaceDetector
 from pipeline.fingerprint import fingerprint
 from pipeline.forge import METHODS
@@ -141,7 +142,7 @@ def _digest(seed: int, name: str) -> bytes:
 
 def _forge_batch(tasks: tuple[Task, ...], lossless: bool, detector: Path | None) -> int:
     for task in tasks:
-        data = _forge(task, lossless, _detector(detector) if detector else None)
+        data = _forge(task, lossless, loaded(detector) if detector else None)
         write(task.out if data else _marker(task.out), data or b"")
     return len(tasks)
 
@@ -217,8 +218,3 @@ def _drop_others(staging: Path, wanted: Collection[Path]) -> None:
 def _marker(out: Path) -> Path:
     """Empty file that stands for a fake that cannot be made, so that it is not tried again."""
     return out.with_suffix(".none")
-
-
-@cache
-def _detector(weights: Path) -> FaceDetector:
-    return FaceDetector(weights)

@@ -56,7 +56,8 @@ def test_a_package_is_judged_on_a_folder_and_prints_what_the_report_shows(
 
 
 @needs_yunet
-def test_faces_are_judged_as_the_service_judges_them(tmp_path: Path, here: Path, params: Params):
+def test_faces_are_judged_as_the_service_judges_them(tmp_path: Path, here: Path, params: Params, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("UNMASK_FACE_DETECTOR")
     package = tiny_package(tmp_path / "package", face_margin=0.1)
     shutil.copy(YUNET, package / FACES)
     seal(package, META | {"face_margin": 0.1})

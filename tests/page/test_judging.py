@@ -74,6 +74,13 @@ def test_text_pasted_into_the_comment_is_no_picture_even_if_it_comes_with_one(pa
     expect(page.locator("#rows li")).to_have_count(1)
 
 
+def test_the_page_says_which_pictures_suit_the_model(page: Page):
+    expect(page.locator("#limits")).to_contain_text("One upright face that fills the picture works best.")
+    page.route("**/model", lambda route: route.fulfill(json=route.fetch().json() | {"face_detector": True}))
+    page.reload()
+    expect(page.locator("#limits")).to_contain_text("up to 20 MB each. Each face is found and judged by itself.")
+
+
 def test_every_face_has_its_figure_in_sight_and_the_number_of_the_list(page: Page):
     boxes = [(2, 0, 30, 40), (-5, 4, 20, 30), (80, 60, 10, 40)]  # at the top, out of the left, narrow at the right
     _choose_with_faces(page, "many.png", boxes)
