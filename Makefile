@@ -32,9 +32,9 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/pip install --disable-pip-version-check -q --no-deps -e .
 	@touch $@
 
-run: $(STAMP)  ## The whole loop: data to bento. DATA=folder MODEL=name-or-folder SET="key=value ..." for your own
+run: $(STAMP)  ## The whole loop: data to bento. DATA=folder MODEL=name-or-folder PRESET="name ..." SET="key=value ..." for your own
 	@mkdir -p "$$PREFECT_HOME"
-	@$(WITH_ENV) python -m flows.run $(if $(DATA),finetune --data "$$DATA") $(if $(MODEL),--model "$$MODEL") $(foreach pair,$(SET),-S '$(pair)')
+	@$(WITH_ENV) python -m flows.run $(if $(DATA),finetune) $(PRESET) $(if $(DATA),--data "$$DATA") $(if $(MODEL),--model "$$MODEL") $(foreach pair,$(SET),-S '$(pair)')
 
 serve: $(STAMP)  ## Serve the champion on SERVICE_PORT (3000)
 	@port=$$($(WITH_ENV) python -m flows.ports SERVICE_PORT) && exec $(WITH_ENV) bentoml serve service:Unmask --host 127.0.0.1 --port $$port

@@ -212,6 +212,13 @@ def upright(picture: np.ndarray, crop: tuple[int, int, int, int], face: FaceBox)
     return cv2.warpAffine(near, turn, (side, side), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
 
 
+def largest(pixels: np.ndarray, detector: FaceDetector, margin: float) -> np.ndarray | None:
+    """The largest face of uint8 (height, width, 3), upright, with its `surroundings`: uint8 (side, side, 3). None if there is no face."""
+    if not (found := detector.find(pixels)):
+        return None
+    return upright(pixels, surroundings(found[0], (pixels.shape[1], pixels.shape[0]), margin), found[0])
+
+
 def _around(picture: np.ndarray, centre: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
     """The part of a picture up to `reach` pixels from a point in it, and the x and y where that begins: OpenCV turns no larger pictures."""
     left, top = np.maximum(np.floor(centre - reach), 0).astype(int)

@@ -153,10 +153,16 @@ class Data(Section):
 
 
 class Normalise(Section):
-    """Re-encoding of both classes alike, which removes differences in format, size and compression."""
+    """Framing and re-encoding of both classes alike, which removes differences in format, size and compression."""
 
     size: int = Field(ge=32, le=2048, description="pixels; every picture is scaled so that its longer side has this many")
     jpeg_quality: int = Field(ge=30, le=100)
+    face_margin: float | None = Field(
+        None,
+        ge=0,
+        le=4,
+        description="the largest face is cut out and turned upright, with this share of its size on each side; null keeps whole pictures",
+    )
 
 
 class Ingest(Section):
@@ -170,3 +176,9 @@ class Ingest(Section):
     face_detector: Path | None = Field(
         None, description="`yunet`, which is fetched once, or its ONNX file: for the columns faces and face_share, and the model package"
     )
+
+    @model_validator(mode="after")
+    def _cuts_out_what_it_can_find(self) -> "Ingest":
+        if self.normalise and self.normalise.face_margin is not None and self.face_detector is None:
+            raise ValueError("normalise.face_margin cuts faces out, and face_detector, which finds them, is not set; set it to yunet")
+        return self

@@ -1,4 +1,4 @@
-"""Writes values into params.yaml and keeps its comments: `python -m pipeline.settings [PRESET] [--data F] [--model M] [-S key=value]`."""
+"""Writes values into params.yaml, keeping its comments: `python -m pipeline.settings [PRESET ...] [--data F] [--model M] [-S key=value]`."""
 
 import argparse
 import io
@@ -104,7 +104,7 @@ def pairs(given: Sequence[str]) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say what to write."""
-    parser.add_argument("preset", nargs="?", help="named values under `presets`")
+    parser.add_argument("presets", nargs="*", metavar="preset", help="named values under `presets`; a later one overrides an earlier one")
     parser.add_argument("--data", type=Path, help="folder of images that becomes the only source")
     parser.add_argument("--model", help="hub name or folder of the model")
     parser.add_argument("-S", "--set", action="append", default=[], metavar="KEY=VALUE", help="any key, e.g. train.epochs=3")
@@ -113,7 +113,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def write_given(arguments: argparse.Namespace) -> None:
     """Write what the arguments of `add_arguments` say, and print which keys. Exits with a message if a value is not allowed."""
     try:
-        values = preset(arguments.preset) if arguments.preset else {}
+        values: dict[str, Any] = {}
+        for name in arguments.presets:
+            values |= preset(name)
         if arguments.data:
             values |= folder_source(arguments.data)
         if arguments.model:

@@ -45,7 +45,7 @@ def test_what_is_not_yaml_is_named_with_its_place(params: Path, lines: str, mess
         ("train.epoch=1", r"train\.epoch: .*allowed here: .*epochs"),
         ("data.sources=[{kind: folder, path: x, pth: y}]", r"data\.sources\.0\.folder\.pth: .*allowed here: in_place, kind, name, path$"),
         ("train.forge={share: 1, method: {swap: 1}}", r"train\.forge\.method: .*allowed here: methods, share$"),
-        ("ingest.normalise={side: 64}", r"ingest\.normalise\.side: .*allowed here: jpeg_quality, size$"),
+        ("ingest.normalise={side: 64}", r"ingest\.normalise\.side: .*allowed here: face_margin, jpeg_quality, size$"),
         ("gates.test.f1={minimum: 1}", r"gates\.test\.f1\.minimum: .*allowed here: max, min$"),
         ("gates.test.f1={}", r"gates\.test\.f1: Value error, a gate needs `min`, `max` or both"),
         ("tune.space={train.lr: {low: 2, high: 1}}", r"low 2 must be below high 1"),
@@ -83,11 +83,11 @@ def settings(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> 
 
 def test_a_preset_a_folder_a_model_and_single_values_are_written_together(params: Path, monkeypatch, capsys):
     (params.parent / "faces").mkdir()
-    given = ("finetune", "--data", "faces", "--model", "org/network", "-S", "train.epochs=3")
+    given = ("finetune", "robust", "--data", "faces", "--model", "org/network", "-S", "train.epochs=3")
     settings(monkeypatch, params.parent, *given)
     found = load_params(params)
     assert (found.model.name, found.model.init, found.model.config) == ("org/network", "pretrained", {})
-    assert found.train.epochs == 3 and found.train.patch_dropout == 0.5  # from the command, and from the preset
+    assert found.train.epochs == 3 and found.train.patch_dropout == 0.5 and found.train.ema == 0.999  # from the command, and the presets
     assert [source.name for source in found.data.sources] == ["faces"]
     assert "git diff params.yaml" in capsys.readouterr().out
     before = params.stat().st_mtime_ns

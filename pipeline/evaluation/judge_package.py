@@ -26,7 +26,7 @@ from pipeline.evaluation.baselines import cross_validated
 from pipeline.evaluation.metrics import Figure, figure_text
 from pipeline.evaluation.scoring import Subject, labels, score
 from pipeline.face_weights import chosen_detector, detector_for
-from pipeline.faces import FaceDetector, surroundings, upright
+from pipeline.faces import FaceDetector, largest
 from pipeline.images import ImageError, Limits, read, read_bytes
 from pipeline.ingestion.describe import describe
 from pipeline.manifest import check
@@ -91,12 +91,11 @@ def cut_out(table: pd.DataFrame, package: Package, finder: FaceDetector, folder:
     """
     margin, found, shown = face_margin(package, finder), 0, []
     for image_id, path in tqdm(zip(table["image_id"], table["path"], strict=True), total=len(table), desc="faces", unit="image"):
-        pixels = read(Path(path)).pixels
-        if faces := finder.find(pixels):
+        face = largest(read(Path(path)).pixels, finder, margin)
+        if face is not None:
             found += 1
-            crop = surroundings(faces[0], pixels.shape[1::-1], margin)
             file = folder / f"{image_id}.png"
-            Image.fromarray(upright(pixels, crop, faces[0])).save(file)
+            Image.fromarray(face).save(file)
             image_id, path = hashlib.sha256(file.read_bytes()).hexdigest(), file.as_posix()
         shown.append((image_id, path))
     ids, paths = zip(*shown, strict=True)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipeline import shards
 from pipeline.face_weights import loaded
+from pipeline.faces import largest
 from pipeline.images import ImageError, Limits, read_bytes
 from pipeline.ingestion.describe import describe
 from pipeline.params_data import Ingest, Normalise
@@ -80,6 +81,10 @@ def _prepare(file: Path, settings: Ingest) -> tuple[bytes, dict[str, Any]]:
     detector = loaded(settings.face_detector) if settings.face_detector else None
     # The detector looks at what is stored, so that its columns describe the same picture as the others.
     described, pixels = describe(data, limits, None if settings.normalise else detector)
+    if detector and settings.normalise and settings.normalise.face_margin is not None:
+        # As the service judges an upload: where no face is found, the whole picture.
+        face = largest(pixels, detector, settings.normalise.face_margin)
+        pixels = pixels if face is None else face
     height, width, _ = pixels.shape
     if min(width, height) < settings.min_side:
         raise ImageError("too_small", f"{width} x {height} pixels, ingest.min_side is {settings.min_side}", "Use larger images.")

@@ -232,7 +232,7 @@ def test_adversarial_training_trains(settings: Callable[..., Params]):
     assert moved(chosen, fit(chosen).network)
 
 
-@pytest.mark.parametrize("name", ["layernorm", "lora", "last_blocks", "probe", "adversarial", "forged", "robust"])
+@pytest.mark.parametrize("name", ["photos", "layernorm", "lora", "last_blocks", "probe", "adversarial", "forged", "robust"])
 def test_presets_are_valid(name: str):
     content = load_params(ROOT / "params.yaml").model_dump(by_alias=True, mode="json")
     for key, value in preset(name, ROOT / "params.yaml").items():
