@@ -1,4 +1,4 @@
-"""Writes values into params.yaml, keeping its comments: `python -m pipeline.settings [PRESET ...] [--data F] [--model M] [-S key=value]`."""
+"""Writes values into params.yaml, keeping comments: `python -m pipeline.settings [PRESET ...] [--data F] [--model M] [-S key=value]`."""
 
 import argparse
 import io

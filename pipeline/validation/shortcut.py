@@ -111,7 +111,7 @@ def message(shortcut: dict[str, Any], table: pd.DataFrame, ingest: Ingest) -> st
     if any(column["name"] in COLOURS for column in named):
         text += " Re-encoding leaves mean colour as it is: use reals and fakes that were taken alike, or forge the fakes (data.forge)."
     if any(column["name"] == FRAMING for column in named):
-        text += " Faces are shown larger in one class: crop both alike, or forge the fakes (data.forge)."
+        text += " Faces are shown larger in one class: cut all out alike (python -m pipeline.settings photos), or forge fakes (data.forge)."
     return text
 
 
@@ -131,7 +131,9 @@ def proposal(table: pd.DataFrame) -> dict[str, int]:
 
 def _remedy(table: pd.DataFrame, ingest: Ingest) -> str:
     wanted = proposal(table)
-    values = f"{{size: {wanted['size']}, jpeg_quality: {wanted['jpeg_quality']}}}"
+    margin = ingest.normalise and ingest.normalise.face_margin
+    cut = "" if margin is None else f", face_margin: {margin}"
+    values = f"{{size: {wanted['size']}, jpeg_quality: {wanted['jpeg_quality']}{cut}}}"
     if ingest.normalise is None:
         return f"Set `ingest.normalise: {values}` in params.yaml, which re-encodes both classes alike, and run again."
     return f"ingest.normalise is set already: try {values}, or use pictures whose files were made alike."
