@@ -144,10 +144,11 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
-    def _normalises_copies(self) -> "Params":
-        if self.ingest.normalise and any(isinstance(source, FolderSource) and source.in_place for source in self.data.sources):
+    def _rewrites_copies(self) -> "Params":
+        if self.ingest.rewrites and any(isinstance(source, FolderSource) and source.in_place for source in self.data.sources):
             raise ValueError(
-                "ingest.normalise re-encodes copies: a source that is read in place cannot be normalised; set `in_place: false`"
+                "ingest.normalise and ingest.face_margin make copies: the images of a source that is read in place stay as they are; "
+                "set `in_place: false`"
             )
         return self
 

@@ -153,16 +153,10 @@ class Data(Section):
 
 
 class Normalise(Section):
-    """Framing and re-encoding of both classes alike, which removes differences in format, size and compression."""
+    """Re-encoding of both classes alike, which removes differences in format, size and compression."""
 
     size: int = Field(ge=32, le=2048, description="pixels; every picture is scaled so that its longer side has this many")
     jpeg_quality: int = Field(ge=30, le=100)
-    face_margin: float | None = Field(
-        None,
-        ge=0,
-        le=4,
-        description="the largest face is cut out and turned upright, with this share of its size on each side; null keeps whole pictures",
-    )
 
 
 class Ingest(Section):
@@ -177,8 +171,21 @@ class Ingest(Section):
         None, description="`yunet`, which is fetched once, or its ONNX file: for the columns faces and face_share, and the model package"
     )
 
+    face_margin: float | None = Field(
+        None,
+        ge=0,
+        le=4,
+        description="the largest face is cut out upright, with this share of its size on each side, and stored without loss; "
+        "a picture without a face stays whole; null leaves all whole",
+    )
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether something else than the source's own files is stored."""
+        return self.normalise is not None or self.face_margin is not None
+
     @model_validator(mode="after")
     def _cuts_out_what_it_can_find(self) -> "Ingest":
-        if self.normalise and self.normalise.face_margin is not None and self.face_detector is None:
-            raise ValueError("normalise.face_margin cuts faces out, and face_detector, which finds them, is not set; set it to yunet")
+        if self.face_margin is not None and self.face_detector is None:
+            raise ValueError("face_margin cuts faces out, and face_detector, which finds them, is not set: set it to yunet")
         return self

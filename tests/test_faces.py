@@ -23,6 +23,7 @@ from pipeline.ingestion.batch import Batch, bring_batch
 from pipeline.package import FACES, GOLDEN, GRAPH, Thresholds, seal, verify
 from pipeline.params import load_params
 from pipeline.params_data import Normalise
+from pipeline.preprocess import Preprocess
 from pipeline.runtime import OpenVinoRuntime
 from pipeline.sources import forged
 from tests.data_helpers import noise
@@ -248,25 +249,22 @@ def test_ingest_counts_the_faces_of_what_it_stores(tmp_path, normalise):
 
 @needs_yunet
 @needs_photos
-def test_ingest_cuts_the_largest_face_out_of_a_photograph_as_the_service_does(package, tmp_path):
+def test_ingest_cuts_the_largest_face_out_of_a_photograph_as_the_service_does(tmp_path):
     scene = noise(900, 700)
     face = Image.open(min(PHOTOS.rglob("*.jpg"))).convert("RGB")
     scene.paste(face.resize((120, 120)), (700, 50))
     scene.paste(face.resize((300, 300)).rotate(30, fillcolor=(128, 128, 128)), (200, 250))
-    scene.save(tmp_path / "group.png")
+    scene.save(tmp_path / "group.jpg", quality=80)
     noise(900, 700, seed=1).save(tmp_path / "nobody.png")
-    names = ("group.png", "nobody.png")
-    normalise = Normalise(size=224, jpeg_quality=100, face_margin=0.2)
-    settings = load_params(ROOT / "params.yaml").ingest.model_copy(update={"face_detector": YUNET, "normalise": normalise})
-    batch = Batch(tuple((str(tmp_path / name), name, "") for name in names))
+    settings = load_params(ROOT / "params.yaml").ingest.model_copy(update={"face_detector": YUNET, "face_margin": 0.2})
+    batch = Batch(tuple((str(tmp_path / name), name, "") for name in ("group.jpg", "nobody.png")))
     group, nobody = bring_batch(batch, tmp_path, settings, in_place=False)
-    assert (group["width"], group["height"], group["faces"]) == (224, 224, 1) and 0.2 < group["face_share"] < 0.7
-    assert (nobody["width"], nobody["height"], nobody["faces"]) == (224, 174, 0)  # whole
-    detector = Detector(verify(package), OpenVinoRuntime(package / GRAPH), YUNET)
-    detector._margin = 0.2
-    seen = detector.prepare(Picture(scene, "PNG")).parts[0].pixels.astype(int)
-    stored = detector.preprocess.pixels(read(Path(group["stored"])).rgb)
-    assert np.abs(seen - stored).mean() < 4
+    assert group["faces"] == 1 and 0.2 < group["face_share"] < 0.7 and (group["format"], group["jpeg_quality"]) == ("JPEG", 80)
+    assert (nobody["width"], nobody["height"], nobody["faces"]) == (900, 700, 0)  # whole
+    package = tiny_package(tmp_path / "package", face_margin=0.2)
+    seen = Detector(verify(package), OpenVinoRuntime(package / GRAPH), YUNET).prepare(read(tmp_path / "group.jpg")).parts[0]
+    stored = Preprocess.load(package).pixels(read(Path(group["stored"])).rgb)
+    assert np.array_equal(seen.pixels, stored)
 
 
 @needs_yunet

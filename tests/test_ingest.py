@@ -245,8 +245,8 @@ def test_settings_that_exclude_each_other_are_named(faces: Path, prepare: Callab
     source = {"kind": "folder", "name": "faces", "path": str(faces), "in_place": True}
     for wrong, message in (
         ({"data.sources": [source], "data.shard": True}, "cannot be packed into shards"),
-        ({"data.sources": [source], "ingest.normalise": {"size": 64, "jpeg_quality": 90}}, "cannot be normalised"),
-        ({"ingest.normalise": {"size": 64, "jpeg_quality": 90, "face_margin": 0.1}}, "face_detector, which finds them, is not set"),
+        ({"data.sources": [source], "ingest.normalise": {"size": 64, "jpeg_quality": 90}}, "a source that is read in place stay"),
+        ({"ingest.face_margin": 0.1}, "face_detector, which finds them, is not set"),
         ({"data.forge": {"sources": ["web"], "methods": {"swap": 1}}}, "no source is called web; there are: faces"),
         ({"data.forge": {"methods": {"swap": 0.5}}}, "the shares of `methods` sum to 0.5, not to 1"),
         ({"data.sources": [source | {"name": "../up"}]}, "should match pattern"),

@@ -45,7 +45,7 @@ def test_what_is_not_yaml_is_named_with_its_place(params: Path, lines: str, mess
         ("train.epoch=1", r"train\.epoch: .*allowed here: .*epochs"),
         ("data.sources=[{kind: folder, path: x, pth: y}]", r"data\.sources\.0\.folder\.pth: .*allowed here: in_place, kind, name, path$"),
         ("train.forge={share: 1, method: {swap: 1}}", r"train\.forge\.method: .*allowed here: methods, share$"),
-        ("ingest.normalise={side: 64}", r"ingest\.normalise\.side: .*allowed here: face_margin, jpeg_quality, size$"),
+        ("ingest.normalise={side: 64}", r"ingest\.normalise\.side: .*allowed here: jpeg_quality, size$"),
         ("gates.test.f1={minimum: 1}", r"gates\.test\.f1\.minimum: .*allowed here: max, min$"),
         ("gates.test.f1={}", r"gates\.test\.f1: Value error, a gate needs `min`, `max` or both"),
         ("tune.space={train.lr: {low: 2, high: 1}}", r"low 2 must be below high 1"),

@@ -13,7 +13,7 @@ from pipeline import shards
 from pipeline.face_weights import loaded
 from pipeline.faces import largest
 from pipeline.images import ImageError, Limits, read_bytes
-from pipeline.ingestion.describe import describe
+from pipeline.ingestion.describe import ENCODING, describe
 from pipeline.params_data import Ingest, Normalise
 from pipeline.staging import stamp_of
 
@@ -47,7 +47,7 @@ def bring_batch(batch: Batch, out: Path, settings: Ingest, in_place: bool) -> li
             rows.append(row | {"reason": "unreadable", "detail": error.strerror or str(error)})
             continue
         if not in_place:
-            member = stored_name(name, settings.normalise)
+            member = stored_name(name, settings)
             target = (batch.shard or out) / member
             row["stored"] = target.as_posix()
             if batch.shard:
@@ -65,10 +65,10 @@ def bring_batch(batch: Batch, out: Path, settings: Ingest, in_place: bool) -> li
     return rows
 
 
-def stored_name(name: str, normalise: Normalise | None) -> str:
-    """Name of an image in data/raw: its name in the source, hashed if too long for file systems, with `.jpg` appended if re-encoded."""
-    if normalise:
-        name += ".jpg"  # even to a JPEG's name: `a.png` and `a.png.jpg` must not collide
+def stored_name(name: str, settings: Ingest) -> str:
+    """Name of an image in data/raw: its name in the source, hashed if too long for file systems, with a suffix appended if re-encoded."""
+    if settings.rewrites:
+        name += ".jpg" if settings.normalise else ".png"  # even to the name of such a file: `a.png` and `a.png.jpg` must not collide
     longest = max(len(part.encode()) for part in name.split("/"))
     if longest <= LONGEST_NAME and len(name.encode()) <= 5 * LONGEST_NAME:
         return name
@@ -80,17 +80,20 @@ def _prepare(file: Path, settings: Ingest) -> tuple[bytes, dict[str, Any]]:
     data = read_bytes(file, limits)
     detector = loaded(settings.face_detector) if settings.face_detector else None
     # The detector looks at what is stored, so that its columns describe the same picture as the others.
-    described, pixels = describe(data, limits, None if settings.normalise else detector)
-    if detector and settings.normalise and settings.normalise.face_margin is not None:
+    described, pixels = describe(data, limits, None if settings.rewrites else detector)
+    if detector and settings.face_margin is not None:
         # As the service judges an upload: where no face is found, the whole picture.
-        face = largest(pixels, detector, settings.normalise.face_margin)
+        face = largest(pixels, detector, settings.face_margin)
         pixels = pixels if face is None else face
     height, width, _ = pixels.shape
     if min(width, height) < settings.min_side:
         raise ImageError("too_small", f"{width} x {height} pixels, ingest.min_side is {settings.min_side}", "Use larger images.")
-    if settings.normalise:
-        data = normalised(Image.fromarray(pixels), settings.normalise)
+    if settings.rewrites:
+        before, picture = described, Image.fromarray(pixels)
+        data = normalised(picture, settings.normalise) if settings.normalise else lossless(picture)
         described, _ = describe(data, limits, detector)
+        if not settings.normalise:  # the pixels still show how the source's file was compressed
+            described |= {name: before[name] for name in ENCODING}
     return data, described
 
 
@@ -100,6 +103,13 @@ def normalised(picture: Image.Image, settings: Normalise) -> bytes:
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     buffer = io.BytesIO()
     picture.resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=settings.jpeg_quality, subsampling="4:2:0")
+    return buffer.getvalue()
+
+
+def lossless(picture: Image.Image) -> bytes:
+    """The picture as a PNG."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=1)  # noise hardly gets smaller at higher levels, which take ten times as long
     return buffer.getvalue()
 
 

@@ -12,6 +12,8 @@ from pipeline.faces import FaceDetector
 from pipeline.images import Limits, identify, load, luma_statistics
 
 SAMPLING = {(1, 1): "4:4:4", (2, 1): "4:2:2", (1, 2): "4:4:0", (2, 2): "4:2:0", (4, 1): "4:1:1", (4, 2): "4:1:0"}
+ENCODING = ("format", "jpeg_quality", "quantisation", "subsampling", "metadata_bytes")
+"""Columns that say how a file was encoded."""
 METADATA = ("exif", "icc_profile", "xmp", "comment")
 
 # Luma quantisation table from Annex K of the JPEG standard (ITU-T T.81), which libjpeg scales by the quality.

@@ -131,9 +131,7 @@ def proposal(table: pd.DataFrame) -> dict[str, int]:
 
 def _remedy(table: pd.DataFrame, ingest: Ingest) -> str:
     wanted = proposal(table)
-    margin = ingest.normalise and ingest.normalise.face_margin
-    cut = "" if margin is None else f", face_margin: {margin}"
-    values = f"{{size: {wanted['size']}, jpeg_quality: {wanted['jpeg_quality']}{cut}}}"
+    values = f"{{size: {wanted['size']}, jpeg_quality: {wanted['jpeg_quality']}}}"
     if ingest.normalise is None:
         return f"Set `ingest.normalise: {values}` in params.yaml, which re-encodes both classes alike, and run again."
     return f"ingest.normalise is set already: try {values}, or use pictures whose files were made alike."

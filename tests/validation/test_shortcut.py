@@ -11,7 +11,6 @@ from pipeline import data_card, validate
 from pipeline.errors import StageError
 from pipeline.exporting import card
 from pipeline.images import read
-from pipeline.params_data import Normalise
 from pipeline.params_train import Forging
 from pipeline.validation import shortcut
 from tests.validation.use import row, save, table_of
@@ -63,14 +62,6 @@ def test_faces_shown_larger_in_one_class_are_a_shortcut_too(clean: pd.DataFrame,
     assert found["columns"][0]["name"] == "face_share" and found["auc"]["value"] > 0.9
     message = shortcut.message(found, table, params.ingest)
     assert "Faces are shown larger in one class: cut all out alike" in message and "ingest.normalise" not in message
-
-
-def test_what_normalising_does_already_stays_in_the_proposal(clean: pd.DataFrame, workspace):
-    table = clean.assign(width=clean["width"].mask(clean["label"] == "fake", 300))
-    normalise = Normalise(size=200, jpeg_quality=95, face_margin=0.1)
-    ingest = workspace().ingest.model_copy(update={"face_detector": Path("yunet"), "normalise": normalise})
-    said = shortcut.message(shortcut.audit(table), table, ingest)
-    assert "set already: try {size: 64, jpeg_quality: 90, face_margin: 0.1}" in said
 
 
 def test_the_proposal_fits_the_lesser_class(clean: pd.DataFrame):
