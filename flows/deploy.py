@@ -70,7 +70,8 @@ def _follow(by: str | None) -> State[Any]:
         refuse(version, reason)
         return Failed(name="Refused", message=reason)
     built = is_built(version)
-    if not built:
+    # After a roll-back its bento is there, and the package of the version that was rolled back from: models are compared with this folder.
+    if not built or (version.digest and not package.is_at(PACKED, version.digest)):
         fetch(version)
     tag = version.tags[BENTO] if built else build(version)
     if not built and (wrong := try_out(version, tag)):

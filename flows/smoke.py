@@ -13,6 +13,7 @@ import httpx
 
 from flows.ports import HOST
 from flows.process import Ended, environment, leash
+from pipeline.face_weights import NONE
 from pipeline.package import Package
 
 READY_SECONDS = 180.0
@@ -31,6 +32,7 @@ def smoke(bento: Path, package: Package) -> str | None:
     with tempfile.TemporaryDirectory(prefix="unmask-smoke-") as folder:
         # BentoML empties a metrics folder in its home, which another service of this user may be using.
         own = {"BENTOML_HOME": folder, "UNMASK_VAR": folder}
+        own |= {"UNMASK_FACE_DETECTOR": str(NONE)}  # the recorded answers are those to whole images
         env = {name: value for name, value in environment().items() if not name.startswith(("UNMASK_", "PROMETHEUS_"))} | own
         log = Path(folder) / "log"
         command = [sys.executable, "-m", "bentoml", "serve", str(bento), "--host", HOST, "--port", str(port)]

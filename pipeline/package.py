@@ -146,7 +146,7 @@ class Package:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of package.json, which holds the digest of every other file: it identifies exactly this package."""
-        return hashlib.sha256((self.path / META).read_bytes()).hexdigest()
+        return _sha256(self.path / META)
 
 
 def seal(folder: Path, meta: dict[str, Any]) -> Package:
@@ -183,6 +183,11 @@ def verify(folder: Path) -> Package:
     if there - set(meta.files):
         raise PackageError(f"{folder / min(there - set(meta.files))} does not belong to the package")
     return Package(folder, meta)
+
+
+def is_at(folder: Path, digest: str) -> bool:
+    """Whether the package with this digest was put into the folder; its files are not checked."""
+    return (folder / META).is_file() and _sha256(folder / META) == digest
 
 
 def _sha256(path: Path) -> str:

@@ -5,16 +5,23 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import bentoml
 import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 
 from flows import canary, cli, notifications, promotion, registry
-from pipeline.package import seal, verify
+from pipeline.detector import Detector
+from pipeline.evaluation import golden
+from pipeline.images import read
+from pipeline.package import FACES, GOLDEN, GRAPH, Package, seal, verify
+from pipeline.runtime import OpenVinoRuntime
 from pipeline.settings import apply
 from tests.conftest import ROOT
-from tests.service_helpers import aliases, client, promote, versions
+from tests.face_helpers import PHOTOS, YUNET, needs_photos, needs_yunet
+from tests.package_helpers import META, tiny_package
+from tests.service_helpers import aliases, client, promote, register, versions
 from tests.webhook_helpers import received
 
 
@@ -68,9 +75,9 @@ def test_deploy_refuses_once_and_packs_what_may_be_served(store, package, messag
     assert (line["version"], line["previous"], line["gate_override"]) == (2, 1, "Ada: the gate is older than the test set")
 
     wrong = shutil.copytree(package, tmp_path / "wrong")
-    golden = json.loads((wrong / "golden/golden.json").read_text())
-    golden["2.png"]["probability_fake"] = 1 - golden["2.png"]["probability_fake"] / 2
-    (wrong / "golden/golden.json").write_text(json.dumps(golden))
+    recorded = json.loads((wrong / "golden/golden.json").read_text())
+    recorded["2.png"]["probability_fake"] = 1 - recorded["2.png"]["probability_fake"] / 2
+    (wrong / "golden/golden.json").write_text(json.dumps(recorded))
     seal(wrong, verify(package).meta.model_dump(exclude={"format", "files"}))
     versions(store, wrong, "passed")
     promote(store, "3")
@@ -87,6 +94,38 @@ def test_deploy_refuses_once_and_packs_what_may_be_served(store, package, messag
     facts = ["promotion", "canary ended", "refusal", "promotion", "refusal"]
     assert [message["fact"] for message in messages] == [f"Unmask: {fact}" for fact in facts]
     assert "2.png" in messages[-1]["text"] and "by the test" in messages[0]["text"]
+
+
+@needs_yunet
+@needs_photos
+def test_a_package_with_a_face_detector_is_deployed(store, prefect_server, tmp_path):
+    from flows.deploy import deploy
+
+    for name in ("serving", "web", "pipeline"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("service.py", "bentofile.yaml", ".bentoignore", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    folder = tiny_package(tmp_path / "faces")
+    for number, photo in enumerate(sorted(PHOTOS.rglob("*.jpg"))[:4]):
+        shutil.copy(photo, folder / GOLDEN / f"{number}.png")
+    whole = Detector(verify_as(folder, {}), OpenVinoRuntime(folder / GRAPH))
+    answers = whole.predict([read(path) for path in sorted((folder / GOLDEN).glob("*.png"))])
+    listed = {f"{number}.png": {"label": "real", "probability_fake": answer.probability_fake} for number, answer in enumerate(answers)}
+    (folder / GOLDEN / "golden.json").write_text(json.dumps(listed))
+    shutil.copy(YUNET, folder / FACES)
+    package = verify_as(folder, {"trained_on": "faces", "face_margin": 0.0, "golden_tolerance": 0.0005})
+    cut_out = Detector(package, OpenVinoRuntime(folder / GRAPH), folder / FACES)
+    assert abs(cut_out.predict([read(folder / GOLDEN / "0.png")])[0].probability_fake - answers[0].probability_fake) > 0.0005
+    versions(store, folder, "passed")
+    promote(store, "1")
+    deployed = deploy(return_state=True)
+    assert deployed.is_completed(), deployed.message
+
+
+def verify_as(folder: Path, meta: dict[str, Any]) -> Package:
+    """Seal a package with these values, and verify it."""
+    seal(folder, META | meta)
+    return verify(folder)
 
 
 def test_a_roll_back_while_a_bento_is_built_is_what_stays_recorded(store, package, messages, monkeypatch):
@@ -106,6 +145,23 @@ def test_a_roll_back_while_a_bento_is_built_is_what_stays_recorded(store, packag
         assert deploy(return_state=True).name == "Superseded"
     assert aliases(store)["champion"] == "1" and messages == []
     assert [(line["version"], line["by"]) for line in promotion.history()][1:] == [(2, promotion.SOMEBODY), (1, "Ada")]
+
+
+def test_after_a_roll_back_new_models_are_compared_with_the_version_that_serves_again(store, package, messages, monkeypatch, tmp_path):
+    from flows.deploy import deploy
+
+    other = shutil.copytree(package, tmp_path / "other")
+    (other / "card.md").write_text("another version")
+    digests = [verify(package).digest, verify_as(other, {}).digest]
+    for folder, digest in zip((package, other), digests, strict=True):
+        number = register(store, folder, champion=False)
+        for name, value in (("gate", "passed"), ("package", digest), ("bento", "unmask:it")):
+            client(store).set_model_version_tag("unmask", number, name, value)
+    monkeypatch.setattr("flows.deploy.is_built", lambda _: True)
+    for version in (1, 2, 1):
+        promote(store, str(version))
+        assert deploy(return_state=True).is_completed()
+        assert golden.previous().digest == digests[version - 1]
 
 
 def test_a_roll_back_while_a_promotion_is_recorded_comes_after_it(store, package, messages, monkeypatch):
