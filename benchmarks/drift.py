@@ -132,8 +132,7 @@ def f1() -> dict[str, Any]:
             probabilities = np.where(fooled, answers(rng, len(labels), 0.0)[0]["probability_fake"], probabilities)
         chances = None
         if name == "a tenth are fakes":
-            reference = answers(rng, 500)[0]
-            chances = adjust_prior(probabilities, reference["probability_fake"].mean(), share_of_fakes(reference, table))
+            chances = adjust_prior(probabilities, 0.5, share_of_fakes(table, 0.5))
         estimate, truth = expected_f1(probabilities, 0.5, chances), float(figures(labels, probabilities, 0.5)["f1"][0])
         found[name] = {"estimated": estimate["value"], "true": round(truth, 4), "error": round((estimate["value"] or 0) - truth, 4)}
     return found

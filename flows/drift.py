@@ -74,7 +74,7 @@ def _look() -> State[Any]:
         there = f"{len(window)} different pictures in {len(answers)} answers, " if len(window) < len(answers) else f"{len(answers)} "
         message = f"{there}of the {settings.min_window} answers needed: not enough data"
         return Completed(name="NotEnoughData", message=message)
-    reference, report = check(known, window, settings)
+    reference, report = check(known, window, settings, found.meta.fake_share)
     report = {"version": version.number, "answers": len(answers)} | report
     labels = {line.id: LABEL2ID[line.label] for line in trust.judge(said, source).counted}
     report["f1"] = f1(found, reference, window, report) | {"measured": diagnosis.measured_f1(answers, labels, found.meta.thresholds.f1)}
@@ -120,21 +120,22 @@ def fetch_package(version: Version) -> Package:
             return package.verify(registry.download(version, folder))
 
 
-def check(known: list[pd.DataFrame], window: pd.DataFrame, settings: Drift) -> tuple[pd.DataFrame, dict[str, Any]]:
+def check(known: list[pd.DataFrame], window: pd.DataFrame, settings: Drift, fake_share: float) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The nearest reference, and the test's report with the kind of drift (None without drift) and the estimated share of fakes."""
     reference, report = nearest(known, window, settings)
     return reference, report | {
-        "kind": diagnosis.kind(reference, window, report, settings) if report["drift"] else None,
-        "share_of_fakes": diagnosis.share_of_fakes(reference, window),
+        "kind": diagnosis.kind(reference, window, report, settings, fake_share) if report["drift"] else None,
+        "share_of_fakes": diagnosis.share_of_fakes(window, fake_share),
     }
 
 
 def f1(found: Package, reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any]) -> dict[str, Any]:
     """F1 without labels: `expected` of the window, and `tested`, the F1 of the test part."""
-    probabilities = window["probability_fake"].to_numpy(np.float64)
-    chances = None
-    if report["drift"] and report["kind"]["kind"] == "share of fakes":
-        chances = diagnosis.adjust_prior(probabilities, float(reference["probability_fake"].mean()), report["share_of_fakes"])
+    probabilities, known = window["probability_fake"].to_numpy(np.float64), found.meta.fake_share
+    # Unless it is what drifted, the share of fakes is that of the reference, which export draws from validation by class.
+    drifted = report["drift"] and report["kind"]["kind"] == "share of fakes"
+    share = report["share_of_fakes"] if drifted else diagnosis.share_of_fakes(reference, known)
+    chances = diagnosis.adjust_prior(probabilities, known, share)
     return {
         "expected": diagnosis.expected_f1(probabilities, found.meta.thresholds.f1, chances),
         "tested": found.meta.figures.get("f1"),

@@ -157,8 +157,8 @@ def test_each_kind_of_drift_is_told_by_its_rule():
     dull = window.assign(warnings=[["heavily_compressed"]] * 60 + [[]] * 240)
     for expected, shown in [*windows.items(), ("broken client", repeated), ("camera or compression", dull)]:
         report = compare(reference, shown, SETTINGS)
-        assert report["drift"] and diagnosis.kind(reference, shown, report, SETTINGS)["kind"] == expected
-    assert diagnosis.share_of_fakes(reference, windows["share of fakes"]) == pytest.approx(0.1, abs=0.05)
+        assert report["drift"] and diagnosis.kind(reference, shown, report, SETTINGS, 0.5)["kind"] == expected
+    assert diagnosis.share_of_fakes(windows["share of fakes"], 0.5) == pytest.approx(0.1, abs=0.05)
 
 
 def test_a_picture_that_many_people_ask_about_is_no_drift():
@@ -180,7 +180,7 @@ def test_f1_is_estimated_without_labels_where_the_calibration_holds():
         assert estimate["value"] == pytest.approx(truth, abs=0.03) and estimate["low"] < truth < estimate["high"]
     few, labels_of_few = calibrated(rng, 3000, fakes=0.1)
     probabilities = few["probability_fake"].to_numpy()
-    chances = diagnosis.adjust_prior(probabilities, 0.5, diagnosis.share_of_fakes(table, few))
+    chances = diagnosis.adjust_prior(probabilities, 0.5, diagnosis.share_of_fakes(few, 0.5))
     truth = figures(labels_of_few, probabilities, 0.5)["f1"][0]
     assert diagnosis.expected_f1(probabilities, 0.5, chances)["value"] == pytest.approx(truth, abs=0.06)
     assert diagnosis.expected_f1(probabilities, 0.5)["value"] > truth + 0.1
@@ -200,7 +200,7 @@ def test_the_page_names_what_shifted_and_shows_pictures_that_were_kept(tmp_path)
     window.at[7, "embedding"] = window["embedding"][7] + np.float32(50)
     picture(tmp_path / "kept.png", seed=1)
     report = {"version": 3, "answers": 1234, "share_of_fakes": 0.5} | compare(reference, window, SETTINGS)
-    report["kind"] = diagnosis.kind(reference, window, report, SETTINGS)
+    report["kind"] = diagnosis.kind(reference, window, report, SETTINGS, 0.5)
     measured = diagnosis.measured_f1(window, {window["id"].iloc[0]: 1}, 0.0)  # on one answer, which has no interval
     report["f1"] = {"expected": diagnosis.expected_f1(window["probability_fake"].to_numpy(), 0.5), "measured": measured, "tested": None}
     report["challenger"] = {"version": "9", "n": 1234, "agreement": 0.9, "difference": -0.02, "verdicts": {"real": {"real": 3}}}

@@ -29,14 +29,14 @@ from sklearn.metrics import f1_score
 
 from benchmarks.project import answers
 from flows import automation, monitoring, registry
-from flows.drift import f1
+from flows.drift import check, f1
 from flows.train import train
 from pipeline.detector import Prediction
 from pipeline.monitoring import feedback, labelling
 from pipeline.monitoring.predictions import FILE, PredictionLog, newest
 from pipeline.package import Package, seal
 from serving.gauges import drift
-from tests.drift_helpers import record, sample
+from tests.drift_helpers import SETTINGS, record, sample
 from tests.service_helpers import ROOT, free_port, promote, register, wait_for
 
 CHECKS = """
@@ -110,19 +110,24 @@ def put_out_two_years_ago(var: Path) -> Path:
     return copy
 
 
-def test_f1_without_labels_follows_a_share_of_fakes_that_changed():
+@pytest.mark.parametrize("fakes", [0.05, 0.5, 0.8])
+def test_figures_without_labels_hold_whatever_share_of_fakes_the_probabilities_and_the_reference_have(fakes: float):
     rng = np.random.default_rng(4)
 
     def judged(fakes: float) -> tuple[pd.DataFrame, np.ndarray]:
-        """Probabilities that are calibrated where a fifth are fakes."""
-        labels = (rng.random(5000) < fakes).astype(int)
+        """Probabilities that are calibrated where four fifths are fakes."""
+        labels = (rng.random(1500) < fakes).astype(int)
         evidence = 2 * rng.normal(2 * labels - 1)
-        return pd.DataFrame({"probability_fake": 1 / (1 + 4 * np.exp(-evidence))}), labels
+        table = sample(rng, 1500).assign(probability_fake=1 / (1 + np.exp(-evidence) / 4))
+        return table.assign(verdict=np.where(table["probability_fake"] > 0.5, "fake", "real")), labels
 
-    (reference, _), (window, labels) = judged(0.2), judged(0.05)
-    package = SimpleNamespace(meta=SimpleNamespace(thresholds=SimpleNamespace(f1=0.3), figures={}))
-    found = f1(package, reference, window, {"drift": True, "kind": {"kind": "share of fakes"}, "share_of_fakes": 0.05})
-    assert found["expected"]["value"] == pytest.approx(f1_score(labels, window["probability_fake"] >= 0.3), abs=0.02)
+    (reference, _), (window, labels) = judged(0.5), judged(fakes)  # the reference has as many of either class
+    package = SimpleNamespace(meta=SimpleNamespace(thresholds=SimpleNamespace(f1=0.3), figures={}, fake_share=0.8))
+    _, report = check([reference], window, SETTINGS, 0.8)
+    assert report["share_of_fakes"] == pytest.approx(fakes, abs=0.03) and report["drift"] == (fakes != 0.5)
+    assert not report["drift"] or report["kind"]["kind"] == "share of fakes"
+    found = f1(package, reference, window, report)
+    assert found["expected"]["value"] == pytest.approx(f1_score(labels, window["probability_fake"] >= 0.3), abs=0.03)
 
 
 def test_drifted_answers_start_a_training_once(tmp_path, prefect_home, new_store):

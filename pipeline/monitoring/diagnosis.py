@@ -41,7 +41,7 @@ def pictures(reference: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
     return answers[~answers.duplicated(PICTURE, keep="last")]
 
 
-def kind(reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any], settings: params_loop.Drift) -> Kind:
+def kind(reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any], settings: params_loop.Drift, known: float) -> Kind:
     """Classify the drift that a report shows. The first rule that applies decides:
 
     1. `broken client`: one repeated image, or images without a face, have a share higher by REPEATED in the window than in the reference.
@@ -53,6 +53,7 @@ def kind(reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any], 
     Args:
         reference, window, settings: as for `compare`; `window` is from `pictures`.
         report: its result, with `drift` true.
+        known: the share of fakes that the probabilities are calibrated for (Calibration.fake_share).
     """
     names = shifted(report)
     repeats = [_most_repeated(part) for part in (reference, window)]
@@ -60,8 +61,8 @@ def kind(reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any], 
     for what, (before, now) in (("are for the same picture", repeats), ("found no face", faceless)):
         if now - before >= REPEATED:
             return {"kind": "broken client", "why": f"{now:.0%} of the answers {what} ({before:.0%} in the reference)"}
-    before, now = float(reference["probability_fake"].mean()), share_of_fakes(reference, window)
-    alike = _with_share(reference, now)
+    before, now = (share_of_fakes(part, known) for part in (reference, window))
+    alike = _with_share(reference, now, known)
     if len(alike) >= settings.min_window // 2 and not compare(alike, window, settings)["drift"]:
         return {"kind": "share of fakes", "why": f"about {now:.0%} are fakes ({before:.0%} in the reference), and nothing else differs"}
     measures = [name for name in names if name in STATISTICS or name in QUALITY]
@@ -72,13 +73,12 @@ def kind(reference: pd.DataFrame, window: pd.DataFrame, report: dict[str, Any], 
     return {"kind": "unknown", "why": f"only {', '.join(names)} differ"}
 
 
-def share_of_fakes(reference: pd.DataFrame, window: pd.DataFrame) -> float:
-    """Estimate the share of fakes in the window by expectation maximisation (Saerens et al., Neural Computation 2002).
+def share_of_fakes(answers: pd.DataFrame, known: float) -> float:
+    """Estimate the share of fakes among answers by expectation maximisation (Saerens et al., Neural Computation 2002).
 
-    Assumes that fakes and reals each look as they do in the reference, and probabilities calibrated for the reference's share.
+    Assumes that fakes and reals each look as they do in validation, and probabilities calibrated for the share `known` of fakes.
     """
-    known = float(np.clip(reference["probability_fake"].mean(), 1e-3, 1 - 1e-3))
-    probabilities, share = window["probability_fake"].to_numpy(np.float64), known
+    probabilities, share = answers["probability_fake"].to_numpy(np.float64), known
     for _ in range(200):
         share = float(np.clip(adjust_prior(probabilities, known, share).mean(), 1e-3, 1 - 1e-3))
     return share
@@ -95,7 +95,7 @@ def expected_f1(probabilities: np.ndarray, threshold: float, chances: np.ndarray
     """Estimate F1 without labels, from calibrated probabilities: an image with probability p counts as p fakes and 1 - p reals.
 
     Correct as long as the calibration holds: for harder or easier images, but not for a generator that fools the network
-    (confidence-based performance estimation: Bialek et al., 2024). If only the share of fakes changed, `chances` corrects for it.
+    (confidence-based performance estimation: Bialek et al., 2024). For another share of fakes than in validation, `chances` corrects.
 
     Args:
         probabilities: float (n,) of fake, as the network gave them.
@@ -152,11 +152,11 @@ def _f1(called: np.ndarray, fake: np.ndarray) -> float:
     return 2 * both / (called.sum() + fake.sum()) if fake.any() else float("nan")
 
 
-def _with_share(reference: pd.DataFrame, share: float) -> pd.DataFrame:
+def _with_share(reference: pd.DataFrame, share: float, known: float) -> pd.DataFrame:
     """A subsample of the reference with another share of fakes, as large as possible without replacement."""
-    probabilities = reference["probability_fake"].to_numpy(np.float64)
-    known = float(np.clip(probabilities.mean(), 1e-3, 1 - 1e-3))
-    weights = probabilities * share / known + (1 - probabilities) * (1 - share) / (1 - known)
+    own = share_of_fakes(reference, known)
+    probabilities = adjust_prior(reference["probability_fake"].to_numpy(np.float64), known, own)
+    weights = probabilities * share / own + (1 - probabilities) * (1 - share) / (1 - own)
     return reference[np.random.default_rng(0).random(len(reference)) < weights / weights.max()]
 
 
