@@ -47,6 +47,9 @@ GIVEN = ("path", "label", "generator", "group", "source", "parents", "seed")
 DESCRIBED = {name: kind for name, kind in COLUMNS.items() if name not in GIVEN}
 """Columns computed from the image file alone; the others come from its source."""
 
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"}
+"""Of the image files that people use."""
+
 SCORED = ("part", "score", "probability_fake")
 """Columns that evaluation adds to those of a manifest."""
 SIZE = "size"
@@ -119,3 +122,26 @@ def read_parts(folder: Path = SPLITS) -> dict[str, pd.DataFrame]:
     parts = {part: read(folder / f"{part}.parquet") for part in PARTS}
     unseen = folder / f"{UNSEEN}.parquet"
     return parts | ({UNSEEN: read(unseen)} if unseen.is_file() else {})
+
+
+def origins(fakes: pd.DataFrame, known: pd.DataFrame) -> list[str | None]:
+    """The path of the real that each fake was made from, None where that is unknown.
+
+    It is the fake's first parent, or else the real of its group whose file has the same name, or else the only real of its group.
+    """
+    reals = known[known["label"] == "real"]
+    by_id = dict(zip(reals["image_id"], reals["path"], strict=True))
+    by_name = {(group, _bare(path)): path for group, path in zip(reals["group"], reals["path"], strict=True)}
+    alone = reals.drop_duplicates("group", keep=False).set_index("group")["path"].to_dict()
+    return [
+        by_id.get(parents.split(" ")[0]) or by_name.get((group, _bare(path))) or alone.get(group)
+        for parents, group, path in zip(fakes["parents"], fakes["group"], fakes["path"], strict=True)
+    ]
+
+
+def _bare(path: str) -> str:
+    """The file's name without the suffixes of image formats, of which ingest may have appended one."""
+    name = Path(path)
+    while name.suffix.lower() in SUFFIXES:
+        name = name.with_suffix("")
+    return name.name

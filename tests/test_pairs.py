@@ -122,11 +122,11 @@ def test_an_epoch_shows_images_whose_group_has_none_of_the_other_class(swap: boo
     stems = ((real, "a"), (fake, "b"), (fake, "c"), (fake, "d"))
     rows = [{"label": label, "group": f"v{video}", "path": f"{video}/{stem}.jpg"} for video in range(5) for label, stem in stems]
     rows += [{"label": real, "group": f"camera{index}", "path": f"camera/{index}.jpg"} for index in range(3)]
-    # One of this person's two reals has the fake's name, so the other is never its partner.
+    # One of this person's two reals has the fake's name, so the other is never its partner; two fakes of one real are both made from it.
     rows += [{"label": label, "group": "person", "path": f"{label}/{stem}.jpg"} for label, stem in ((fake, "x"), (real, "x"), (real, "y"))]
     table = pd.DataFrame(rows)
     pairs = pairs_of(np.zeros((len(table), SIDE, SIDE, 3), np.uint8), None, table)
-    assert len(pairs) == 16 + 3 + 1
+    assert len(pairs) == 16 + 3 + (not swap)
     partners = []
     for pairs.epoch in range(3):
         chosen = [pairs.choose(index, pairs.draw(index)) for index in range(len(pairs))]
@@ -148,11 +148,27 @@ def test_an_image_meets_every_one_of_its_group_in_time():
     assert met == {(real, fake) for real in (1, 2) for fake in (0, 3)}
 
 
+@pytest.mark.parametrize("ingested", ["as it is", "re-encoded", "forged"])
+def test_a_fake_meets_the_real_that_it_was_made_from(ingested: str):
+    rows = []
+    for index in range(60):  # all of one person
+        fake = {"as it is": f"fake/{index}.png", "re-encoded": f"fake/{index}.png.jpg", "forged": f"swap/{index:x}aa.jpg"}[ingested]
+        parents = f"{index} {59 - index}" if ingested == "forged" else ""
+        real = f"real/{index}.jpg" + (".jpg" if ingested == "re-encoded" else "")
+        rows.append({"label": "real", "group": "person", "path": real, "image_id": str(index), "parents": ""})
+        rows.append({"label": "fake", "group": "person", "path": fake, "image_id": f"fake {index}", "parents": parents})
+    pairs = pairs_of(np.zeros((120, SIDE, SIDE, 3), np.uint8), None, pd.DataFrame(rows))
+    assert {pairs.choose(index, pairs.draw(index)) for index in range(len(pairs))} == {(2 * index, 2 * index + 1) for index in range(60)}
+
+
 def pairs_of(images: np.ndarray, forging: Forging | None, table: pd.DataFrame | None = None) -> Pairs:
     rows = [{"path": f"{label}/{index}.jpg", "label": label, "group": f"g{index}"} for label in ("real", "fake") for index in range(8)]
     still = {key.removeprefix("augment."): value for key, value in preset("probe", ROOT / "params.yaml").items() if "augment." in key}
     augment = load_params(ROOT / "params.yaml").augment.model_copy(update=still)
-    return Pairs(pd.DataFrame(rows) if table is None else table, images, augment, pairing=True, seed=1, forging=forging)
+    table = pd.DataFrame(rows) if table is None else table
+    if "parents" not in table:
+        table = table.assign(image_id=table["path"], parents="")
+    return Pairs(table, images, augment, pairing=True, seed=1, forging=forging)
 
 
 def test_fakes_are_forged_from_reals_on_the_spot():

@@ -65,7 +65,8 @@ def test_a_pair_is_one_group_and_gets_one_augmentation():
     rows = [{"path": f"{label}/{index}.jpg", "label": label, "group": f"g{index // 2}"} for label in ("real", "fake") for index in range(6)]
     images = rng.integers(0, 255, (12, 32, 32, 3), dtype=np.uint8)
     images[6:] = images[:6]  # each fake is a copy of its real, so what differs comes from the augmentation
-    pairs = Pairs(pd.DataFrame(rows), images, AUGMENT.model_copy(update={"noise": 1.0, "jpeg": 1.0}), pairing=True, seed=1)
+    table = pd.DataFrame(rows).assign(image_id=lambda rows: rows["path"], parents="")
+    pairs = Pairs(table, images, AUGMENT.model_copy(update={"noise": 1.0, "jpeg": 1.0}), pairing=True, seed=1)
     for index in range(len(pairs)):
         example = pairs[index]
         assert example["labels"].tolist() == [0, 1]

@@ -12,6 +12,7 @@ from pipeline.evaluation.metrics import Figure, group_weights, mean
 from pipeline.evaluation.scoring import Subject, sample
 from pipeline.explanation.explain import heat_maps
 from pipeline.images import OWN, read
+from pipeline.manifest import origins
 from pipeline.params import Evaluate
 from pipeline.training.dataset import pixels
 
@@ -91,21 +92,6 @@ def curves(subject: Subject, image: np.ndarray, undone: np.ndarray, heats: list[
             steps += [np.where(hot, undone, image), np.where(hot, image, undone)]
     probabilities = subject.probabilities(np.stack(steps)).reshape(len(heats), len(SHARES), 2).mean(1)
     return probabilities[:, 0].tolist(), probabilities[:, 1].tolist()
-
-
-def origins(fakes: pd.DataFrame, known: pd.DataFrame) -> list[str | None]:
-    """The file of the picture that each fake was made from.
-
-    It is its first parent, or else the real of its group whose file has the same name, or else the only real of its group.
-    """
-    reals = known[known["label"] == "real"]
-    by_id = dict(zip(reals["image_id"], reals["path"], strict=True))
-    by_name = {(group, Path(path).stem): path for group, path in zip(reals["group"], reals["path"], strict=True)}
-    alone = reals.drop_duplicates("group", keep=False).set_index("group")["path"].to_dict()
-    return [
-        by_id.get(parents.split(" ")[0]) or by_name.get((group, Path(path).stem)) or alone.get(group)
-        for parents, group, path in zip(fakes["parents"], fakes["group"], fakes["path"], strict=True)
-    ]
 
 
 def changed(fake: np.ndarray, origin: np.ndarray) -> np.ndarray | None:

@@ -18,6 +18,7 @@ from pipeline.fingerprint import fingerprint
 from pipeline.forge import METHODS, Face, changed
 from pipeline.images import OWN, read
 from pipeline.labels import LABEL2ID
+from pipeline.manifest import origins
 from pipeline.params_train import Augment, Forging
 from pipeline.preprocess import Preprocess
 from pipeline.staging import make_once
@@ -116,8 +117,14 @@ class Pairs(Dataset):
         self.of_class = [np.flatnonzero(self.labels == label) for label in (0, 1)]
         self.groups = table["group"].to_numpy()
         self.partners = [pd.Series(found).groupby(self.groups[found]).agg(list).to_dict() if pairing else {} for found in self.of_class]
-        # A fake differs only in the forgery from the real that it was made from: in a group, equal file names show which one that is.
-        self.stems = [Path(path).stem for path in table["path"]]
+        # A fake differs from the real that it was made from in the forgery alone.
+        self.made: dict[int, list[int]] = {}
+        if pairing:
+            rows, fakes = {path: row for row, path in enumerate(table["path"])}, self.of_class[1].tolist()
+            for fake, origin in zip(fakes, origins(table.iloc[fakes], table), strict=True):
+                if origin is not None:
+                    self.made[fake] = [rows[origin]]
+                    self.made.setdefault(rows[origin], []).append(fake)
         larger = int(len(self.of_class[1]) > len(self.of_class[0]))
         self.firsts = self.of_class[larger]
         if pairing:
@@ -160,10 +167,8 @@ class Pairs(Dataset):
         return (first, second) if label == 0 else (second, first)
 
     def _candidates(self, first: int) -> list[int]:
-        """Possible partners in the image's own group: if fewer than 50, only those with its file name, if any."""
-        found = self.partners[1 - self.labels[first]].get(self.groups[first], [])
-        same = [candidate for candidate in found if self.stems[candidate] == self.stems[first]] if len(found) < 50 else []
-        return same or found
+        """Possible partners: the real that a fake was made from, or the fakes made from a real; if unknown, all of the image's group."""
+        return self.made.get(first) or self.partners[1 - self.labels[first]].get(self.groups[first], [])
 
     def forge(self, index: int, real: int) -> list[np.ndarray] | None:
         """The example's real and a fake forged from it, each uint8 (size, size, 3); None for examples that keep the fake of the data set.
