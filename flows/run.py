@@ -116,7 +116,7 @@ def summary(version: Version, champion: Version | None, promoted: bool) -> str:
         "gate": verdict(version),
         "model version": f"{version.number} of {registry.MODEL}{_role(version, champion, promoted)}",
         # Not packed yet: somebody moved the alias meanwhile.
-        "bento": champion.tags.get(BENTO, "not packed yet") + ("" if champion == version else f" (version {champion.number})")
+        "bento": champion.tags.get(BENTO, "not packed yet") + ("" if champion.number == version.number else f" (version {champion.number})")
         if champion
         else "none: there is no champion",
     }
@@ -139,7 +139,7 @@ def verdict(version: Version) -> str:
 def _role(version: Version, champion: Version | None, promoted: bool) -> str:
     if promoted:
         return ", champion: the first version that passed"
-    if champion == version:
+    if champion is not None and champion.number == version.number:
         return ", champion"
     if not version.passed:
         return ", not to be served"

@@ -32,9 +32,6 @@ log = logging.getLogger(__name__)
 
 Verdict = Literal["real", "fake", "uncertain"]
 
-LEAST_SIDE = 16
-"""Pixels: smaller pictures are not searched for faces."""
-
 
 @dataclass(frozen=True)
 class ScoredFace:
@@ -211,8 +208,6 @@ class Detector:
         """The faces, largest first; None without a face detector."""
         if self._faces is None:
             return None
-        if min(picture.rgb.size) < LEAST_SIDE:
-            return []
         if not hasattr(self._finder, "found"):  # one per thread: it is not thread-safe
             self._finder.found = FaceDetector(self._faces)
         found: list[FaceBox] = self._finder.found.find(picture.pixels)

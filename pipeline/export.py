@@ -46,6 +46,9 @@ REPORT = Path("reports/export.json")
 PARITY_IMAGES = 64
 FRAMED_IMAGES = 200
 """Training images in which faces are looked for, to measure how large they are shown."""
+MOST_ASPECT = 1.1
+"""Ratio of the sides of training images, either way, up to which a face in a square looks as it does there."""
+
 LEAST_REFERENCE = 200
 """Images in the drift reference, even if there are fewer groups to draw them from."""
 NETWORK_TOLERANCE = 0.001
@@ -138,6 +141,12 @@ def _faces(params: Params, train: pd.DataFrame) -> dict[str, Any]:
     if margin is None:
         log.warning("too few of the training images show a face: the package judges whole images, without a face detector")
         return {"trained_on": "whole", "face_margin": None}
+    aspect = float((train["width"] / train["height"]).median())
+    if not 1 / MOST_ASPECT < aspect < MOST_ASPECT and not Preprocess.load(PACKAGE).keep_aspect:
+        log.warning(
+            f"the network saw faces squeezed, in images {aspect:.2f} times as wide as high; the service shows it squares. Cut the faces "
+            "out before training: python -m pipeline.settings photos"
+        )
     shutil.copyfile(detector, PACKAGE / FACES)
     return {"trained_on": "faces", "face_margin": round(margin, 3)}
 

@@ -82,6 +82,14 @@ def loaded(detector: Path) -> FaceDetector:
     return FaceDetector(located(detector))
 
 
+def identity(detector: Path | None) -> str:
+    """8 hex digits of a face detector's content, `none` without one: for names of what it made. Raises StageError as `loaded` does."""
+    if detector is None:
+        return "none"
+    loaded(detector)  # says what is wrong with a file that cannot be used
+    return hashlib.sha256(located(detector).read_bytes()).hexdigest()[:8]
+
+
 def _fetched() -> bytes:
     with urllib.request.urlopen(HOME, timeout=TIMEOUT) as response:
         data: bytes = response.read(MOST)

@@ -13,6 +13,9 @@ from pipeline.errors import StageError
 LONGEST = 640
 """Pixels: a larger picture is scaled down to this for detection, which still finds a face of a tenth of its side."""
 
+LEAST_SIDE = 16
+"""Pixels: smaller pictures are not searched."""
+
 MARGIN = 0.3
 """Around a face, on each side, as a share of its size, for a network of which nothing is known: chin, ears and the seam of a swapped face
 lie outside the detector's box."""
@@ -99,6 +102,8 @@ class FaceDetector:
     def find(self, pixels: np.ndarray) -> list[FaceBox]:
         """Faces in uint8 (height, width, 3) RGB, the largest first."""
         height, width = pixels.shape[:2]
+        if min(height, width) < LEAST_SIDE:
+            return []
         scale = min(1.0, LONGEST / max(height, width))
         bgr = small = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
         if scale < 1:

@@ -18,6 +18,7 @@ from pipeline.errors import StageError
 from pipeline.evaluate import calibrate, judge_rows
 from pipeline.evaluation.metrics import figure_text
 from pipeline.evaluation.scoring import score
+from pipeline.fingerprint import fingerprint
 from pipeline.manifest import NO_GENERATOR
 from pipeline.network.embedding import WithEmbedding
 from pipeline.params import Params
@@ -86,7 +87,8 @@ def _judged(generator: str, settings: Params, parts: dict[str, pd.DataFrame], ow
         recipe = settings.train.model_copy(update={"forge": settings.train.forge.without(generator)})
         settings = settings.model_copy(update={"train": recipe})
     folder = train.checkpoints(settings, rest)
-    scores = FOLDER / f"{folder.name}-{manifest.digest(test)[:16]}.parquet"
+    made = fingerprint(settings.train, *train.CODE)
+    scores = FOLDER / f"{folder.name}-{made}-{manifest.digest(test)[:16]}.parquet"
     if not scores.is_file():
         log.info("training without %s", generator)
         with child_of(owner, left_out=generator):

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from pipeline import manifest, train
 from pipeline.errors import DivergedError, StageError
+from pipeline.fingerprint import fingerprint
 from pipeline.params import PARAMS_FILE, Params, check_params
 from pipeline.params_train import Choice
 from pipeline.record import child_of, parent_run
@@ -47,7 +48,7 @@ def run(settings: Params) -> dict[str, Any]:
     _candidate(settings, {key: span.choices[0] if isinstance(span, Choice) else span.low for key, span in settings.tune.space.items()})
     FOLDER.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
-        study_name=_key(settings),
+        study_name=_key(settings, parts),
         storage=f"sqlite:///{FOLDER / 'optuna.db'}",
         direction="maximize",
         pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
@@ -161,15 +162,10 @@ def _report(study: "optuna.Study", owner: str) -> dict[str, Any]:
     return found
 
 
-def _key(settings: Params) -> str:
-    """Name of a search: the same space, settings and split resume, anything else starts over."""
-    digest = hashlib.sha256()
-    content = settings.model_dump(mode="json", by_alias=True, include={"model", "train", "augment", "tune"})
-    content["tune"].pop("trials")  # more trials extend the same search
-    digest.update(json.dumps(content, sort_keys=True).encode())
-    for part in ("train", "val"):
-        digest.update((manifest.SPLITS / f"{part}.parquet").read_bytes())
-    return digest.hexdigest()[:16]
+def _key(settings: Params, parts: dict[str, pd.DataFrame]) -> str:
+    """Name of a search: the same space, training and code resume, anything else starts over. More trials extend the same search."""
+    made = fingerprint(settings.tune, *train.CODE, exclude={"trials"})
+    return hashlib.sha256(f"{train.checkpoints(settings, parts).name} {made}".encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

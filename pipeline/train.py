@@ -45,6 +45,9 @@ REPORT = Path("reports/train.json")
 CURVES = Path("reports/plots/training.csv")
 SHEET = Path("reports/augmented.png")
 CHECKPOINTS = Path("var/checkpoints")
+CODE = ("forge", "images.py", "network", "preprocess.py", "train.py", "training")
+"""What a training runs, for names of what several trainings made together."""
+
 log = logging.getLogger(__name__)
 
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from pipeline import shards
 from pipeline.errors import StageError
+from pipeline.face_weights import identity
 from pipeline.fingerprint import fingerprint
 from pipeline.ingestion import engine
 from pipeline.ingestion.batch import Batch, bring_batch
@@ -45,11 +46,12 @@ def bring(
         An unusable file has `reason` and `detail` instead, which are missing for the others.
 
     Raises:
-        StageError: if images just stored in `out` are no longer as they were stored.
+        StageError: if images just stored in `out` are no longer as they were stored, or the face detector cannot be loaded.
     """
     out.mkdir(parents=True, exist_ok=True)
     mode = f"{'shard' if shard else 'files'}-{'in-place' if in_place else 'copied'}"
-    ledger = Ledger(LEDGERS / f"{name}-{mode}-{fingerprint(settings, *CODE, exclude={'max_broken'})}")
+    made = f"{fingerprint(settings, *CODE, exclude={'max_broken'})}-{identity(settings.face_detector)}"
+    ledger = Ledger(LEDGERS / f"{name}-{mode}-{made}")
     listed = listed.assign(stamp=[stamp_of(file) for file in listed["file"]])
     known = ledger.known(listed)
     _remove_others(out, set() if in_place else set(known["stored"].dropna()), {"SHA256SUMS"} if in_place else set())

@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
-from pipeline.face_weights import loaded
+from pipeline.face_weights import identity, loaded
 from pipeline.faces import FaceDetector
 from pipeline.fingerprint import fingerprint
 from pipeline.forge import METHODS
@@ -73,7 +73,7 @@ def listing(
         face found, nothing changed) have none.
     """
     out = staging / fingerprint(settings, "forge", "faces.py", "sources/forged.py", exclude={"sources", "per_real", "methods"})
-    out = out / f"{'png' if lossless else 'as-real'}-{'detected' if detector else 'centred'}"
+    out = out / f"{'png' if lossless else 'as-real'}-{identity(detector)}"
     out.mkdir(parents=True, exist_ok=True)
     plan = _plan(reals, settings)
     plan["name"] += [".png" if lossless else Path(file).suffix for file in plan["target"]]
@@ -148,9 +148,9 @@ def _forge_batch(tasks: tuple[Task, ...], lossless: bool, detector: Path | None)
 
 
 def _forge(task: Task, lossless: bool, detector: FaceDetector | None) -> bytes | None:
-    stored = read_bytes(Path(task.target))
-    target = decode(stored)
-    donor = target if task.donor == task.target else decode(read_bytes(Path(task.donor)))
+    stored = read_bytes(Path(task.target), OWN)  # ingest has applied its own limits
+    target = decode(stored, OWN)
+    donor = target if task.donor == task.target else decode(read_bytes(Path(task.donor), OWN), OWN)
     face, donor_face = _face(target, detector), _face(donor, detector)
     if face is None or donor_face is None:
         return None

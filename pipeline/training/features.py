@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from pipeline.fingerprint import fingerprint
 from pipeline.network import model
 from pipeline.params_train import Augment, Train
 from pipeline.preprocess import Preprocess
@@ -59,10 +60,10 @@ def features(network: PreTrainedModel, table: pd.DataFrame, images: np.ndarray, 
     """Input of the network's head for each image, float32 (n, d), read-only; cached in var/cache.
 
     Args:
-        table: rows of the images; with the preprocessing and the backbone's weights they name the cache file.
+        table: rows of the images; with the preprocessing and the backbone they name the cache file.
         images: uint8 (n, size, size, 3), in the table's order.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256((network.config.to_json_string() + fingerprint(preprocess, "network")).encode())
     for name, weight in network.state_dict().items():
         if not name.startswith("classifier."):
             digest.update(weight.cpu().numpy().tobytes())
