@@ -7,6 +7,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+CACHE = Path("var/cache")
+"""Decoded images, and features of them."""
+
 STAGING = Path("var/sources")
 """Where sources that render or download images keep them, one folder per source."""
 

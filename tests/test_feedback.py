@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from flows import cli, drift, retraining
@@ -68,6 +69,25 @@ def test_forget_removes_an_answer_everywhere(workspace, monkeypatch, capsys):
     assert [statement.id for statement in feedback.read(folder)] == ["b", "d"]
     with pytest.raises(SystemExit, match="nothing is stored about an answer with the id 'a'"):
         cli.main()
+
+
+def test_what_was_forged_from_a_forgotten_face_goes_with_it(workspace):
+    kept(workspace, "a", "b")
+    one, other = (statement.image for statement in feedback.read(workspace / "var/feedback"))
+    fakes = {
+        "1aa": f"{other}",
+        "2aa": f"{other} stored-as",
+        "3aa": "",
+    }  # the image was re-encoded when it was ingested, so it has another id
+    rows = [{"image_id": "stored-as", "path": f"data/raw/users/real/{one}.png.jpg", "parents": ""}]
+    rows += [{"image_id": name, "path": f"data/raw/forge/swap/{name}.png.jpg", "parents": parents} for name, parents in fakes.items()]
+    made = [*(row["path"] for row in rows), *(f"var/sources/forge/x/{name}.png" for name in fakes), "var/cache/0.npy"]
+    for path in map(Path, made):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"pixels")
+    pd.DataFrame(rows).to_parquet("data/manifest.parquet")
+    assert cli.forget("a")["copies"] == 3
+    assert [path for path in made if Path(path).exists()] == [path for path in made if "1aa" in path or "3aa" in path]
 
 
 def test_forget_waits_for_a_run_that_may_read_the_image(workspace, capsys):
@@ -196,6 +216,19 @@ def test_images_are_kept_as_long_as_the_settings_say(workspace):
     assert [path.name for path in (folder / "images").iterdir()] == [new.image]
     assert [statement.label for statement in feedback.read(folder)] == ["fake", "fake"]
     assert len(sources.feedback.listing(FeedbackSource(kind="feedback", path=folder), workspace)) == 1
+
+
+def test_what_a_killed_process_left_goes_with_the_next_that_is_forgotten(workspace):
+    kept(workspace, "a", "b")
+    folder = workspace / "var/feedback"
+    one, other = (statement.image for statement in feedback.read(folder))
+    unfinished = workspace / f"var/labelling/.labelling-x/day/{one}.png"
+    unfinished.parent.mkdir(parents=True)
+    for left in (folder / "images/nobodys", folder / "images/half.part", folder / "half.part", unfinished):
+        left.write_bytes(b"a face")
+    cli.forget("a")
+    assert [path.name for path in (folder / "images").iterdir()] == [other]
+    assert not unfinished.exists() and not (folder / "half.part").exists()
 
 
 def test_copies_of_what_has_expired_go_even_if_a_kill_comes_between(workspace, monkeypatch):

@@ -209,8 +209,12 @@ def _rewrite(folder: Path, change: Callable[[Statement], Statement | None]) -> s
         before = list(_lines(folder / FILE))
         after = [changed for statement in before if (changed := change(statement)) is not None]
         gone = {statement.image for statement in before if statement.image} - {statement.image for statement in after}
-        for digest in gone:  # before the file: after a kill in between, it still says which images have to go
-            (folder / IMAGES / str(digest)).unlink(missing_ok=True)
+        # Before the file: after a kill in between, it still says which images have to go. With them go those that no statement names, and
+        # incomplete files, which a killed process left.
+        kept = {statement.image for statement in after}
+        for file in [*(folder / IMAGES).glob("*"), *folder.glob("*.part")]:
+            if file.name not in kept:
+                file.unlink(missing_ok=True)
         if after != before:
             write(folder / FILE, b"".join(statement.model_dump_json().encode() + b"\n" for statement in after))
     return {str(digest) for digest in gone}

@@ -17,6 +17,7 @@ FOLDER = Path("labelling")
 
 MANIFEST = "manifest.csv"
 ABOUT = "about.csv"
+TEMPORARY = ".labelling-"
 
 
 def export(folder: Path, statements: Sequence[Statement], images: Path, distances: Mapping[str, float], most: int) -> int:
@@ -51,7 +52,7 @@ def export(folder: Path, statements: Sequence[Statement], images: Path, distance
     if not rows:
         return 0
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".labelling-", dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder.parent) as temporary:
         part = Path(temporary) / folder.name
         part.mkdir()
         for row in rows:
@@ -69,7 +70,8 @@ def forget(var: Path, images: Collection[str]) -> int:
         var: UNMASK_VAR.
         images: SHA-256 of each.
     """
-    files = [file for image in images for file in (var / FOLDER).glob(f"*/{image}.*")]
+    # A killed export leaves its copies in a temporary folder.
+    files = [file for image in images for place in ("*", f"{TEMPORARY}*/*") for file in (var / FOLDER).glob(f"{place}/{image}.*")]
     for file in files:
         for table in filter(Path.is_file, (file.with_name(MANIFEST), file.with_name(ABOUT))):
             _write(table, [row for row in _rows(table) if not any(file.name in cell for cell in row)])

@@ -21,10 +21,9 @@ from pipeline.labels import LABEL2ID
 from pipeline.manifest import origins
 from pipeline.params_train import Augment, Forging
 from pipeline.preprocess import Preprocess
-from pipeline.staging import make_once
+from pipeline.staging import CACHE, make_once
 from pipeline.training.augment import augment, jpeg
 
-CACHE = Path("var/cache")
 TRIES = 3
 """Attempts at a forgery that changes anything; if all fail, the fake of the data set is used."""
 SHEET_PAIRS = 6

@@ -16,8 +16,8 @@ from pipeline.fingerprint import fingerprint
 from pipeline.network import model
 from pipeline.params_train import Augment, Train
 from pipeline.preprocess import Preprocess
-from pipeline.staging import make_once
-from pipeline.training.dataset import CACHE, Pairs, Singles, cache_key
+from pipeline.staging import CACHE, make_once
+from pipeline.training.dataset import Pairs, Singles, cache_key
 
 BATCH = 64
 
