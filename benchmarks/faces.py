@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from benchmarks.measure import record
 from pipeline.detector import Detector, Prediction
-from pipeline.face_weights import NONE
+from pipeline.face_weights import NONE, located
 from pipeline.faces import FaceBox, FaceDetector, framing
 from pipeline.images import OWN, Picture, read
 
@@ -117,7 +117,7 @@ def main() -> None:
     table = table.sample(min(arguments.images, len(table)), random_state=0)
     fake = (table["label"] == "fake").to_numpy()
     pictures = [read(Path(path), OWN).pixels for path in table["path"]]
-    finder = FaceDetector(arguments.detector)
+    finder = FaceDetector(located(arguments.detector))
     whole, faces = (Detector.load(arguments.package, faces=detector) for detector in (NONE, arguments.detector))
     found: dict[str, Any] = {"images": len(table), "margin of the data": framing(finder, pictures)}
     found |= {"margins": margins(whole, finder, pictures, fake), "tilts": tilts(whole, faces, pictures, fake)}

@@ -4,6 +4,7 @@ The ViT-base is made on the spot, with random weights. Memory is peak resident m
 which counts shared pages more than once. Results: benchmarks/results/startup.json. Exits with 1 if a bound is missed.
 """
 
+import argparse
 import re
 import sys
 import tempfile
@@ -66,6 +67,7 @@ def first_paint(port: int) -> dict[str, int]:
 
 def main() -> None:
     """Command line."""
+    argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         package = untrained_package(Path(folder) / "package", {})
         seconds = []

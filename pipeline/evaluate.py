@@ -156,8 +156,9 @@ def warnings(result: dict[str, Any], most: float) -> list[str]:
     metadata = result["baselines"]["metadata"]["auc"] if "baselines" in result else None
     if metadata and metadata["value"] is not None and metadata["value"] > most:
         found.append(
-            f"How the files are stored and their mean colour tell real from fake with AUC {figure_text(metadata)}, "
-            "without looking at any face: the detector may have learnt that instead, and its figures hold for files of this kind only."
+            "How the files are stored, their mean colour and how large they show the face tell real from fake with "
+            f"AUC {figure_text(metadata)}, without any detail of a face: the detector may have learnt that instead, and its figures "
+            "hold for files of this kind only."
         )
     gap = result["vs_baseline"]["auc"] if "vs_baseline" in result else None
     if gap and gap["low"] is not None and gap["low"] <= 0:

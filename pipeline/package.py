@@ -29,7 +29,7 @@ REFERENCE = "reference{}.parquet"
 """What drift compares traffic with, a file per precision: 32 bits without suffix, `-int8`, `-bf16`."""
 
 FACES = "faces.onnx"
-"""The face detector that cropped the training images, if they were cropped."""
+"""The face detector that cuts faces out of uploads, if the training images show faces."""
 
 
 class PackageError(ValueError):

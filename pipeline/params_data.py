@@ -168,9 +168,10 @@ class Ingest(Section):
     max_megapixels: float = Field(50, gt=0, description="a larger image is quarantined undecoded")
     normalise: Normalise | None = Field(None, description="null keeps each file as it is, byte for byte")
     face_detector: Path | None = Field(
-        None, description="`yunet`, which is fetched once, or its ONNX file: for the columns faces and face_share, and the model package"
+        None,
+        description="`yunet`, which is fetched once, or its ONNX file: for face_margin, data.forge, the columns faces "
+        "and face_share, and the model package",
     )
-
     face_margin: float | None = Field(
         None,
         ge=0,

@@ -1,6 +1,6 @@
 """Judges a package on a labelled folder: `python -m pipeline.evaluate --package DIR --data FOLDER --out DIR`.
 
-Calibration and thresholds are the package's own, and so is the face detector, unless UNMASK_FACE_DETECTOR names one. The baselines are
+Calibration and thresholds are the package's own, and so is the face detector, unless UNMASK_FACE_DETECTOR says otherwise. The baselines are
 fitted on the folder itself, by cross-validation over groups.
 """
 
