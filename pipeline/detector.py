@@ -93,8 +93,12 @@ class Prediction:
     faces: list[ScoredFace] = field(default_factory=list)
 
 
+CONFIG = "model/config.json"
+"""Of the network, inside a package."""
+
+
 class Detector:
-    """A verified package on a device."""
+    """A verified package on a device. `card` is its model card in Markdown, None if it has none."""
 
     def __init__(self, package: Package, runtime: Runtime, faces: Path | None = None) -> None:
         """`faces` is YuNet's ONNX file: if given, each face is judged separately. Raises StageError if it cannot be loaded."""
@@ -104,6 +108,8 @@ class Detector:
         self._values = np.empty((runtime.batch, 3, self.preprocess.size, self.preprocess.size), np.float32)
         self._lock, self._loading, self._finder = threading.Lock(), threading.Lock(), threading.local()
         self._maps: list[GraphAttention | GraphActivation] = []
+        card = package.path / "card.md"
+        self.card = card.read_text() if card.is_file() else None
         self._loaded: PreTrainedModel | None = None
         self._faces = faces
         if faces is not None:
@@ -231,10 +237,12 @@ class Detector:
         """The heat map of one input. What it needs is loaded on first use: verdicts should not pay for its memory and seconds."""
         with self._loading:
             if not self._maps:
+                # `dvc repro` may have put another package there meanwhile, whose map would be shown with the verdict of this one.
+                self.package.check(GRAPH, Path(GRAPH).with_suffix(".bin").as_posix(), CONFIG)
                 graph = self.runtime.graph if isinstance(self.runtime, OpenVinoRuntime) else read_graph(self.package.path / GRAPH)
                 # In 8 bits, the small differences that Grad-CAM relies on are rounding errors.
                 exact = read_graph(self.package.path / GRAPH) if self.runtime.precision == "int8" else graph
-                config = json.loads((self.package.path / "model/config.json").read_text())
+                config = json.loads((self.package.path / CONFIG).read_text())
                 self._maps = [GraphAttention(graph, config), GraphActivation(exact)]
         found = next(filter(None, (look(values) for look in self._maps)), None)
         return found if found is not None else self._explain_with_gradients(values)

@@ -143,6 +143,14 @@ class Package:
         listed = json.loads((self.path / GOLDEN / "golden.json").read_text())
         return {self.path / GOLDEN / name: Golden.model_validate(example) for name, example in listed.items()}
 
+    def check(self, *names: str) -> None:
+        """Compare files of the package with their digests. Raises PackageError, naming the first that is missing or was changed."""
+        for name in names:
+            if not (self.path / name).is_file():
+                raise PackageError(f"{self.path / name} is missing from the package")
+            if _sha256(self.path / name) != self.meta.files.get(name):
+                raise PackageError(f"{self.path / name} was changed after the package was made: its SHA-256 differs from the recorded one")
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of package.json, which holds the digest of every other file: it identifies exactly this package."""
@@ -175,14 +183,11 @@ def verify(folder: Path) -> Package:
     if meta.format != FORMAT:
         raise PackageError(f"{path} has format {meta.format}; this version reads format {FORMAT}")
     there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()} - {META}
-    for name, digest in meta.files.items():
-        if name not in there:
-            raise PackageError(f"{folder / name} is missing from the package")
-        if _sha256(folder / name) != digest:
-            raise PackageError(f"{folder / name} was changed after the package was made: its SHA-256 differs from the recorded one")
+    package = Package(folder, meta)
+    package.check(*meta.files)
     if there - set(meta.files):
         raise PackageError(f"{folder / min(there - set(meta.files))} does not belong to the package")
-    return Package(folder, meta)
+    return package
 
 
 def is_at(folder: Path, digest: str) -> bool:

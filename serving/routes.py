@@ -164,10 +164,10 @@ async def model(request: Request) -> Response:
 
 async def card(request: Request) -> Response:
     """GET /model/card: the model card, as a page or in Markdown."""
-    path = _context(request).served().detector.package.path / "card.md"
-    if not path.is_file():
+    text = _context(request).served().detector.card
+    if text is None:
         raise ApiError("no_card")
-    return card_page.answer(request, path.read_text())
+    return card_page.answer(request, text)
 
 
 async def metrics(request: Request) -> Response:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification
 
+from pipeline.detector import Detector
 from pipeline.evaluation import faithfulness
 from pipeline.evaluation.scoring import Subject
 from pipeline.explanation import overlay
@@ -22,16 +23,17 @@ from pipeline.explanation.activation import GraphActivation
 from pipeline.explanation.attention import GraphAttention, patches, rollout
 from pipeline.explanation.explain import heat_maps, relevance
 from pipeline.exporting.convert import to_openvino
+from pipeline.images import read
 from pipeline.network import model
 from pipeline.network.embedding import WithEmbedding
-from pipeline.package import Calibration, Thresholds
+from pipeline.package import Calibration, PackageError, Thresholds
 from pipeline.params import Model as ModelSettings
 from pipeline.params import load_params
 from pipeline.preprocess import Preprocess
 from pipeline.runtime import read as read_graph
 from pipeline.runtime import runtime
 from tests.conftest import ROOT, run
-from tests.package_helpers import CONFIG, SIDE
+from tests.package_helpers import CONFIG, SIDE, tiny_package
 
 
 @pytest.mark.parametrize(
@@ -138,14 +140,27 @@ import sys
 from pathlib import Path
 from pipeline import runtime
 from pipeline.detector import Detector
+from pipeline.face_weights import NONE
 from pipeline.images import read
 runtime.CPUINFO = Path(sys.argv[3])
-detector = Detector.load(Path(sys.argv[1]), "cpu")
+detector = Detector.load(Path(sys.argv[1]), "cpu", NONE)
 found, _ = detector.explain(detector.prepare(read(Path(sys.argv[2]))))
 print(found.method, found.heat.shape, "torch" in sys.modules)
 """
     said = run(ROOT, sys.executable, "-c", script, str(ROOT / "models/starter"), str(tmp_path / "noise.png"), str(tmp_path / "cpuinfo"))
     assert said.splitlines()[-1] == "grad_cam (7, 7) False"
+
+
+def test_a_map_is_not_made_with_another_package_that_was_put_there_meanwhile(tmp_path: Path):
+    folder = tiny_package(tmp_path / "package")
+    detector = Detector.load(folder, "cpu")
+    prepared = detector.prepare(read(next((folder / "golden").glob("*.png"))))
+    card = detector.card
+    for name in ("card.md", "graph/openvino.bin"):
+        (folder / name).write_bytes(b"of another package")
+    with pytest.raises(PackageError, match=r"openvino\.bin was changed after the package was made"):
+        detector.explain(prepared)
+    assert detector.card == card != (folder / "card.md").read_text()
 
 
 class Corner(torch.nn.Module):
