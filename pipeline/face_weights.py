@@ -71,7 +71,7 @@ def located(detector: Path) -> Path:
         except (OSError, HTTPException) as error:
             raise StageError(
                 f"face detector: YuNet cannot be fetched from {HOME}: {getattr(error, 'reason', error)}. "
-                "Download it on another machine, and give its path instead of `yunet`"
+                f"Download it on another machine, and save it as {path.resolve()}"
             ) from None
     return path
 

@@ -69,9 +69,12 @@ def test_another_file_than_yunet_is_not_kept(monkeypatch, offline):
     assert list(offline.iterdir()) == []
 
 
-def test_without_a_network_the_message_says_what_to_do():
-    with pytest.raises(StageError, match=r"cannot be fetched .*Connection refused.*give its path instead of `yunet`"):
+def test_without_a_network_the_message_says_what_to_do(offline):
+    with pytest.raises(StageError, match=r"cannot be fetched .*Connection refused") as said:
         located(YUNET)
+    path = Path(str(said.value).rpartition("save it as ")[2])
+    path.write_bytes(CONTENT)
+    assert located(YUNET).resolve() == path
 
 
 def test_a_file_is_used_as_it_is(tmp_path):

@@ -61,8 +61,11 @@ def test_what_was_forged_from_a_forgotten_face_goes_with_it(workspace):
         "2aa": f"{other} stored-as",
         "3aa": "",
     }  # the image was re-encoded when it was ingested, so it has another id
-    rows = [{"image_id": "stored-as", "path": f"data/raw/users/real/{one}.png.jpg", "parents": ""}]
-    rows += [{"image_id": name, "path": f"data/raw/forge/swap/{name}.png.jpg", "parents": parents} for name, parents in fakes.items()]
+    rows = [{"image_id": "stored-as", "path": f"data/raw/users/real/{one}.png.jpg", "source": "users", "parents": ""}]
+    rows += [
+        {"image_id": name, "path": f"data/raw/forge/swap/{name}.png.jpg", "source": "forge", "parents": parents}
+        for name, parents in fakes.items()
+    ]
     made = [*(row["path"] for row in rows), *(f"var/sources/forge/x/{name}.png" for name in fakes), "var/cache/0.npy"]
     for path in map(Path, made):
         path.parent.mkdir(parents=True, exist_ok=True)

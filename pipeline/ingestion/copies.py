@@ -45,10 +45,11 @@ def _forged(images: Collection[str]) -> set[str]:
     """Names of the fakes that have one of these images as a parent."""
     if not manifest.MANIFEST.is_file():
         return set()
-    table = pd.read_parquet(manifest.MANIFEST, columns=["image_id", "path", "parents"])
+    table = pd.read_parquet(manifest.MANIFEST, columns=["image_id", "path", "source", "parents"])
     ids = set(table.loc[[_name(Path(path)) in images for path in table["path"]], "image_id"])
-    made = [not ids.isdisjoint(parents.split(" ")) for parents in table["parents"]]
-    return {_name(Path(path)) for path in table.loc[made, "path"]}
+    forged = table[table["source"] == FORGED]
+    made = [not ids.isdisjoint(parents.split(" ")) for parents in forged["parents"]]
+    return {_name(Path(path)) for path in forged.loc[made, "path"]}
 
 
 def _name(path: Path) -> str:
